@@ -1,0 +1,54 @@
+"""Reproducible container layers: the same files give the same bytes, on any machine.
+
+    import detlayer
+    layer = detlayer.pack(["dist:/srv/app"], output="app.tar.gz")
+    print(layer.digest, layer.diff_id)
+
+Names load when they are first used, so that importing the package costs nothing.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from detlayer.codec import Codec as Codec
+    from detlayer.entry import Mtime as Mtime
+    from detlayer.entry import Owner as Owner
+    from detlayer.entry import Profile as Profile
+    from detlayer.errors import ConfigError as ConfigError
+    from detlayer.errors import DetlayerError as DetlayerError
+    from detlayer.errors import IntegrityError as IntegrityError
+    from detlayer.errors import LayerError as LayerError
+    from detlayer.errors import OutputError as OutputError
+    from detlayer.errors import TreeError as TreeError
+    from detlayer.layer import Layer as Layer
+    from detlayer.oci import Descriptor as Descriptor
+    from detlayer.oci import Digest as Digest
+    from detlayer.packing import pack as pack
+    from detlayer.packing import parse_source as parse_source
+    from detlayer.ports import Reporter as Reporter
+    from detlayer.tree import Selection as Selection
+    from detlayer.tree import Source as Source
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "codec": ("Codec",),
+    "entry": ("Mtime", "Owner", "Profile"),
+    "errors": ("ConfigError", "DetlayerError", "IntegrityError", "LayerError", "OutputError", "TreeError"),
+    "layer": ("Layer",),
+    "oci": ("Descriptor", "Digest"),
+    "packing": ("pack", "parse_source"),
+    "ports": ("Reporter",),
+    "tree": ("Selection", "Source"),
+}
+__all__ = sorted(name for names in _HOMES.values() for name in names)
+
+
+def __getattr__(name: str) -> object:
+    for module, names in _HOMES.items():
+        if name in names:
+            return getattr(import_module(f"detlayer.{module}"), name)
+    raise AttributeError(f"module 'detlayer' has no attribute {name!r}")

@@ -1,0 +1,5 @@
+"""`python -m detlayer`."""
+
+from detlayer.cli import main
+
+main()

@@ -1,0 +1,22 @@
+"""From an error to the exit code: one table, documented in docs/errors.md."""
+
+from __future__ import annotations
+
+from detlayer.errors import ConfigError, DetlayerError, IntegrityError, LayerError, OutputError, TreeError
+
+USAGE = 2
+BUG = 70
+INTERRUPTED = 130
+TERMINATED = 143
+
+_TABLE: tuple[tuple[type[DetlayerError], int], ...] = (
+    (ConfigError, USAGE),
+    (TreeError, 3),
+    (LayerError, 3),
+    (IntegrityError, 6),
+    (OutputError, 7),
+)
+
+
+def exit_code(error: DetlayerError) -> int:
+    return next((code for family, code in _TABLE if isinstance(error, family)), BUG)

@@ -1,0 +1,250 @@
+"""Entries and what makes them equal everywhere: the profile of values, and the order. Knows no file system, no clock.
+
+Carries out SPEC 3 (entries, order) and SPEC 4 (normalised values).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Literal, Protocol
+
+import msgspec
+
+from detlayer.errors import LayerError, TreeError, printable
+
+Kind = Literal["dir", "file", "symlink", "hardlink"]
+
+DEFAULT_MTIME = 946684800  # 2000-01-01T00:00:00Z; SPEC 4.1
+MAX_MTIME = 0o77777777777  # what eleven octal digits hold
+MAX_OWNER = 2**32 - 2  # the kernel keeps 2**32-1 for "no change" (chown(2))
+PATH_MAX_BYTES = 4095  # Linux PATH_MAX without its NUL: an engine can't create a longer path
+WHITEOUT_PREFIX = b".wh."  # image-spec layer.md, "Whiteouts"
+OPAQUE_WHITEOUT = b".wh..wh..opq"
+
+# Directories whose modes programs in the container rely on. A directory in a layer replaces the base's attributes,
+# so a layer that merely passes through /tmp must not take the sticky bit away. SPEC 4.4
+WELL_KNOWN_DIRS: dict[bytes, int] = {b"tmp": 0o1777, b"var/tmp": 0o1777, b"root": 0o700}
+
+# Directories that are symlinks on merged-/usr bases: a directory entry in a layer would replace the link. SPEC 4.5
+MERGED_DIRS: frozenset[bytes] = frozenset(
+    (b"bin", b"sbin", b"lib", b"lib32", b"lib64", b"libx32", b"var/run", b"var/lock")
+)
+
+# Attributes of the machine, not of the tree. SPEC 4.6
+_NEVER_XATTRS = ("security.selinux", "system.nfs4_acl", "trusted.overlay.*", "com.apple.*")
+
+
+class ContentReader(Protocol):
+    """An open content. Use from one thread; always `close`."""
+
+    def read_into(self, buffer: memoryview) -> int:
+        """Fill `buffer` from where the last call stopped; fewer bytes only at the end. Raises TreeError."""
+
+    def finish(self) -> None:
+        """Confirm that the content stayed what its entry says; raises TreeError if it changed meanwhile."""
+
+    def close(self) -> None:
+        """Release what was opened; may be called again."""
+
+
+class Content(Protocol):
+    """A file's bytes, opened on demand: before the next entry is asked for."""
+
+    def open(self) -> ContentReader:
+        """Open for one pass; raises TreeError."""
+
+
+class Entry(msgspec.Struct, frozen=True, gc=False):
+    """One tar entry. `path` is relative, `/`-separated, without a trailing slash even for a directory.
+
+    A struct rather than a dataclass: a million are made in a pass, and its constructor takes a tenth of the time.
+    """
+
+    path: bytes
+    kind: Kind
+    mode: int = 0o644
+    uid: int = 0
+    gid: int = 0
+    mtime: int = DEFAULT_MTIME
+    size_bytes: int = 0
+    target: bytes = b""
+    xattrs: tuple[tuple[bytes, bytes], ...] = ()
+    content: Content | None = None
+
+    @property
+    def written_path(self) -> bytes:
+        """The path as the tar has it: a directory's ends in `/` (SPEC 3.1)."""
+        return self.path + b"/" if self.kind == "dir" else self.path
+
+
+@dataclass(frozen=True, slots=True)
+class Mtime:
+    """Where an entry's mtime comes from: `fixed` at, `source` unchanged, or `clamp` to at most `seconds` since 1970."""
+
+    policy: Literal["fixed", "source", "clamp"] = "fixed"
+    seconds: int = DEFAULT_MTIME
+
+
+@dataclass(frozen=True, slots=True)
+class Owner:
+    """Numeric owner and group, each 0 to 4294967294."""
+
+    uid: int = 0
+    gid: int = 0
+
+
+ModeRule = Callable[[bytes, bool], int | None]
+OwnerRule = Callable[[bytes, bool], Owner | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """How values are normalised (SPEC 4). The default brings nothing of the machine into the layer.
+
+    `owner` None takes the source's owner. `xattrs` is an allow-list of shell patterns on attribute names. The rules get
+    the path (no trailing slash) and whether it is a directory, and answer None where they have nothing to say.
+    """
+
+    mtime: Mtime = Mtime()
+    owner: Owner | None = Owner()
+    mode: Literal["canonical", "source"] = "canonical"
+    xattrs: tuple[str, ...] = ()
+    mode_rule: ModeRule | None = None
+    owner_rule: OwnerRule | None = None
+
+    def wants_xattr(self, name: str) -> bool:
+        return any(fnmatchcase(name, pattern) for pattern in self.xattrs) and not any(
+            fnmatchcase(name, pattern) for pattern in _NEVER_XATTRS
+        )
+
+    def time_of(self, seconds: int, path: bytes) -> int:
+        """Normalise an mtime in whole seconds since 1970; raises TreeError where the header has no room for it."""
+        if self.mtime.policy == "fixed":
+            return self.mtime.seconds
+        if self.mtime.policy == "clamp" and seconds > self.mtime.seconds:
+            return self.mtime.seconds
+        if not 0 <= seconds <= MAX_MTIME:
+            raise TreeError(
+                "mtime-out-of-range",
+                f"{printable(path)}: its modification time {seconds} does not fit a tar header (0 to {MAX_MTIME})",
+                "touch the file, or use --mtime with a number of seconds",
+            )
+        return seconds
+
+
+def normalise(entry: Entry, profile: Profile) -> Entry:
+    """Give `entry` the values of `profile`; pure and idempotent. A hard link must carry its target's values already."""
+    path, kind = entry.path, entry.kind
+    is_dir = kind == "dir"
+    if kind == "symlink":
+        mode = 0o777
+    elif profile.mode == "source":
+        mode = entry.mode & 0o7777
+    elif is_dir:
+        mode = WELL_KNOWN_DIRS.get(path, 0o755)
+    else:
+        mode = 0o755 if entry.mode & 0o100 else 0o644
+    owner = profile.owner
+    uid, gid = (entry.uid, entry.gid) if owner is None else (owner.uid, owner.gid)
+    return _ruled(entry, profile, mode, uid, gid, profile.time_of(entry.mtime, path))
+
+
+def parent(path: bytes, profile: Profile) -> Entry:
+    """Make the directory that a destination implies (SPEC 4.4): known mode, root's, with only the rules applied."""
+    entry = Entry(path, "dir")
+    return _ruled(entry, profile, WELL_KNOWN_DIRS.get(path, 0o755), 0, 0, _fixed_time(profile))
+
+
+def marker(path: bytes, profile: Profile) -> Entry:
+    """Make a whiteout or opaque marker (image-spec layer.md): an empty file, root's."""
+    return Entry(path, "file", 0o644, 0, 0, _fixed_time(profile))
+
+
+def _fixed_time(profile: Profile) -> int:
+    return DEFAULT_MTIME if profile.mtime.policy == "source" else profile.mtime.seconds
+
+
+def _ruled(entry: Entry, profile: Profile, mode: int, uid: int, gid: int, mtime: int) -> Entry:
+    path, kind = entry.path, entry.kind
+    if profile.mode_rule is not None and kind != "symlink":
+        ruled = profile.mode_rule(path, kind == "dir")
+        if ruled is not None:
+            mode = ruled
+    if profile.owner_rule is not None:
+        owner = profile.owner_rule(path, kind == "dir")
+        if owner is not None:
+            uid, gid = owner.uid, owner.gid
+    return Entry(path, kind, mode, uid, gid, mtime, entry.size_bytes, entry.target, entry.xattrs, entry.content)
+
+
+# An empty, `.` or `..` component anywhere, or a NUL.
+_BAD_PATH = re.compile(rb"(?:\A|/)\.{0,2}(?:/|\Z)|\0")
+
+
+def check_path(path: bytes) -> None:
+    """Hold SPEC 3.2 for a path; raises LayerError."""
+    # Nearly no path has any of these, so the expression, two microseconds long, is seldom needed.
+    odd = not path or path[0] in b"/." or path[-1] == 0x2F or b"/." in path or b"//" in path or b"\0" in path
+    if odd and _BAD_PATH.search(path) is not None:
+        raise LayerError(
+            "entry-path",
+            f"{printable(path)!r} is no path for a layer entry",
+            "paths are relative, with no empty, '.' or '..' component and no NUL",
+        )
+    if not path.isascii():
+        check_utf8(path, "entry path")
+    if len(path) > PATH_MAX_BYTES:
+        raise TreeError(
+            "path-too-long",
+            f"{printable(path[:60])}… has {len(path)} bytes; no engine can create a path over {PATH_MAX_BYTES}",
+            "exclude it, or choose a shorter destination",
+        )
+
+
+def check_utf8(raw: bytes, what: str) -> None:
+    """Raise TreeError unless `raw` is valid UTF-8 (PAX records are UTF-8 by definition; POSIX pax, SPEC 3.2)."""
+    try:
+        raw.decode()
+    except UnicodeDecodeError:
+        raise TreeError(
+            "name-not-utf8",
+            f"{what} {printable(raw)} is not valid UTF-8",
+            "rename it (convmv -f latin1 -t utf-8 …) or exclude it",
+        ) from None
+
+
+def sibling_key(name: bytes) -> tuple[bool, bytes]:
+    """Order of names within a directory: whiteouts first, then raw bytes (SPEC 3.4)."""
+    return (not name.startswith(WHITEOUT_PREFIX), name)
+
+
+def order_key(path: bytes) -> list[tuple[bool, bytes]]:
+    """Order of whole paths: component by component (SPEC 3.4)."""
+    return [sibling_key(name) for name in path.split(b"/")]
+
+
+def check_follows(entry: Entry, previous: Entry) -> None:
+    """Hold SPEC 3.3 and 3.4 between two neighbours; raises LayerError. What is sorted needs no look further back."""
+    path, before = entry.path, previous.path
+    if path == before:
+        raise LayerError("duplicate-path", f"{printable(path)} is there twice", "remove one of the two")
+    if path.startswith(before) and path[len(before)] == 0x2F and previous.kind != "dir":
+        raise LayerError(
+            "file-as-parent",
+            f"{printable(before)} is a {previous.kind} and also the parent of {printable(path)}",
+            "rename or leave out one of the two",
+        )
+    # NUL sorts below every byte of a name, so this compares component by component without splitting.
+    if b".wh." in path or b".wh." in before:
+        ordered = order_key(before) < order_key(path)
+    else:
+        ordered = before.replace(b"/", b"\0") < path.replace(b"/", b"\0")
+    if not ordered:
+        raise LayerError(
+            "entry-order",
+            f"{printable(path)} comes after {printable(before)}",
+            "entries are sorted by path component, raw bytes, whiteouts first",
+        )

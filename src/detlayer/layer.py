@@ -1,0 +1,350 @@
+"""One pass from entries to a layer: tar bytes, chunks, codec, both digests and the key (SPEC 5 to 8).
+
+Knows no registry and no disk: entries come in by an iterator whose contents open on demand, bytes go out through a
+sink. Memory is bounded by the number of chunk buffers, whatever the layer's size.
+
+    entries ─ header + content ─> chunk buffer ─┬─ tar sha256 (one thread, in order)
+              (calling thread)                  └─ codec (workers) ─ blob sha256 + sink (one thread, in order)
+
+All that counts happens in C without the GIL; the calling thread's Python per entry is the hot path.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from queue import LifoQueue
+from threading import local
+
+from blake3 import blake3
+
+from detlayer import chunk, codec, tar
+from detlayer.chunk import CHUNK_MAX_BYTES, cut_before
+from detlayer.codec import Codec, Compressor
+from detlayer.entry import Content, ContentReader, Entry, check_follows
+from detlayer.errors import LayerError, TreeError, printable
+from detlayer.oci import MEDIA_TYPE_LAYER, Descriptor, Digest
+from detlayer.ports import Bytes, Reporter, Silence, Sink
+from detlayer.tar import encode_header, padding
+
+KEY_FORMAT = "detlayer-key/1"
+ANNOTATION_PREFIX = "dev.detlayer."
+
+# The longest chunk of small entries: just under CHUNK_MAX, and then one more of just under CHUNK_MAX with its headers.
+# Pages that a chunk never reaches are never touched, so the size costs address space, not memory.
+_BUFFER_BYTES = 2 * CHUNK_MAX_BYTES + (1 << 20)
+
+# Beyond one per worker: one being filled, and some for chunks that wait for their turn at the tar hash or the sink.
+_SPARE_BUFFERS = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """What a pass made. `digest` is of the blob, `diff_id` of the tar, `key` of the entries."""
+
+    codec: Codec
+    codec_class: str
+    digest: Digest
+    size_bytes: int
+    diff_id: Digest
+    key: str
+    entries: int
+    files: int
+    tar_bytes: int
+    chunks: tuple[int, ...]
+
+    @property
+    def media_type(self) -> str:
+        return MEDIA_TYPE_LAYER + self.codec.media_type_suffix
+
+    def descriptor(self) -> Descriptor:
+        """Describe the blob for a manifest, with all that a later check compares as annotations (SPEC 7.2)."""
+        about = {
+            "diff-id": str(self.diff_id),
+            "key": self.key,
+            "tar-format": tar.FORMAT,
+            "chunk-format": chunk.FORMAT,
+            "codec-format": codec.FORMAT,
+            "key-format": KEY_FORMAT,
+            "codec": self.codec.name,
+            "codec-class": self.codec_class,
+            "entries": str(self.entries),
+            "files": str(self.files),
+            "tar-bytes": str(self.tar_bytes),
+            "chunks": str(len(self.chunks)),
+        }
+        annotations = {ANNOTATION_PREFIX + name: value for name, value in about.items()}
+        return Descriptor(self.media_type, self.digest, self.size_bytes, annotations)
+
+
+def pack(
+    entries: Iterable[Entry],
+    sink: Sink,
+    *,
+    codec: Codec = codec.DEFAULT_CODEC,
+    jobs: int = 1,
+    reporter: Reporter | None = None,
+) -> Layer:
+    """Write `entries`, which must come in order, to `sink` as one layer blob.
+
+    `jobs` workers compress; it never shows in the bytes. Raises LayerError when the entries break SPEC 3, TreeError
+    when a content is not what its entry says, and whatever the sink raises. What the sink holds then is the sink's to
+    undo.
+    """
+    with _Line(sink, codec, jobs) as line:
+        source = _Source(line, reporter or Silence())
+        source.write(entries)
+        line.drain()
+        return Layer(
+            codec=codec,
+            codec_class=codec.codec_class,
+            digest=Digest(line.blob_sha.hexdigest()),
+            size_bytes=line.blob_bytes,
+            diff_id=Digest(line.tar_sha.hexdigest()),
+            key="blake3:" + source.key.hexdigest(),
+            entries=source.entries,
+            files=source.files,
+            tar_bytes=source.tar_bytes,
+            chunks=tuple(line.chunks),
+        )
+
+
+class _Line:
+    """The threads behind the calling one: hashes the tar, compresses, hashes and writes the blob."""
+
+    def __init__(self, sink: Sink, codec: Codec, jobs: int) -> None:
+        self._sink = sink
+        self._codec = codec
+        self._local = local()
+        self._workers = ThreadPoolExecutor(jobs, "detlayer-codec")
+        self._hasher = ThreadPoolExecutor(1, "detlayer-tar")
+        self._writer = ThreadPoolExecutor(1, "detlayer-blob")
+        self._failure: BaseException | None = None
+        self._last: Future[None] | None = None
+        # Last in, first out: the buffer that was just done is the one whose memory is still near the processor.
+        self._free: LifoQueue[bytearray] = LifoQueue()
+        for _ in range(jobs + _SPARE_BUFFERS):
+            self._free.put(bytearray(_BUFFER_BYTES))
+        self.tar_sha = hashlib.sha256()
+        self.blob_sha = hashlib.sha256()
+        self.blob_bytes = 0
+        self.chunks: list[int] = []
+
+    def __enter__(self) -> _Line:
+        return self
+
+    def __exit__(self, *failed: object) -> None:
+        for pool in (self._workers, self._hasher, self._writer):
+            pool.shutdown(wait=False, cancel_futures=True)
+        for pool in (self._workers, self._hasher, self._writer):
+            pool.shutdown(wait=True)
+
+    def take_buffer(self) -> bytearray:
+        """Wait for a free chunk buffer; raises what failed behind."""
+        buffer = self._free.get()
+        if self._failure is not None:
+            raise self._failure
+        return buffer
+
+    def put_chunk(self, buffer: bytearray, size_bytes: int) -> None:
+        """Hand over a full chunk, in order."""
+        self.chunks.append(size_bytes)
+        view = memoryview(buffer)[:size_bytes]
+        hashed = self._hasher.submit(self.tar_sha.update, view)
+        compressed = self._workers.submit(self._compress, view)
+        self._last = self._writer.submit(self._finish, buffer, hashed, compressed)
+
+    def drain(self) -> None:
+        """Wait until everything is written; raises what failed."""
+        if self._last is not None:
+            self._last.result()
+        if self._failure is not None:
+            raise self._failure
+
+    def _compress(self, view: memoryview) -> Bytes:
+        compressor: Compressor | None = getattr(self._local, "compressor", None)
+        if compressor is None:
+            compressor = self._local.compressor = self._codec.compressor()
+        return compressor(view)
+
+    def _finish(self, buffer: bytearray, hashed: Future[None], compressed: Future[Bytes]) -> None:
+        try:
+            data = compressed.result()
+            if self._failure is None:
+                self.blob_sha.update(data)
+                self._sink.write(data)
+                self.blob_bytes += len(data)
+            hashed.result()
+        except BaseException as error:
+            self._failure = self._failure or error
+        finally:
+            self._free.put(buffer)
+
+
+class _Source:
+    """The calling thread's part: entries into chunk buffers, and the key over headers and contents."""
+
+    def __init__(self, line: _Line, reporter: Reporter) -> None:
+        self._line = line
+        self._reporter = reporter
+        self._key_parts: list[bytes] = []
+        self._buffer = bytearray()
+        self._view = memoryview(self._buffer)
+        self._used = 0
+        self.key = blake3(KEY_FORMAT.encode() + b"\n")
+        self.entries = 0
+        self.files = 0
+        self.tar_bytes = 0
+
+    def write(self, entries: Iterable[Entry]) -> None:
+        key_parts = self._key_parts
+        previous: Entry | None = None
+        self._next_chunk()
+        for entry in entries:
+            if previous is not None:
+                check_follows(entry, previous)
+            header = encode_header(entry)
+            size = entry.size_bytes
+            if cut_before(
+                entry.path if entry.kind != "dir" else entry.written_path,
+                size,
+                self._used,
+                previous.size_bytes if previous is not None else 0,
+            ):
+                self._put_chunk()
+            key_parts.append(header)
+            used = self._used
+            end = used + len(header)
+            room = end + min(size, CHUNK_MAX_BYTES) + tar.BLOCK_BYTES
+            if room > len(self._view):
+                self._grow(room)
+            self._view[used:end] = header
+            self._used = end
+            if entry.kind == "file":
+                self.files += 1
+                if size:
+                    self._write_content(entry, size)
+                else:
+                    key_parts.append(_EMPTY_KEY)
+            self.entries += 1
+            previous = entry
+        if previous is not None and previous.size_bytes >= CHUNK_MAX_BYTES:
+            self._put_chunk()
+        self._append(tar.END)
+        self._put_chunk(last=True)
+
+    def _write_content(self, entry: Entry, size: int) -> None:
+        content = entry.content
+        if content is None:
+            raise LayerError("entry-content", f"{printable(entry.path)} has a size but no content", "")
+        reader = content.open()
+        try:
+            if size < CHUNK_MAX_BYTES:
+                start = self._used
+                end = start + size
+                piece = self._view[start:end]
+                if reader.read_into(piece) != size:
+                    raise _shrunk(entry)
+                self._key_parts.append(blake3(piece).digest())
+                self._used = end
+            else:
+                self._write_large(entry, reader, size)
+            reader.finish()
+        finally:
+            reader.close()
+        fill = padding(size)
+        if fill:
+            self._append(bytes(fill))
+
+    def _write_large(self, entry: Entry, reader: ContentReader, size: int) -> None:
+        """Write content in pieces of CHUNK_MAX, a chunk each (SPEC 6.1); the last stays open for its padding."""
+        digest = blake3()
+        left = size
+        while True:
+            length = min(left, CHUNK_MAX_BYTES)
+            piece = self._view[self._used : self._used + length]
+            if reader.read_into(piece) != length:
+                raise _shrunk(entry)
+            digest.update(piece)
+            self._used += length
+            left -= length
+            if not left:
+                break
+            self._put_chunk()
+        self._key_parts.append(digest.digest())
+
+    def _append(self, data: bytes) -> None:
+        end = self._used + len(data)
+        if end > len(self._view):
+            self._grow(end)
+        self._view[self._used : end] = data
+        self._used = end
+
+    def _grow(self, size_bytes: int) -> None:
+        """Make room for headers longer than any that a sane tree has (a megabyte of extended attributes)."""
+        grown = bytearray(size_bytes + _BUFFER_BYTES)
+        grown[: self._used] = self._view[: self._used]
+        self._buffer, self._view = grown, memoryview(grown)
+
+    def _put_chunk(self, *, last: bool = False) -> None:
+        self.key.update(b"".join(self._key_parts))
+        self._key_parts.clear()
+        self.tar_bytes += self._used
+        self._line.put_chunk(self._buffer, self._used)
+        self._reporter.progress(self.entries, self.tar_bytes)
+        if not last:
+            self._next_chunk()
+
+    def _next_chunk(self) -> None:
+        self._buffer = self._line.take_buffer()
+        self._view = memoryview(self._buffer)
+        self._used = 0
+
+
+_EMPTY_KEY = blake3().digest()
+
+
+def _shrunk(entry: Entry) -> TreeError:
+    return TreeError(
+        "changed-while-read",
+        f"{printable(entry.path)} became shorter than {entry.size_bytes} bytes while it was read",
+        "pack a tree that nothing writes to",
+    )
+
+
+class BytesContent:
+    """Content that is in memory."""
+
+    __slots__ = ("_data",)
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+
+    def open(self) -> ContentReader:
+        return _BytesReader(self._data)
+
+
+class _BytesReader:
+    __slots__ = ("_at", "_data")
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+        self._at = 0
+
+    def read_into(self, buffer: memoryview) -> int:
+        piece = self._data[self._at : self._at + len(buffer)]
+        buffer[: len(piece)] = piece
+        self._at += len(piece)
+        return len(piece)
+
+    def finish(self) -> None:
+        if self._at != len(self._data):
+            raise LayerError("entry-size", f"an entry says {self._at} bytes of a content of {len(self._data)}", "")
+
+    def close(self) -> None:
+        return
+
+
+_: type[Content] = BytesContent

@@ -1,0 +1,198 @@
+"""The recipe of `pack`: sources to one layer blob, where it was asked for. Joins tree, layer and sink; never prints."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
+from typing import BinaryIO, TypeVar
+
+from detlayer import layer as layers
+from detlayer.codec import DEFAULT_CODEC, KNOWN_CLASSES, Codec, parse_compression
+from detlayer.depfile import rule
+from detlayer.entry import Profile
+from detlayer.errors import ConfigError, printable
+from detlayer.layer import Layer
+from detlayer.patterns import Pattern, parse_patterns, read_ignore_file
+from detlayer.ports import Reporter, Silence
+from detlayer.sink import FileOutput, LayoutOutput, Output, StreamOutput, Tee
+from detlayer.tree import Selection, Source, takes, walk
+
+IGNORE_FILE = ".detlayerignore"
+MAX_DEFAULT_JOBS = 8  # one thread reads: more workers than this would wait for it, and each costs memory
+
+_SUFFIXES = {".tar": "none", ".tar.gz": "gzip", ".tgz": "gzip", ".tar.zst": "zstd", ".tzst": "zstd"}
+
+Path = str | os.PathLike[str]
+_Output = TypeVar("_Output", bound=Output)
+
+
+def pack(
+    sources: Iterable[Source | Path],
+    *,
+    output: Path | BinaryIO | None = None,
+    oci_layout: Path | None = None,
+    descriptor: Path | None = None,
+    depfile: Path | None = None,
+    compression: str | Codec | None = None,
+    profile: Profile | None = None,
+    selection: Selection | None = None,
+    exclude: Sequence[str] = (),
+    ignore_files: Sequence[Path] = (),
+    use_ignore_file: bool = True,
+    jobs: int | None = None,
+    reporter: Reporter | None = None,
+) -> Layer:
+    """Pack directories and files into one reproducible layer.
+
+    A source is a `Source`, or `SOURCE[:DEST]` as on the command line. The blob goes to `output` (a file that appears
+    whole or not at all, or a binary stream), to `oci_layout`, to both, or to neither: then it is only computed.
+    `descriptor` gets the OCI descriptor as JSON, `depfile` a rule for make and ninja. `compression` is a codec, or text
+    as on the command line; by default it follows from the suffix of `output`. `exclude` holds gitignore lines (`!`
+    brings back) that come after those of `ignore_files` and of each source's own `.detlayerignore`. `jobs` workers
+    compress; their number never shows in the bytes.
+
+    Raises ConfigError, TreeError, LayerError or OutputError, and then no file is there that was not there before.
+    """
+    reporter = reporter or Silence()
+    output_path = output if isinstance(output, str | os.PathLike) else None
+    codec = _choose_codec(compression, output_path)
+    common = [*_read_ignore_files(ignore_files), *parse_patterns(exclude)]
+    resolved = [
+        _with_patterns(item if isinstance(item, Source) else parse_source(os.fspath(item)), common, use_ignore_file)
+        for item in sources
+    ]
+    if not resolved:
+        raise ConfigError("no-source", "there is nothing to pack", "name a directory: SOURCE[:DEST]")
+    target = output_path if output_path is not None else descriptor
+    if depfile is not None and target is None:
+        raise ConfigError("depfile-target", "a depfile needs an output file", "add -o FILE or --descriptor FILE")
+    for path in (output_path, oci_layout, descriptor, depfile):
+        if path is not None:
+            _check_outside(path, resolved)
+    visited: list[bytes] = []
+    with ExitStack() as undo:
+
+        def opened(new: _Output) -> _Output:
+            undo.callback(new.discard)
+            return new
+
+        blobs: list[Output] = []
+        if output_path is not None:
+            blobs.append(opened(FileOutput(output_path)))
+        elif output is not None:
+            blobs.append(opened(StreamOutput(output)))  # type: ignore[arg-type]
+        if oci_layout is not None:
+            blobs.append(opened(LayoutOutput(oci_layout)))
+        described = opened(FileOutput(descriptor)) if descriptor is not None else None
+        depended = opened(FileOutput(depfile)) if depfile is not None else None
+        ours = [one for one in (*blobs, depended, described) if one is not None]
+        entries = walk(
+            resolved,
+            profile=profile,
+            selection=selection,
+            skip=frozenset(one.identity for one in ours if one.identity is not None),
+            reporter=reporter,
+            visited=visited.append if depfile is not None else None,
+        )
+        made = layers.pack(entries, Tee(blobs), codec=codec, jobs=jobs or default_jobs(), reporter=reporter)
+        if described is not None:
+            described.write(made.descriptor().to_bytes() + b"\n")
+        if depended is not None and target is not None:
+            depended.write(rule(os.fsencode(target), [*map(os.fsencode, ignore_files), *visited]))
+        for one in ours:
+            one.commit(made.digest)
+    known = KNOWN_CLASSES.get(codec.name)
+    if known is not None and known != made.codec_class:
+        reporter.warning(
+            "codec-class",
+            f"{codec.name} here is of class {made.codec_class}, not {known}: the diff_id is the same as elsewhere, "
+            "the digest is not",
+        )
+    return made
+
+
+def parse_source(text: str) -> Source:
+    """Read `SOURCE[:DEST]`; the last colon divides. Raises ConfigError.
+
+    DEST ending in `/` is the directory that a single file goes into, else its new path.
+    """
+    left, colon, right = text.rpartition(":")
+    path, dest = (left, right) if colon else (text, "")
+    if not path:
+        raise ConfigError("source-invalid", f"{printable(text)!r} names no source", "write SOURCE[:DEST]")
+    clean = parse_destination(dest)
+    try:
+        is_file = stat.S_ISREG(os.stat(path).st_mode)
+    except (OSError, ValueError):
+        is_file = False  # what is wrong with it is the tree's to say
+    if is_file and (not clean or dest.endswith("/")):
+        name = os.fsencode(os.path.basename(os.path.abspath(path)))
+        clean = clean + b"/" + name if clean else name
+    return Source(os.fsencode(path), clean)
+
+
+def parse_destination(text: str) -> bytes:
+    """Read a path in the layer: absolute or relative to its root, which are the same. Raises ConfigError."""
+    parts = [part for part in os.fsencode(text).split(b"/") if part not in (b"", b".")]
+    if b".." in parts or b"\0" in os.fsencode(text):
+        raise ConfigError(
+            "destination-invalid", f"{printable(text)!r} is no path in a layer", "give an absolute path without '..'"
+        )
+    return b"/".join(parts)
+
+
+def default_jobs() -> int:
+    """Count the processors that this process may use, up to a bound."""
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(usable, MAX_DEFAULT_JOBS)
+
+
+def _choose_codec(compression: str | Codec | None, output: Path | None) -> Codec:
+    name = os.path.basename(os.fspath(output)).lower() if output is not None else ""
+    implied = next((kind for suffix, kind in _SUFFIXES.items() if name.endswith(suffix)), None)
+    if compression is None:
+        return parse_compression(implied) if implied else DEFAULT_CODEC
+    codec = compression if isinstance(compression, Codec) else parse_compression(compression)
+    if implied is not None and codec.family != implied:
+        raise ConfigError(
+            "compression-contradicts",
+            f"{codec.name} does not go with the name {printable(name)}",
+            "change one of the two, or give the file a suffix of your own",
+        )
+    return codec
+
+
+def _read_ignore_files(paths: Sequence[Path]) -> list[Pattern]:
+    found: list[Pattern] = []
+    for path in paths:
+        try:
+            with open(path, "rb") as file:
+                data = file.read()
+        except OSError as error:
+            raise ConfigError(
+                "ignore-file", f"{printable(os.fspath(path))}: {error.strerror}", "check the path"
+            ) from error
+        found += read_ignore_file(data, os.fspath(path))
+    return found
+
+
+def _with_patterns(source: Source, common: list[Pattern], use_ignore_file: bool) -> Source:
+    own: list[Pattern] = []
+    path = os.path.join(os.fsdecode(source.path), IGNORE_FILE)
+    if use_ignore_file and os.path.isfile(path):
+        # It speaks to us, not to the container; first, so that a later line can bring it back.
+        own = [*parse_patterns(["/" + IGNORE_FILE]), *_read_ignore_files([path])]
+    return Source(source.path, source.dest, (*source.patterns, *own, *common))
+
+
+def _check_outside(path: Path, sources: Sequence[Source]) -> None:
+    """Refuse an output that the next run would pack."""
+    for source in sources:
+        if takes(source, os.fsencode(path)):
+            raise ConfigError(
+                "output-in-source",
+                f"{printable(os.fspath(path))} lies in {source}: the next run would pack it",
+                "write it elsewhere, or --exclude it",
+            )

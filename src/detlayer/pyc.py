@@ -1,0 +1,50 @@
+"""Time stamps in Python's bytecode files: which of their bytes hold an install time (SPEC 4.8). Never the disk.
+
+A timestamp-based .pyc (PEP 552: flags word 0) records mtime and size of its source. Once mtimes are normalised every
+such file is stale, and its bytes hold the time of the installation. Written with the source's normalised mtime it is
+both fresh and reproducible.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+HEADER_BYTES = 16
+_FIELD = 0xFFFFFFFF
+
+
+class Recorded(NamedTuple):
+    """What a timestamp-based .pyc says of its source: mtime in seconds and size in bytes, both modulo 2**32."""
+
+    mtime: int
+    size_bytes: int
+
+
+def recorded(head: bytes) -> Recorded | None:
+    """Read the first 16 bytes of a .pyc; None unless it is timestamp-based."""
+    if len(head) < HEADER_BYTES or head[2:4] != b"\r\n" or head[4:8] != bytes(4):
+        return None
+    return Recorded(int.from_bytes(head[8:12], "little"), int.from_bytes(head[12:16], "little"))
+
+
+def matches(found: Recorded, mtime: int, size_bytes: int) -> bool:
+    """Tell whether a source with this mtime (whole seconds) and size is the one that was compiled."""
+    return found == (mtime & _FIELD, size_bytes & _FIELD)
+
+
+def mtime_field(mtime: int) -> bytes:
+    """Encode the four bytes at offset 8."""
+    return (mtime & _FIELD).to_bytes(4, "little")
+
+
+def source_name(name: bytes, in_pycache: bool) -> bytes | None:
+    """Name the source file of a .pyc (PEP 3147, PEP 488): in `__pycache__` without tag and `opt-`, else beside it."""
+    stem = name.removesuffix(b".pyc")
+    if stem == name or not stem:
+        return None
+    if in_pycache:
+        head, dot, tail = stem.rpartition(b".")
+        if dot and tail.startswith(b"opt-"):
+            stem = head
+        stem = stem.rpartition(b".")[0]
+    return stem + b".py" if stem else None

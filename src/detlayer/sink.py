@@ -1,0 +1,193 @@
+"""Where a blob goes: a file, a stream, an OCI layout. What is written appears whole or not at all.
+
+Writes go beside the goal under another name, are synced, and renamed (rename(2) is atomic within a directory). Knows no
+layer; the digest under which a layout keeps a blob is told at the end.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import secrets
+import stat
+from collections.abc import Sequence
+from typing import BinaryIO, NoReturn, Protocol
+
+from detlayer.errors import OutputError, printable
+from detlayer.oci import MEDIA_TYPE_INDEX, OCI_LAYOUT_VERSION, Digest, canonical_json
+from detlayer.ports import Bytes, Sink
+
+
+class Output(Protocol):
+    """A sink that is undecided until `commit` or `discard`."""
+
+    @property
+    def identity(self) -> tuple[int, int] | None:
+        """(device, inode) of the unfinished file, so that a walk can pass it by."""
+
+    def write(self, data: Bytes, /) -> object: ...
+
+    def commit(self, digest: Digest | None = None) -> None:
+        """Make what was written visible, in a layout under `digest`; raises OutputError."""
+
+    def discard(self) -> None:
+        """Leave nothing behind; does nothing after a commit."""
+
+
+class FileOutput:
+    """A file that replaces what was at `path` in one step. A device or FIFO there is written to directly."""
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self._path = os.path.realpath(path)  # a symlink stays; what it points to is replaced
+        self._temporary: str | None = None
+        try:
+            existing = os.stat(self._path)
+        except FileNotFoundError:
+            existing = None
+        except OSError as error:
+            _fail(error, self._path)
+        if existing is not None and stat.S_ISDIR(existing.st_mode):
+            raise OutputError("output-is-directory", f"{printable(self._path)} is a directory", "name a file in it")
+        try:
+            if existing is not None and not stat.S_ISREG(existing.st_mode):
+                self._fd = os.open(self._path, os.O_WRONLY)
+            else:
+                self._temporary = _beside(self._path)
+                self._fd = os.open(self._temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+        except OSError as error:
+            self._temporary = None
+            _fail(error, self._path)
+
+    @property
+    def identity(self) -> tuple[int, int] | None:
+        status = os.fstat(self._fd)
+        return status.st_dev, status.st_ino
+
+    def write(self, data: Bytes, /) -> None:
+        try:
+            _write_all(self._fd, data)
+        except OSError as error:
+            _fail(error, self._path)
+
+    def commit(self, digest: Digest | None = None) -> None:
+        self._finish(self._path)
+
+    def _finish(self, path: str) -> None:
+        try:
+            if self._temporary is not None:
+                os.fsync(self._fd)
+                os.replace(self._temporary, path)
+                self._temporary = None
+                _sync_directory(os.path.dirname(path))
+        except OSError as error:
+            _fail(error, path)
+        self.discard()
+
+    def discard(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+        if self._temporary is not None:
+            os.unlink(self._temporary)
+            self._temporary = None
+
+
+class LayoutOutput(FileOutput):
+    """A blob of an OCI layout (image-spec image-layout.md), which is made where there is none."""
+
+    def __init__(self, directory: str | os.PathLike[str]) -> None:
+        self._layout = os.path.realpath(directory)
+        self._blobs = os.path.join(self._layout, "blobs", "sha256")
+        try:
+            os.makedirs(self._blobs, exist_ok=True)
+            _write_new(
+                os.path.join(self._layout, "oci-layout"), canonical_json({"imageLayoutVersion": OCI_LAYOUT_VERSION})
+            )
+            index = {"schemaVersion": 2, "mediaType": MEDIA_TYPE_INDEX, "manifests": []}
+            _write_new(os.path.join(self._layout, "index.json"), canonical_json(index))
+        except OSError as error:
+            _fail(error, self._layout)
+        super().__init__(os.path.join(self._blobs, "unnamed"))
+
+    def commit(self, digest: Digest | None = None) -> None:
+        if digest is None:
+            raise ValueError("a blob of a layout is named by its digest")
+        self._finish(os.path.join(self._blobs, digest.hex))
+
+
+class StreamOutput:
+    """A stream that is somebody else's: what was written can't be taken back."""
+
+    identity = None
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self._stream = stream
+
+    def write(self, data: Bytes, /) -> None:
+        try:
+            self._stream.write(data)
+        except OSError as error:
+            _fail(error, "the output stream")
+
+    def commit(self, digest: Digest | None = None) -> None:
+        try:
+            self._stream.flush()
+        except OSError as error:
+            _fail(error, "the output stream")
+
+    def discard(self) -> None:
+        return
+
+
+class Tee:
+    """Several sinks that get the same bytes."""
+
+    def __init__(self, sinks: Sequence[Sink]) -> None:
+        self._sinks = sinks
+
+    def write(self, data: Bytes, /) -> None:
+        for sink in self._sinks:
+            sink.write(data)
+
+
+def _write_new(path: str, data: bytes) -> None:
+    if not os.path.exists(path):
+        output = FileOutput(path)
+        try:
+            output.write(data)
+            output.commit()
+        finally:
+            output.discard()
+
+
+def _beside(path: str) -> str:
+    return os.path.join(os.path.dirname(path), f".{os.path.basename(path)[:200]}.{secrets.token_hex(6)}.tmp")
+
+
+def _write_all(fd: int, data: Bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(fd, view) :]
+
+
+def _sync_directory(path: str) -> None:
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def _fail(error: OSError, path: str) -> NoReturn:
+    shown = printable(path)
+    match error.errno:
+        case errno.ENOSPC | errno.EDQUOT:
+            code, message, hint = "disk-full", f"no space is left for {shown}", "free some, or write elsewhere"
+        case errno.ENOENT | errno.ENOTDIR:
+            code, message = "output-directory-missing", f"there is no directory for {shown}"
+            hint = f"make it first: mkdir -p {printable(os.path.dirname(path))}"
+        case errno.EPIPE:
+            code, message, hint = "output-closed", f"{shown} was closed by its reader", "see why the reader stopped"
+        case _:
+            code, message, hint = "output-write", f"{shown}: {error.strerror}", "choose another place to write to"
+    raise OutputError(code, message, hint) from error

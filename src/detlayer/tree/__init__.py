@@ -1,0 +1,46 @@
+"""Sources on disk become entries, in order, with content that opens on demand (SPEC 3, 4). Knows no tar, no hashing."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+
+from detlayer.entry import Entry, Profile
+from detlayer.patterns import excluded
+from detlayer.ports import Reporter, Silence
+from detlayer.tree.forest import plant
+from detlayer.tree.source import Selection, Source
+from detlayer.tree.walk import Walker
+
+__all__ = ["Selection", "Source", "takes", "walk"]
+
+
+def walk(
+    sources: Sequence[Source],
+    *,
+    profile: Profile | None = None,
+    selection: Selection | None = None,
+    skip: frozenset[tuple[int, int]] = frozenset(),
+    reporter: Reporter | None = None,
+    visited: Callable[[bytes], None] | None = None,
+) -> Iterator[Entry]:
+    """Yield the normalised entries of all sources in order.
+
+    A content opens only until the next entry is asked for. `skip` holds (device, inode) of files that are ours, such as
+    the unfinished output. `visited` hears the path of every file and directory that was looked at. Raises TreeError,
+    and ConfigError for destinations that can't be.
+    """
+    selection = selection or Selection()
+    walker = Walker(profile or Profile(), selection, skip, reporter or Silence(), visited)
+    return walker.walk(plant(sources, selection))
+
+
+def takes(source: Source, path: bytes) -> bool:
+    """Tell whether a walk of `source` would take the file at `path`, were it there."""
+    root, inside = os.path.realpath(source.path), os.path.realpath(path)
+    if not os.path.isdir(root) or os.path.commonpath([root, inside]) != root or root == inside:
+        return False
+    parts = os.fsdecode(os.path.relpath(inside, root)).split("/")
+    return not any(
+        excluded(source.patterns, "/".join(parts[:depth]), depth < len(parts)) for depth in range(1, len(parts) + 1)
+    )

@@ -1,0 +1,240 @@
+"""Directories and files on disk, held by descriptor, and what can go wrong with them. Knows no destination, no order.
+
+Everything is opened relative to an open directory and never through a symlink, so a tree that changes under the walk
+can't lead it outside; what changed is an error that names it.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from typing import NoReturn
+
+from detlayer import pyc
+from detlayer.entry import ContentReader, Profile
+from detlayer.errors import TreeError, printable
+from detlayer.patterns import excluded
+from detlayer.tree.source import Source
+
+_OPEN_DIR = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
+# Not blocking: what was a file when it was listed may be a FIFO by now.
+_OPEN_FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
+
+
+class Dir:
+    """A directory of one source. `fd` is None while it is not open; it is found again by device and inode."""
+
+    __slots__ = ("_relative", "fd", "identity", "name", "parent", "source")
+
+    def __init__(self, source: Source, above: Dir | None, name: bytes) -> None:
+        self.source = source
+        self.parent = above
+        self.name = name
+        self.fd: int | None = None
+        self.identity: tuple[int, int] | None = None
+        self._relative: str | None = None
+
+    def lineage(self) -> list[Dir]:
+        """This directory and those above it, the source's root first."""
+        found: list[Dir] = []
+        at: Dir | None = self
+        while at is not None:
+            found.append(at)
+            at = at.parent
+        return found[::-1]
+
+    @property
+    def path(self) -> bytes:
+        """Where it is on disk, as far as messages go."""
+        return os.path.join(self.source.path, *(directory.name for directory in self.lineage()[1:]))
+
+    @property
+    def relative(self) -> str:
+        """Path below the source's root, with a `/` behind it unless it is the root itself."""
+        if self._relative is None:
+            names = [directory.name for directory in self.lineage()[1:]]
+            self._relative = b"".join(name + b"/" for name in names).decode("utf-8", "surrogateescape")
+        return self._relative
+
+    def open(self) -> None:
+        """Open it, relative to the directory above; raises TreeError."""
+        above = self.parent
+        try:
+            if above is None:
+                fd = os.open(self.source.path, _OPEN_DIR & ~os.O_NOFOLLOW)
+            elif above.fd is not None:
+                fd = os.open(self.name, _OPEN_DIR, dir_fd=above.fd)
+            else:
+                fd = self._open_from_root()
+        except OSError as error:
+            fail(error, self.path)
+        status = os.fstat(fd)
+        identity = (status.st_dev, status.st_ino)
+        if self.identity not in (None, identity):
+            os.close(fd)
+            raise changed(self.path, "is another directory than a moment ago")
+        self.fd, self.identity = fd, identity
+
+    def _open_from_root(self) -> int:
+        root, *below = self.lineage()
+        fd = os.open(root.source.path, _OPEN_DIR & ~os.O_NOFOLLOW)
+        for directory in below:
+            try:
+                deeper = os.open(directory.name, _OPEN_DIR, dir_fd=fd)
+            finally:
+                os.close(fd)
+            fd = deeper
+        return fd
+
+    def close(self) -> None:
+        if self.fd is not None:
+            os.close(self.fd)
+            self.fd = None
+
+
+class Found:
+    """Something in a directory (or, without a name, the directory itself), as lstat saw it."""
+
+    __slots__ = ("dir", "name", "stat")
+
+    def __init__(self, directory: Dir, name: bytes, status: os.stat_result) -> None:
+        self.dir = directory
+        self.name = name
+        self.stat = status
+
+    @property
+    def path(self) -> bytes:
+        """Where it is on disk, as far as messages go."""
+        return os.path.join(self.dir.path, self.name) if self.name else self.dir.path
+
+    def __str__(self) -> str:
+        return printable(self.path)
+
+
+class FileContent:
+    """Content and reader in one: a file of the tree that must stay what lstat saw."""
+
+    __slots__ = ("_fd", "_found")
+
+    def __init__(self, found: Found) -> None:
+        self._found = found
+        self._fd = -1
+
+    def open(self) -> ContentReader:
+        found = self._found
+        try:
+            if found.dir.fd is not None:
+                self._fd = os.open(found.name, _OPEN_FILE, dir_fd=found.dir.fd)
+            else:  # a file that was named itself; its directory is not walked
+                self._fd = os.open(found.path, _OPEN_FILE)
+        except OSError as error:
+            fail(error, found.path)
+        return self
+
+    def read_into(self, buffer: memoryview) -> int:
+        try:
+            done = os.readv(self._fd, (buffer,))
+            while done < len(buffer):  # a signal, the kernel's 2 GiB a call, or the end
+                count = os.readv(self._fd, (buffer[done:],))
+                if not count:
+                    break
+                done += count
+        except OSError as error:
+            fail(error, self._found.path)
+        return done
+
+    def finish(self) -> None:
+        was, now = self._found.stat, os.fstat(self._fd)
+        if now.st_ino != was.st_ino:
+            raise changed(self._found.path, "was replaced by another file while it was read")
+        if now.st_size != was.st_size:
+            raise changed(self._found.path, f"went from {was.st_size} to {now.st_size} bytes while it was read")
+        if now.st_mtime_ns != was.st_mtime_ns:
+            raise changed(self._found.path, "was written to while it was read")
+
+    def close(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+
+class BytecodeContent(FileContent):
+    """A .pyc whose recorded mtime becomes its source's normalised one, where that source is in the tree (SPEC 4.8)."""
+
+    __slots__ = ("_profile", "_started")
+
+    def __init__(self, found: Found, profile: Profile) -> None:
+        super().__init__(found)
+        self._profile = profile
+        self._started = False
+
+    def open(self) -> ContentReader:
+        self._started = False
+        return super().open()
+
+    def read_into(self, buffer: memoryview) -> int:
+        count = super().read_into(buffer)
+        if not self._started and count >= pyc.HEADER_BYTES:
+            self._started = True
+            recorded = pyc.recorded(bytes(buffer[: pyc.HEADER_BYTES]))
+            source = self._source() if recorded is not None else None
+            if recorded is not None and source is not None:
+                mtime = seconds(source)
+                if pyc.matches(recorded, mtime, source.st_size):
+                    buffer[8:12] = pyc.mtime_field(self._profile.time_of(mtime, self._found.name))
+        return count
+
+    def _source(self) -> os.stat_result | None:
+        """Find the source file in this tree: a regular file that is packed, too."""
+        directory = self._found.dir
+        in_pycache = directory.name == b"__pycache__"
+        name = pyc.source_name(self._found.name, in_pycache)
+        home = directory.parent if in_pycache else directory
+        if name is None or home is None:
+            return None
+        try:
+            status = os.lstat(b"../" + name if in_pycache else name, dir_fd=directory.fd)
+        except OSError:
+            return None
+        if not stat.S_ISREG(status.st_mode):
+            return None
+        patterns = directory.source.patterns
+        if patterns and excluded(patterns, home.relative + name.decode("utf-8", "surrogateescape"), False):
+            return None
+        return status
+
+
+def seconds(status: os.stat_result) -> int:
+    """The mtime in whole seconds, rounded down; the float `st_mtime` would round some up."""
+    return status.st_mtime_ns // 1_000_000_000
+
+
+def changed(path: bytes, what: str) -> TreeError:
+    return TreeError(
+        "changed-while-read", f"{printable(path)} {what}", "pack a tree that nothing writes to, or try again"
+    )
+
+
+def fail(error: OSError, path: bytes) -> NoReturn:
+    """Translate what the file system said into a TreeError that names the path."""
+    shown = printable(path)
+    match error.errno:
+        case errno.ENOENT:
+            code, message = "vanished", f"{shown} vanished during the walk"
+            hint = "pack a tree that nothing writes to, or try again"
+        case errno.EACCES | errno.EPERM:
+            code, message = "unreadable", f"{shown} can't be read: {error.strerror}"
+            hint = "change its mode or owner, or --exclude it"
+        case errno.ELOOP | errno.ENOTDIR:
+            raise changed(path, "became something else during the walk") from error
+        case errno.ENAMETOOLONG:
+            code, message = "path-too-long", f"{shown[:60]}… is too long for this system"
+            hint = "start from a shorter path"
+        case errno.EMFILE | errno.ENFILE:
+            code, message = "too-many-open-files", f"no more files can be opened, at {shown}"
+            hint = "raise the limit: ulimit -n"
+        case _:
+            code, message = "tree-io", f"{shown}: {error.strerror}"
+            hint = "check the disk or mount that it is on"
+    raise TreeError(code, message, hint) from error

@@ -1,0 +1,374 @@
+"""The walk: one ordered pass over all sources merged. Memory is bounded by the names of the directories above."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import sys
+import unicodedata
+from bisect import bisect_left
+from collections import deque
+from collections.abc import Callable, Iterator
+from typing import Literal
+
+from detlayer.entry import WHITEOUT_PREFIX, Entry, Profile, marker, normalise, parent, sibling_key
+from detlayer.errors import ConfigError, TreeError, printable
+from detlayer.patterns import excluded
+from detlayer.ports import Reporter
+from detlayer.tree.disk import BytecodeContent, Dir, FileContent, Found, fail, seconds
+from detlayer.tree.forest import Node, collide
+from detlayer.tree.source import Selection, Source
+
+# Directories kept open at a time; deeper walks close the outermost ones and open them again on the way back.
+_MAX_OPEN_DIRS = 64
+_SHOWN = 20
+_ENCODING = sys.getfilesystemencoding()
+_ERRORS = sys.getfilesystemencodeerrors()
+
+
+class Frame:
+    """A directory of the layer while its children are walked: the directories that it merges, and virtual children."""
+
+    __slots__ = ("dirs", "names", "node", "prefix")
+
+    def __init__(self, prefix: bytes, dirs: list[Dir], node: Node | None) -> None:
+        self.prefix = prefix
+        self.dirs = dirs
+        self.node = node
+        self.names: Iterator[bytes] = iter(())
+
+
+class Walker:
+    def __init__(
+        self,
+        profile: Profile,
+        selection: Selection,
+        skip: frozenset[tuple[int, int]],
+        reporter: Reporter,
+        visited: Callable[[bytes], None] | None,
+    ) -> None:
+        self.profile = profile
+        self.selection = selection
+        self._skip = skip
+        self._reporter = reporter
+        self._visited = visited
+        self._open: deque[Dir] = deque()
+        self._max_open = _MAX_OPEN_DIRS
+        self._special: list[str] = []
+        self._links: dict[tuple[int, int], Entry] = {}
+
+    def walk(self, top: Node) -> Iterator[Entry]:
+        stack: list[Frame] = []
+        try:
+            stack.append(self._enter(b"", [Dir(source, None, b"") for source in top.roots], top))
+            while stack:
+                frame = stack[-1]
+                for name in frame.names:
+                    path = frame.prefix + name
+                    if frame.node is None and len(frame.dirs) == 1:
+                        found = self._look(frame.dirs[0], name)
+                        if found is None:
+                            continue
+                        below, entry = self._one(path, found)
+                    else:
+                        below, entry = self._several(path, frame, name)
+                    # After the first special file the walk goes on only to name them all.
+                    if entry is not None and not self._special:
+                        yield entry
+                    if below is not None:
+                        stack.append(below)
+                        break
+                else:
+                    stack.pop()
+                    self._leave(frame, stack[-1] if stack else None)
+            self._report_special()
+        finally:
+            for directory in self._open:
+                directory.close()
+            self._open.clear()
+
+    # -- directories
+
+    def _enter(self, path: bytes, dirs: list[Dir], node: Node | None) -> Frame:
+        prefix = path + b"/" if path else b""
+        frame = Frame(prefix, dirs, node)
+        # Room for every directory merged here and in the one above, whatever their number.
+        self._max_open = max(self._max_open, 2 * len(dirs) + 2)
+        for directory in dirs:
+            self._open_dir(directory)
+            if self._visited is not None:
+                self._visited(directory.path)
+        lists = [self._list(directory) for directory in dirs]
+        if node is None and len(dirs) == 1:
+            names = lists[0]
+            names.sort()
+        else:
+            merged = set().union(*lists, node.children if node is not None else ())
+            names = sorted(merged, key=sibling_key)
+        if len(names) > 1:
+            self._warn_alike(prefix, names)
+        frame.names = iter(names)
+        return frame
+
+    def _leave(self, frame: Frame, above: Frame | None) -> None:
+        for directory in frame.dirs:
+            if directory.fd is not None:
+                directory.close()
+                self._open.remove(directory)
+        if above is not None:
+            for directory in above.dirs:
+                if directory.fd is None:
+                    self._open_dir(directory)
+
+    def _open_dir(self, directory: Dir) -> None:
+        directory.open()
+        above = directory.parent
+        while above is not None:
+            if above.identity == directory.identity:
+                directory.close()
+                raise TreeError(
+                    "directory-loop",
+                    f"{printable(directory.path)} is the same directory as {printable(above.path)} above it",
+                    "a bind mount makes a loop; exclude it or unmount it",
+                )
+            above = above.parent
+        self._open.append(directory)
+        if len(self._open) > self._max_open:
+            self._open.popleft().close()
+
+    def _list(self, directory: Dir) -> list[bytes]:
+        assert directory.fd is not None
+        try:
+            # Given a descriptor, scandir yields str; this turns it back into the bytes on disk under any locale.
+            with os.scandir(directory.fd) as found:
+                return [item.name.encode(_ENCODING, _ERRORS) for item in found]
+        except OSError as error:
+            fail(error, directory.path)
+
+    # -- one name
+
+    def _look(self, directory: Dir, name: bytes) -> Found | None:
+        """See what is there; None if it is not to be taken."""
+        try:
+            status = os.lstat(name, dir_fd=directory.fd)
+        except OSError as error:
+            fail(error, os.path.join(directory.path, name))
+        if self._skip and (status.st_dev, status.st_ino) in self._skip:
+            return None
+        if directory.source.patterns:
+            relative = directory.relative + name.decode("utf-8", "surrogateescape")
+            if excluded(directory.source.patterns, relative, stat.S_ISDIR(status.st_mode)):
+                return None
+        return Found(directory, name, status)
+
+    def _one(self, path: bytes, found: Found) -> tuple[Frame | None, Entry | None]:
+        """Turn what one source has into its entry, and a frame to walk if it is a directory."""
+        status = found.stat
+        mode = status.st_mode
+        name = found.name
+        if name.startswith(WHITEOUT_PREFIX):
+            raise TreeError(
+                "whiteout-name",
+                f"{found}: container engines take a name that starts with '.wh.' as the deletion of another file",
+                "rename or exclude it; to delete a file of the base, use --whiteout PATH",
+            )
+        if stat.S_ISREG(mode):
+            if self._visited is not None:
+                self._visited(os.path.join(found.dir.path, name))
+            return None, self._file(path, found)
+        if stat.S_ISDIR(mode):
+            entry = self._plain(path, "dir", found)
+            return self._enter(path, [Dir(found.dir.source, found.dir, name)], None), entry
+        if stat.S_ISLNK(mode):
+            try:
+                target = os.readlink(name, dir_fd=found.dir.fd)
+            except OSError as error:
+                fail(error, found.path)
+            return None, self._plain(path, "symlink", found, target)
+        if self.selection.special == "skip":
+            self._reporter.warning("special-skipped", f"left out {found}, a {_kind(mode)}")
+        else:
+            self._special.append(f"{found} ({_kind(mode)})")
+        return None, None
+
+    def _several(self, path: bytes, frame: Frame, name: bytes) -> tuple[Frame | None, Entry | None]:
+        """Turn what all sources have under one name into an entry: directories merge, anything else collides."""
+        node = frame.node.children.get(name) if frame.node is not None else None
+        found = []
+        for directory in frame.dirs:
+            try:
+                os.lstat(name, dir_fd=directory.fd)
+            except FileNotFoundError:
+                continue
+            except OSError as error:
+                fail(error, os.path.join(directory.path, name))
+            seen = self._look(directory, name)
+            if seen is not None:
+                found.append(seen)
+        if node is None:
+            if not found:
+                return None, None
+            if len(found) == 1:
+                return self._one(path, found[0])
+        elif not node.is_dir:
+            if found:
+                collide(path, str(found[0]), str(node))
+            return None, self._named(path, node)
+        for seen in found:
+            if not stat.S_ISDIR(seen.stat.st_mode):
+                other = next((str(item) for item in found if item is not seen), str(node))
+                collide(path, str(seen), other)
+        dirs = [Dir(seen.dir.source, seen.dir, name) for seen in found]
+        roots = [Dir(source, None, b"") for source in node.roots] if node is not None else []
+        for root in roots:
+            try:
+                found.append(Found(root, b"", os.stat(root.source.path)))
+            except OSError as error:
+                fail(error, root.path)
+        return self._enter(path, dirs + roots, node), self._merged(path, found)
+
+    def _named(self, path: bytes, node: Node) -> Entry:
+        """Make the entry of a file that was named as a source, or of a marker."""
+        if node.file is None:
+            return marker(path, self.profile)
+        above, name = os.path.split(os.path.realpath(node.file.path))
+        if self._visited is not None:
+            self._visited(node.file.path)
+        try:
+            status = os.lstat(os.path.join(above, name))
+        except OSError as error:
+            fail(error, node.file.path)
+        return self._file(path, Found(Dir(Source(above), None, b""), name, status))
+
+    def _merged(self, path: bytes, found: list[Found]) -> Entry:
+        """Make the entry of a directory that several sources share, or that a destination implies."""
+        if not found:
+            return parent(path, self.profile)
+        first, *others = [self._plain(path, "dir", seen) for seen in found]
+        for seen, other in zip(found[1:], others, strict=True):
+            for name in ("mode", "uid", "gid", "xattrs"):
+                if getattr(first, name) != getattr(other, name):
+                    collide(path, str(found[0]), str(seen), f", with another {name}")
+        # A directory's mtime is when something was last put into it; merging puts things into it.
+        mtime = max(entry.mtime for entry in (first, *others))
+        return Entry(path, "dir", first.mode, first.uid, first.gid, mtime, 0, b"", first.xattrs)
+
+    # -- entries
+
+    def _plain(self, path: bytes, kind: Literal["dir", "symlink"], found: Found, target: bytes = b"") -> Entry:
+        status = found.stat
+        xattrs = self._xattrs(found) if self.profile.xattrs else ()
+        return normalise(
+            Entry(
+                path,
+                kind,
+                status.st_mode & 0o7777,
+                status.st_uid,
+                status.st_gid,
+                seconds(status),
+                0,
+                target,
+                xattrs,
+            ),
+            self.profile,
+        )
+
+    def _file(self, path: bytes, found: Found) -> Entry:
+        status = found.stat
+        identity = None
+        if status.st_nlink > 1 and self.selection.hardlinks == "preserve":
+            identity = (status.st_dev, status.st_ino)
+            first = self._links.get(identity)
+            if first is not None:
+                return Entry(
+                    path, "hardlink", first.mode, first.uid, first.gid, first.mtime, 0, first.path, first.xattrs
+                )
+        content: FileContent | None = None
+        if status.st_size:
+            # A file that was named itself comes without a tree that could hold its source.
+            retime = found.name.endswith(b".pyc") and found.dir.fd is not None and self.selection.retime_pyc
+            content = BytecodeContent(found, self.profile) if retime else FileContent(found)
+        entry = normalise(
+            Entry(
+                path,
+                "file",
+                status.st_mode & 0o7777,
+                status.st_uid,
+                status.st_gid,
+                seconds(status),
+                status.st_size,
+                b"",
+                self._xattrs(found) if self.profile.xattrs else (),
+                content,
+            ),
+            self.profile,
+        )
+        if identity is not None:
+            self._links[identity] = entry
+        return entry
+
+    def _xattrs(self, found: Found) -> tuple[tuple[bytes, bytes], ...]:
+        if not hasattr(os, "listxattr"):
+            raise ConfigError("xattrs-unsupported", "only Linux lets extended attributes be read", "leave --xattrs out")
+        # There is no listxattrat; the descriptor's own name in /proc keeps the path relative to what is open.
+        where = found.dir.path if found.dir.fd is None else b"/proc/self/fd/%d" % found.dir.fd
+        path = os.path.join(where, found.name) if found.name else where
+        follow = not found.name
+        try:
+            return tuple(
+                (name.encode(_ENCODING, _ERRORS), os.getxattr(path, name, follow_symlinks=follow))
+                for name in sorted(os.listxattr(path, follow_symlinks=follow))
+                if self.profile.wants_xattr(name)
+            )
+        except OSError as error:
+            if error.errno == errno.ENOTSUP:
+                return ()
+            fail(error, found.path)
+
+    # -- reports
+
+    def _warn_alike(self, prefix: bytes, names: list[bytes]) -> None:
+        """Warn of siblings that are one file where case or Unicode form does not count."""
+        folded: dict[bytes, bytes] = {}
+        for name in names:
+            fold = name.lower() if name.isascii() else _fold(name)
+            if fold == name:
+                continue
+            twin = folded.get(fold)
+            if twin is None:
+                at = bisect_left(names, fold)
+                twin = fold if at < len(names) and names[at] == fold else None
+            folded[fold] = name
+            if twin is not None:
+                unicode = _composed(name) == _composed(twin)
+                self._reporter.warning(
+                    "unicode-collision" if unicode else "case-collision",
+                    f"{printable(prefix + twin)} and {printable(prefix + name)} differ only by "
+                    f"{'Unicode form' if unicode else 'case'} ({twin.decode('utf-8', 'backslashreplace')!a}, "
+                    f"{name.decode('utf-8', 'backslashreplace')!a}): one file on macOS and Windows",
+                )
+
+    def _report_special(self) -> None:
+        if self._special:
+            more = len(self._special) - _SHOWN
+            shown = "\n  ".join(self._special[:_SHOWN]) + (f"\n  and {more} more" if more > 0 else "")
+            raise TreeError(
+                "special-files",
+                f"sockets, FIFOs and devices can't be in a reproducible layer:\n  {shown}",
+                "exclude them, or leave them out with --special skip",
+            )
+
+
+def _composed(name: bytes) -> str:
+    return unicodedata.normalize("NFC", name.decode("utf-8", "surrogateescape"))
+
+
+def _fold(name: bytes) -> bytes:
+    return unicodedata.normalize("NFC", _composed(name).casefold()).encode("utf-8", "surrogateescape")
+
+
+def _kind(mode: int) -> str:
+    if stat.S_ISSOCK(mode):
+        return "socket"
+    return "FIFO" if stat.S_ISFIFO(mode) else "device"
