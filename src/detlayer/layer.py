@@ -15,6 +15,7 @@ import hashlib
 from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from mmap import mmap
 from queue import LifoQueue
 from threading import local
 
@@ -33,7 +34,7 @@ KEY_FORMAT = "detlayer-key/1"
 ANNOTATION_PREFIX = "dev.detlayer."
 
 # The longest chunk of small entries: just under CHUNK_MAX, and then one more of just under CHUNK_MAX with its headers.
-# Pages that a chunk never reaches are never touched, so the size costs address space, not memory.
+# As anonymous maps: pages that no chunk reaches are never touched, so the size costs address space, not memory.
 _BUFFER_BYTES = 2 * CHUNK_MAX_BYTES + (1 << 20)
 
 # Beyond one per worker: one being filled, and some for chunks that wait for their turn at the tar hash or the sink.
@@ -124,9 +125,9 @@ class _Line:
         self._failure: BaseException | None = None
         self._last: Future[None] | None = None
         # Last in, first out: the buffer that was just done is the one whose memory is still near the processor.
-        self._free: LifoQueue[bytearray] = LifoQueue()
+        self._free: LifoQueue[mmap] = LifoQueue()
         for _ in range(jobs + _SPARE_BUFFERS):
-            self._free.put(bytearray(_BUFFER_BYTES))
+            self._free.put(mmap(-1, _BUFFER_BYTES))
         self.tar_sha = hashlib.sha256()
         self.blob_sha = hashlib.sha256()
         self.blob_bytes = 0
@@ -141,14 +142,14 @@ class _Line:
         for pool in (self._workers, self._hasher, self._writer):
             pool.shutdown(wait=True)
 
-    def take_buffer(self) -> bytearray:
+    def take_buffer(self) -> mmap:
         """Wait for a free chunk buffer; raises what failed behind."""
         buffer = self._free.get()
         if self._failure is not None:
             raise self._failure
         return buffer
 
-    def put_chunk(self, buffer: bytearray, size_bytes: int) -> None:
+    def put_chunk(self, buffer: mmap, size_bytes: int) -> None:
         """Hand over a full chunk, in order."""
         self.chunks.append(size_bytes)
         view = memoryview(buffer)[:size_bytes]
@@ -169,7 +170,7 @@ class _Line:
             compressor = self._local.compressor = self._codec.compressor()
         return compressor(view)
 
-    def _finish(self, buffer: bytearray, hashed: Future[None], compressed: Future[Bytes]) -> None:
+    def _finish(self, buffer: mmap, hashed: Future[None], compressed: Future[Bytes]) -> None:
         try:
             data = compressed.result()
             if self._failure is None:
@@ -188,10 +189,10 @@ class _Source:
 
     def __init__(self, line: _Line, reporter: Reporter) -> None:
         self._line = line
+        self._buffer = line.take_buffer()
+        self._view = memoryview(self._buffer)
         self._reporter = reporter
         self._key_parts: list[bytes] = []
-        self._buffer = bytearray()
-        self._view = memoryview(self._buffer)
         self._used = 0
         self.key = blake3(KEY_FORMAT.encode() + b"\n")
         self.entries = 0
@@ -201,7 +202,6 @@ class _Source:
     def write(self, entries: Iterable[Entry]) -> None:
         key_parts = self._key_parts
         previous: Entry | None = None
-        self._next_chunk()
         for entry in entries:
             if previous is not None:
                 check_follows(entry, previous)
@@ -284,7 +284,7 @@ class _Source:
 
     def _grow(self, size_bytes: int) -> None:
         """Make room for headers longer than any that a sane tree has (a megabyte of extended attributes)."""
-        grown = bytearray(size_bytes + _BUFFER_BYTES)
+        grown = mmap(-1, size_bytes + _BUFFER_BYTES)
         grown[: self._used] = self._view[: self._used]
         self._buffer, self._view = grown, memoryview(grown)
 
