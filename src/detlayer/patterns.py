@@ -2,7 +2,7 @@
 
 pathspec translates a pattern to a regular expression; what git adds around that is here: each path is judged by itself,
 the last pattern that matches wins, a pattern ending in `/` is for directories only, and below an excluded directory
-nothing can come back (gitignore(5), "PATTERN FORMAT"). SPEC 4.7.
+nothing can come back (gitignore(5), "PATTERN FORMAT"). SPEC 4.9.
 """
 
 from __future__ import annotations

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import errno
 import os
-import secrets
 import stat
 from collections.abc import Sequence
 from typing import BinaryIO, NoReturn, Protocol
@@ -161,7 +160,7 @@ def _write_new(path: str, data: bytes) -> None:
 
 
 def _beside(path: str) -> str:
-    return os.path.join(os.path.dirname(path), f".{os.path.basename(path)[:200]}.{secrets.token_hex(6)}.tmp")
+    return os.path.join(os.path.dirname(path), f".{os.path.basename(path)[:200]}.{os.urandom(6).hex()}.tmp")
 
 
 def _write_all(fd: int, data: Bytes) -> None:

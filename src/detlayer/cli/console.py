@@ -7,7 +7,6 @@ import time
 from typing import TYPE_CHECKING, Literal
 
 from detlayer.errors import DetlayerError
-from detlayer.oci import canonical_json
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -63,6 +62,8 @@ class Console:
         if error.hint:
             self._say(f"  hint: {error.hint}")
         if self._json:
+            from detlayer.oci import canonical_json
+
             document = {"type": "error", "code": error.code, "message": error.message, "hint": error.hint}
             self.result(canonical_json(document).decode())
 
