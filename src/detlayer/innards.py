@@ -1,0 +1,110 @@
+"""What the content of files holds that differs from build to build: times, paths, notes of installers. Never disk.
+
+Judged by name and by the bytes themselves; nothing is executed or unmarshalled.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from io import BytesIO
+from zipfile import BadZipFile, ZipFile
+
+from detlayer import pyc
+from detlayer.errors import printable
+from detlayer.finding import Finding
+
+MAX_KEPT_BYTES = 64 << 20  # of a file that has to be looked at as a whole
+_ZIP_SUFFIXES = (b".zip", b".whl", b".jar", b".war", b".ear", b".egg", b".nupkg", b".aar")
+_GZIP_SUFFIXES = (b".gz", b".tgz", b".svgz")
+_ARCHIVE_SUFFIXES = (b".tar", b".a", b".deb", b".cpio")
+_ARCHIVES = _ZIP_SUFFIXES + _GZIP_SUFFIXES + _ARCHIVE_SUFFIXES
+_ZIP_EPOCHS = frozenset(((1980, 1, 1, 0, 0, 0), (1980, 2, 1, 0, 0, 0), (2020, 2, 2, 0, 0, 0), (2000, 1, 1, 0, 0, 0)))
+_EDITOR_NAMES = frozenset(
+    (b".DS_Store", b".git", b".hg", b".svn", b"Thumbs.db", b"desktop.ini", b".idea", b".vscode", b".Spotlight-V100")
+)
+_EDITOR_PATTERN = re.compile(rb"\._.+|.+~|\.#.+|#.+#|\..+\.sw[nop]", re.DOTALL)
+_INSTALLER_NAMES = frozenset((b"direct_url.json", b"uv_cache.json", b"INSTALLER", b"REQUESTED", b".package-lock.json"))
+_ABSOLUTE = re.compile(
+    rb"/(?:home|root|tmp|var/tmp|build|builds|Users|private|github|__w|workspace)/[\x21-\x7e]{0,120}\.py"
+)
+
+
+def check_name(path: bytes, is_dir: bool) -> Iterator[Finding]:
+    """Judge a path by its last name alone."""
+    name = path.rpartition(b"/")[2]
+    if name in _EDITOR_NAMES or (not is_dir and _EDITOR_PATTERN.fullmatch(name)):
+        yield Finding("editor-and-os-files", printable(path), "name", printable(name), "not in a layer")
+    if name in _INSTALLER_NAMES and (b".dist-info/" in path or b"node_modules/" in path):
+        yield Finding("installer-files", printable(path), "name", printable(name), "not in a layer")
+
+
+def wants_content(path: bytes, size_bytes: int) -> bool:
+    """Tell whether `check_content` has to see the whole content."""
+    return size_bytes <= MAX_KEPT_BYTES and path.endswith((b".pyc", b"/RECORD", *_ARCHIVES))
+
+
+def check_content(path: bytes, data: bytes, source: tuple[int, int] | None) -> Iterator[Finding]:
+    """Judge a file's content. `source` is mtime and size of a .pyc's source as they are in the layer, None without."""
+    if path.endswith(b".pyc"):
+        yield from _check_pyc(path, data, source)
+    elif path.endswith(_ZIP_SUFFIXES) and data[:2] == b"PK":
+        yield from _check_zip(path, data)
+    elif data[:2] == b"\x1f\x8b":
+        yield from _check_gzip(path, data)
+    elif path.endswith(b"/RECORD") and b".dist-info/" in path:
+        lines = [line for line in data.split(b"\n") if line]
+        if lines != sorted(lines):
+            yield Finding("installer-files", printable(path), "order of lines", "as installed", "sorted")
+    elif data[257:262] == b"ustar" or data[:8] == b"!<arch>\n" or data[:6] in (b"070701", b"070702", b"070707"):
+        yield from _check_archive(path, data)
+
+
+def _check_pyc(path: bytes, data: bytes, source: tuple[int, int] | None) -> Iterator[Finding]:
+    recorded = pyc.recorded(data[: pyc.HEADER_BYTES])
+    shown = printable(path)
+    if recorded is not None:
+        if source is None:
+            yield Finding("pyc-timestamp", shown, "mtime", str(recorded.mtime), "its source is not in the layer")
+        elif not pyc.matches(recorded, *source):
+            found, wanted = f"{recorded.mtime}, {recorded.size_bytes} bytes", f"{source[0]}, {source[1]} bytes"
+            yield Finding("pyc-timestamp", shown, "mtime and size of the source", found, wanted)
+    match = _ABSOLUTE.search(data, pyc.HEADER_BYTES)
+    if match is not None:
+        yield Finding("pyc-path", shown, "file name in code", printable(match[0]), "a path in the container")
+
+
+def _check_zip(path: bytes, data: bytes) -> Iterator[Finding]:
+    try:
+        with ZipFile(BytesIO(data)) as archive:
+            for info in archive.infolist():
+                if info.date_time not in _ZIP_EPOCHS:
+                    when = "{:04}-{:02}-{:02} {:02}:{:02}:{:02}".format(*info.date_time)
+                    where = printable(info.filename)
+                    yield Finding("zip-times", printable(path), f"time of {where}", when, "a fixed time")
+                    return
+    except (BadZipFile, ValueError, NotImplementedError, OverflowError, IndexError):
+        return  # what is no archive has no times
+
+
+def _check_gzip(path: bytes, data: bytes) -> Iterator[Finding]:
+    mtime = int.from_bytes(data[4:8], "little")
+    if mtime:
+        yield Finding("gzip-in-content", printable(path), "mtime", str(mtime), "0")
+    if len(data) > 10 and data[3] & 0x0C == 0x08:
+        yield Finding("gzip-in-content", printable(path), "name", printable(data[10:266].split(b"\0")[0]), "none")
+
+
+def _check_archive(path: bytes, data: bytes) -> Iterator[Finding]:
+    """Judge the first member's time: archives differ in all their members or in none."""
+    if data[:8] == b"!<arch>\n":
+        kind, mtime = "ar", data[8 + 16 : 8 + 28].strip().decode("ascii", "replace")
+    elif data[:2] == b"07":
+        width, start = (8, 46) if data[5:6] in b"12" else (11, 48)
+        raw = data[start : start + width]
+        kind, mtime = "cpio", str(int(raw, 16 if width == 8 else 8)) if re.fullmatch(rb"[0-9a-fA-F]+", raw) else "0"
+    else:
+        raw = data[136:147].strip(b" \0")
+        kind, mtime = "tar", str(int(raw, 8)) if re.fullmatch(rb"[0-7]+", raw) else "0"
+    if mtime not in ("", "0", "946684800"):
+        yield Finding("archive-in-content", printable(path), f"mtime in {kind}", mtime, "a fixed time")
