@@ -5,8 +5,7 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Iterable, Sequence
-from contextlib import ExitStack
-from typing import BinaryIO, TypeVar
+from typing import BinaryIO
 
 from detlayer import layer as layers
 from detlayer.codec import DEFAULT_CODEC, KNOWN_CLASSES, Codec, parse_compression
@@ -16,7 +15,7 @@ from detlayer.errors import ConfigError, printable
 from detlayer.layer import Layer
 from detlayer.patterns import Pattern, parse_patterns, read_ignore_file
 from detlayer.ports import Reporter, Silence
-from detlayer.sink import FileOutput, LayoutOutput, Output, StreamOutput, Tee
+from detlayer.sink import Outputs
 from detlayer.tree import Selection, Source, takes, walk
 
 IGNORE_FILE = ".detlayerignore"
@@ -25,7 +24,6 @@ MAX_DEFAULT_JOBS = 8  # one thread reads: more workers than this would wait for 
 _SUFFIXES = {".tar": "none", ".tar.gz": "gzip", ".tgz": "gzip", ".tar.zst": "zstd", ".tzst": "zstd"}
 
 Path = str | os.PathLike[str]
-_Output = TypeVar("_Output", bound=Output)
 
 
 def pack(
@@ -57,7 +55,7 @@ def pack(
     """
     reporter = reporter or Silence()
     output_path = output if isinstance(output, str | os.PathLike) else None
-    codec = _choose_codec(compression, output_path)
+    codec = choose_codec(compression, output_path)
     common = [*_read_ignore_files(ignore_files), *parse_patterns(exclude)]
     resolved = [
         _with_patterns(item if isinstance(item, Source) else parse_source(os.fspath(item)), common, use_ignore_file)
@@ -72,45 +70,36 @@ def pack(
         if path is not None:
             _check_outside(path, resolved)
     visited: list[bytes] = []
-    with ExitStack() as undo:
-
-        def opened(new: _Output) -> _Output:
-            undo.callback(new.discard)
-            return new
-
-        blobs: list[Output] = []
-        if output_path is not None:
-            blobs.append(opened(FileOutput(output_path)))
-        elif output is not None:
-            blobs.append(opened(StreamOutput(output)))  # type: ignore[arg-type]
-        if oci_layout is not None:
-            blobs.append(opened(LayoutOutput(oci_layout)))
-        described = opened(FileOutput(descriptor)) if descriptor is not None else None
-        depended = opened(FileOutput(depfile)) if depfile is not None else None
-        ours = [one for one in (*blobs, depended, described) if one is not None]
+    with Outputs(output=output, oci_layout=oci_layout, descriptor=descriptor, depfile=depfile) as outputs:
         entries = walk(
             resolved,
             profile=profile,
             selection=selection,
-            skip=frozenset(one.identity for one in ours if one.identity is not None),
+            skip=outputs.identities,
             reporter=reporter,
             visited=visited.append if depfile is not None else None,
         )
-        made = layers.pack(entries, Tee(blobs), codec=codec, jobs=jobs or default_jobs(), reporter=reporter)
-        if described is not None:
-            described.write(made.descriptor().to_bytes() + b"\n")
-        if depended is not None and target is not None:
-            depended.write(rule(os.fsencode(target), [*map(os.fsencode, ignore_files), *visited]))
-        for one in ours:
-            one.commit(made.digest)
-    known = KNOWN_CLASSES.get(codec.name)
+        made = layers.pack(entries, outputs.blob, codec=codec, jobs=jobs or default_jobs(), reporter=reporter)
+        outputs.commit(
+            made.digest,
+            descriptor=made.descriptor().to_bytes() + b"\n",
+            depfile=rule(os.fsencode(target), [*map(os.fsencode, ignore_files), *visited])
+            if depfile and target
+            else b"",
+        )
+    warn_of_class(made, reporter)
+    return made
+
+
+def warn_of_class(made: Layer, reporter: Reporter) -> None:
+    """Warn when the compressor here writes other bytes than the one that the codec's class is known of (SPEC 6.3)."""
+    known = KNOWN_CLASSES.get(made.codec.name)
     if known is not None and known != made.codec_class:
         reporter.warning(
             "codec-class",
-            f"{codec.name} here is of class {made.codec_class}, not {known}: the diff_id is the same as elsewhere, "
+            f"{made.codec.name} here is of class {made.codec_class}, not {known}: the diff_id is as elsewhere, "
             "the digest is not",
         )
-    return made
 
 
 def parse_source(text: str) -> Source:
@@ -149,7 +138,7 @@ def default_jobs() -> int:
     return min(usable, MAX_DEFAULT_JOBS)
 
 
-def _choose_codec(compression: str | Codec | None, output: Path | None) -> Codec:
+def choose_codec(compression: str | Codec | None, output: Path | None) -> Codec:
     name = os.path.basename(os.fspath(output)).lower() if output is not None else ""
     implied = next((kind for suffix, kind in _SUFFIXES.items() if name.endswith(suffix)), None)
     if compression is None:

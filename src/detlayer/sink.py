@@ -149,6 +149,62 @@ class Tee:
             sink.write(data)
 
 
+class Outputs:
+    """Where a layer goes, opened and decided together. A context: what is not committed is discarded at its end."""
+
+    def __init__(
+        self,
+        *,
+        output: str | os.PathLike[str] | BinaryIO | None = None,
+        oci_layout: str | os.PathLike[str] | None = None,
+        descriptor: str | os.PathLike[str] | None = None,
+        depfile: str | os.PathLike[str] | None = None,
+    ) -> None:
+        self._opened: list[Output] = []
+        try:
+            if isinstance(output, str | os.PathLike):
+                self._open(FileOutput(output))
+            elif output is not None:
+                self._open(StreamOutput(output))
+            if oci_layout is not None:
+                self._open(LayoutOutput(oci_layout))
+            self.blob: Sink = Tee(tuple(self._opened))
+            self._depfile = self._open(FileOutput(depfile)) if depfile is not None else None
+            # Last, so that whoever finds a descriptor finds the blob.
+            self._descriptor = self._open(FileOutput(descriptor)) if descriptor is not None else None
+        except BaseException:
+            self.discard()
+            raise
+
+    def _open(self, output: Output) -> Output:
+        self._opened.append(output)
+        return output
+
+    def __enter__(self) -> Outputs:
+        return self
+
+    def __exit__(self, *failed: object) -> None:
+        self.discard()
+
+    @property
+    def identities(self) -> frozenset[tuple[int, int]]:
+        """(device, inode) of the unfinished files, so that a walk can pass them by."""
+        return frozenset(one.identity for one in self._opened if one.identity is not None)
+
+    def commit(self, digest: Digest, *, descriptor: bytes = b"", depfile: bytes = b"") -> None:
+        """Write the documents that were asked for and make everything visible; raises OutputError."""
+        if self._depfile is not None:
+            self._depfile.write(depfile)
+        if self._descriptor is not None:
+            self._descriptor.write(descriptor)
+        for one in self._opened:
+            one.commit(digest)
+
+    def discard(self) -> None:
+        for one in self._opened:
+            one.discard()
+
+
 def _write_new(path: str, data: bytes) -> None:
     if not os.path.exists(path):
         output = FileOutput(path)

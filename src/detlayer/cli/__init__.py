@@ -15,7 +15,10 @@ from detlayer.cli import exits
 from detlayer.cli.console import Console
 from detlayer.errors import ConfigError, DetlayerError, OutputError
 
-_COMMANDS = {"pack": "Turn directories and files into one reproducible layer."}
+_COMMANDS = {
+    "inspect": "List what a layer holds.",
+    "pack": "Turn directories and files into one reproducible layer.",
+}
 
 
 class _Commands(click.Group):

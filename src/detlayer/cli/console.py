@@ -43,6 +43,13 @@ class Console:
     def result(self, text: str) -> None:
         print(text, flush=True)
 
+    def line(self, text: str) -> None:
+        """Print a line of a long result, buffered; `flush` or the exit brings it out."""
+        sys.stdout.write(text + "\n")
+
+    def flush(self) -> None:
+        sys.stdout.flush()
+
     def note(self, text: str) -> None:
         """Say how it went; --quiet leaves it out."""
         if not self._quiet:

@@ -1,0 +1,116 @@
+"""The recipe of `normalize`: a layer from any tool becomes the one that `pack` would write. Never prints.
+
+Two passes, one over the blob and one over what it held: contents wait on disk, entries in memory (about half a
+kilobyte each).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from typing import BinaryIO
+
+from msgspec import structs
+
+from detlayer import layer as layers
+from detlayer import pyc
+from detlayer.blob import BlobReader, Readable
+from detlayer.codec import Codec
+from detlayer.entry import Entry, Profile
+from detlayer.errors import LayerError, printable
+from detlayer.layer import Layer
+from detlayer.merge import Held, Merger
+from detlayer.packing import Path, choose_codec, default_jobs, warn_of_class
+from detlayer.ports import Reporter, Silence
+from detlayer.sink import Outputs
+from detlayer.spool import Spool
+from detlayer.tree import Selection
+from detlayer.untar import TarReader
+
+
+def normalize(
+    source: Path | BinaryIO,
+    *,
+    output: Path | BinaryIO | None = None,
+    oci_layout: Path | None = None,
+    descriptor: Path | None = None,
+    compression: str | Codec | None = None,
+    profile: Profile | None = None,
+    selection: Selection | None = None,
+    max_expansion: int = 200,
+    jobs: int | None = None,
+    reporter: Reporter | None = None,
+) -> Layer:
+    """Write the layer at `source` (a file or a binary stream) in canonical form: sorted, normalised, SPEC 3 to 6.
+
+    Later duplicates win, as when the layer is applied; whiteouts stay; missing parents are added. Of `selection`
+    only `hardlinks`, `special` and `retime_pyc` count. normalize(normalize(x)) is normalize(x), and with the default
+    profile normalize(pack(tree)) is pack(tree). Raises LayerError for what can't be read, ConfigError and OutputError.
+    """
+    profile, selection, reporter = profile or Profile(), selection or Selection(), reporter or Silence()
+    codec = choose_codec(compression, output if isinstance(output, str | os.PathLike) else None)
+    spool = Spool()
+    try:
+        with Outputs(output=output, oci_layout=oci_layout, descriptor=descriptor) as outputs:
+            if isinstance(source, str | os.PathLike):
+                with open_layer(source) as file:
+                    merger = _read(file, spool, selection, max_expansion, reporter)
+            else:
+                merger = _read(source, spool, selection, max_expansion, reporter)
+            entries = _with_content(merger, spool, profile, selection)
+            made = layers.pack(entries, outputs.blob, codec=codec, jobs=jobs or default_jobs(), reporter=reporter)
+            outputs.commit(made.digest, descriptor=made.descriptor().to_bytes() + b"\n")
+    finally:
+        spool.close()
+    warn_of_class(made, reporter)
+    return made
+
+
+def open_layer(path: Path) -> BinaryIO:
+    """Open a layer file for reading; raises LayerError."""
+    try:
+        return open(path, "rb", buffering=0)
+    except OSError as error:
+        raise LayerError(
+            "layer-unreadable", f"{printable(os.fspath(path))}: {error.strerror}", "check the path"
+        ) from error
+
+
+def _read(source: Readable, spool: Spool, selection: Selection, max_expansion: int, reporter: Reporter) -> Merger:
+    merger = Merger()
+    for member in TarReader(BlobReader(source, max_expansion=max_expansion)):
+        entry = member.entry
+        shown = printable(entry.path)
+        if not entry.path:
+            continue  # the root has no entry in our layers (SPEC 3.2)
+        if member.sparse:
+            raise LayerError("sparse-file", f"{shown} is stored as a sparse file", "write the layer without --sparse")
+        if member.special:
+            if selection.special == "error":
+                raise LayerError("special-files", f"{shown} is a {member.special}", "leave it out with --special skip")
+            reporter.warning("special-skipped", f"left out {shown}, a {member.special}")
+            continue
+        start = spool.append(member.views()) if entry.size_bytes else 0
+        merger.add(structs.replace(entry, content=None), start)
+    spool.flush()
+    return merger
+
+
+def _with_content(merger: Merger, spool: Spool, profile: Profile, selection: Selection) -> Iterator[Entry]:
+    for entry, held in merger.entries(profile, hardlinks=selection.hardlinks):
+        if held is None or entry.kind != "file" or not entry.size_bytes:
+            yield entry
+            continue
+        patch = _retimed(entry, held, merger, spool, profile) if selection.retime_pyc else None
+        yield structs.replace(entry, content=spool.content(held.start, entry.size_bytes, patch))
+
+
+def _retimed(entry: Entry, held: Held, merger: Merger, spool: Spool, profile: Profile) -> tuple[int, bytes] | None:
+    """The time stamp of a .pyc as `pack` would write it (SPEC 4.8)."""
+    if not entry.path.endswith(b".pyc"):
+        return None
+    recorded = pyc.recorded(spool.read(held.start, min(entry.size_bytes, pyc.HEADER_BYTES)))
+    source = merger.source_of(entry.path) if recorded is not None else None
+    if recorded is None or source is None or not pyc.matches(recorded, source.mtime, source.size_bytes):
+        return None
+    return 8, pyc.mtime_field(profile.time_of(source.mtime, source.path))
