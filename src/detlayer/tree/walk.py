@@ -92,6 +92,8 @@ class Walker:
 
     def _enter(self, path: bytes, dirs: list[Dir], node: Node | None) -> Frame:
         prefix = path + b"/" if path else b""
+        if node is not None and not node.children:
+            node = None  # nothing more is named below: what the directories hold is all
         frame = Frame(prefix, dirs, node)
         # Room for every directory merged here and in the one above, whatever their number.
         self._max_open = max(self._max_open, 2 * len(dirs) + 2)
@@ -100,14 +102,14 @@ class Walker:
             if self._visited is not None:
                 self._visited(directory.path)
         lists = [self._list(directory) for directory in dirs]
-        if node is None and len(dirs) == 1:
-            names = lists[0]
-            names.sort()
-        else:
-            merged = set().union(*lists, node.children if node is not None else ())
-            names = sorted(merged, key=sibling_key)
+        is_merged = node is not None or len(dirs) != 1
+        names = list(set().union(*lists, node.children if node is not None else ())) if is_merged else lists[0]
+        del lists
+        names.sort()
         if len(names) > 1:
             self._warn_alike(prefix, names)
+        if is_merged:  # only then can there be whiteouts, which go first
+            names.sort(key=sibling_key)
         frame.names = iter(names)
         return frame
 
@@ -148,11 +150,13 @@ class Walker:
 
     # -- one name
 
-    def _look(self, directory: Dir, name: bytes) -> Found | None:
-        """See what is there; None if it is not to be taken."""
+    def _look(self, directory: Dir, name: bytes, *, optional: bool = False) -> Found | None:
+        """See what is there; None if it is not to be taken, or if it is `optional` and not there."""
         try:
             status = os.lstat(name, dir_fd=directory.fd)
         except OSError as error:
+            if optional and error.errno == errno.ENOENT:
+                return None
             fail(error, os.path.join(directory.path, name))
         if self._skip and (status.st_dev, status.st_ino) in self._skip:
             return None
@@ -197,13 +201,7 @@ class Walker:
         node = frame.node.children.get(name) if frame.node is not None else None
         found = []
         for directory in frame.dirs:
-            try:
-                os.lstat(name, dir_fd=directory.fd)
-            except FileNotFoundError:
-                continue
-            except OSError as error:
-                fail(error, os.path.join(directory.path, name))
-            seen = self._look(directory, name)
+            seen = self._look(directory, name, optional=True)
             if seen is not None:
                 found.append(seen)
         if node is None:
