@@ -107,7 +107,7 @@ def test_make_reads_it(tmp_path: Path, name: str) -> None:
 @pytest.mark.parametrize("name", [*PLAIN, *ODD])
 def test_make_goes_on_after_a_file_is_gone(tmp_path: Path, name: str) -> None:
     text = refused(name)
-    if text is None or "%" in name:  # a rule for it would be a pattern rule
+    if text is None or "%" in name or "=" in name:  # a rule for it would be a pattern rule, or an assignment
         return
     (tmp_path / "out.d").write_bytes(text)
     (tmp_path / "Makefile").write_text("out.tar:\n\t@false\ninclude out.d\n")
@@ -169,7 +169,7 @@ def test_packed_tree(src: Path, tmp_path: Path) -> None:
     pack_tree(src, depfile=depfile, descriptor=descriptor, ignore_files=[ignore])
     named = depfile.read_text().split("\n\n")[0].replace("\\\n", "").split("\n")[0].split()
     assert named[0] == f"{descriptor}:"
-    assert set(named[1:]) == {
+    assert {name.removesuffix("/") for name in named[1:]} == {
         str(path) for path in (src, src / "a", src / "sub", src / "sub" / "b", ignore, src / ".detlayerignore")
     }
 

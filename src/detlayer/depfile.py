@@ -22,7 +22,7 @@ def rule(target: bytes, dependencies: list[bytes]) -> bytes:
 
 # Control characters; what ends a list of prerequisites; a backslash before what is escaped by one, or at the end; a
 # leading ~; `lib(member)`, which make takes for a part of an archive.
-_UNWRITABLE = re.compile(rb"[\0-\x1f;|]|\\(?=[ #:$\\]|\Z)|\A~|\(.*\)\Z| \Z", re.DOTALL)
+_UNWRITABLE = re.compile(rb"[\0-\x1f;|]|\\(?=[ #:$\\]|\Z)|\A~|\A[^(]+\(.+\)\Z| \Z", re.DOTALL)
 
 
 def _escape(path: bytes) -> bytes:

@@ -75,6 +75,7 @@ def _git_line(text: str) -> str:
         line = line[:-1] + "[ ]"  # an escaped space is kept
     elif line and line[-1].isspace():
         line = f"{line[:-1]}[{line[-1]}]"  # git drops spaces only
+    line = line.replace("[!/]", "?").replace("[^/]", "?")  # pathspec divides at every slash
     return _POSIX_CLASS.sub(lambda found: _POSIX_CLASSES[found[1]], line)
 
 

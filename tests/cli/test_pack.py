@@ -144,7 +144,7 @@ def test_quiet_and_verbose(app: Path, call: Caller) -> None:
 def test_quiet_still_warns(app: Path, call: Caller) -> None:
     make_tree(app / "app", {"readme": ""})
     found = call("pack", "app", "-o", "a.tar", "-q")
-    assert found.err.startswith("warning[case-collision]: readme and README differ only by case")
+    assert found.err.startswith("warning[case-collision]: README and readme differ only by case")
     assert found.err.count("\n") == 1
 
 
@@ -295,7 +295,7 @@ def test_bad_source_date_epoch(app: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "arguments", [[], ["nonsense"], ["nonsense", "--json"], ["pack"], ["--nonsense"], ["pack", "--json"]]
+    "arguments", [["nonsense"], ["nonsense", "--json"], ["pack"], ["--nonsense"], ["pack", "--json"]]
 )
 def test_usage(call: Caller, arguments: list[str]) -> None:
     found = call(*arguments)
@@ -303,6 +303,13 @@ def test_usage(call: Caller, arguments: list[str]) -> None:
     assert found.err.startswith("error[usage]: ")
     assert "--help`" in found.err
     assert bool(found.out) == ("--json" in arguments)
+
+
+def test_no_command_shows_the_commands(call: Caller) -> None:
+    found = call()
+    assert (found.code, found.out) == (2, "")
+    assert found.err.startswith("Usage: detlayer")
+    assert "pack" in found.err
 
 
 def test_stdout_is_a_terminal(app: Path) -> None:

@@ -39,7 +39,7 @@ def takes(source: Source, path: bytes, *, is_dir: bool = False) -> bool:
     """Tell whether a walk of `source` would take a file (or directory) at `path`, were it there."""
     root, inside = os.path.realpath(source.path), os.path.realpath(path)
     if root == inside:
-        return True
+        return is_dir or not os.path.isdir(root)  # a file that is to replace a directory is refused as such
     if not os.path.isdir(root) or os.path.commonpath([root, inside]) != root:
         return False
     parts = os.path.relpath(inside, root).decode("utf-8", "surrogateescape").split("/")
