@@ -22,7 +22,7 @@ Compressor = Callable[[memoryview], bytes | bytearray | memoryview]
 
 _STORED_HEADER = bytes.fromhex("1f8b08 00 00000000 00 ff".replace(" ", ""))
 _STORED_MAX_BYTES = 0xFFFF
-_NAME = re.compile(r"(none|gzip-stored)|gzip-libdeflate-(\d+)|zstd-(\d+)")
+_NAME = re.compile(r"(none|gzip-stored)|gzip-libdeflate-([1-9][0-9]?)|zstd-([1-9][0-9]?)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +127,7 @@ def parse_compression(text: str) -> Codec:
                 "gzip": DEFAULT_CODEC,
                 "zstd": Codec("zstd-3"),
             }[name]
-        if level.isascii() and level.isdecimal() and 1 <= int(level) <= top and level[0] != "0":
+        if re.fullmatch(r"[1-9][0-9]?", level) and int(level) <= top:
             return Codec(f"gzip-libdeflate-{level}" if name == "gzip" else f"zstd-{level}")
         raise ConfigError("compression-level", f"{name} has no level {level!r}", f"{name} takes 1 to {top}")
     raise ConfigError(

@@ -2,27 +2,35 @@
 
 from __future__ import annotations
 
+import re
+
 from detlayer.errors import TreeError, printable
 
 
 def rule(target: bytes, dependencies: list[bytes]) -> bytes:
     """Write `target: dependencies`, and an empty rule for each dependency.
 
-    The empty rules (as of `gcc -MP`) keep make going after a file was deleted. Raises TreeError for names that neither
-    make nor ninja can read.
+    The empty rules (as of `gcc -MP`) keep make going after a file was deleted. Raises TreeError for names that make or
+    ninja would read as something else.
     """
     escaped = [_escape(path) for path in dependencies]
     lines = [b" \\\n  ".join([_escape(target) + b":", *escaped])]
-    lines += [path + b":" for path in escaped if b"%" not in path]  # with a % it would be a pattern rule
+    # On the left side a % would make a pattern rule of it, and a = an assignment.
+    lines += [path + b":" for path in escaped if b"%" not in path and b"=" not in path]
     return b"\n".join(lines) + b"\n"
 
 
+# Control characters; what ends a list of prerequisites; a backslash before what is escaped by one, or at the end; a
+# leading ~; `lib(member)`, which make takes for a part of an archive.
+_UNWRITABLE = re.compile(rb"[\0-\x1f;|]|\\(?=[ #:$\\]|\Z)|\A~|\A[^(]+\(.+\)\Z| \Z", re.DOTALL)
+
+
 def _escape(path: bytes) -> bytes:
-    if any(byte < 0x20 for byte in path) or path.endswith(b"\\"):
+    if _UNWRITABLE.search(path) is not None:
         raise TreeError(
             "depfile-name",
             f"{printable(path)} can't be written in a depfile",
-            "make and ninja have no spelling for control characters; rename or exclude it",
+            "make and ninja have no spelling for it that both read; rename or exclude it",
         )
     path = path.replace(b"$", b"$$").replace(b"#", b"\\#")
     return path.replace(b" ", b"\\ ").replace(b":", b"\\:")

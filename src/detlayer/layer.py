@@ -145,13 +145,15 @@ class _Line:
             worker.start()
         return self
 
-    def __exit__(self, *failed: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *failed: object) -> None:
         with self._lock:
             self._stopped = True
             self._pending.clear()
             self._chunk_there.notify_all()
+        # A worker may be stuck in a write that nobody reads; whoever interrupts does not want to wait for it.
+        patience_s = None if kind is None or issubclass(kind, Exception) else 5.0
         for worker in self._workers:
-            worker.join()
+            worker.join(patience_s)
 
     def take_buffer(self) -> mmap:
         """Return a free chunk buffer, doing a chunk's work meanwhile if there is none; raises what failed behind."""

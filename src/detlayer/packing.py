@@ -13,7 +13,7 @@ from detlayer.depfile import rule
 from detlayer.entry import Profile
 from detlayer.errors import ConfigError, printable
 from detlayer.layer import Layer
-from detlayer.patterns import Pattern, parse_patterns, read_ignore_file
+from detlayer.patterns import Pattern, parse_pattern, parse_patterns, read_ignore_file
 from detlayer.ports import Reporter, Silence
 from detlayer.sink import Outputs
 from detlayer.tree import Selection, Source, takes, walk
@@ -21,7 +21,8 @@ from detlayer.tree import Selection, Source, takes, walk
 IGNORE_FILE = ".detlayerignore"
 MAX_DEFAULT_JOBS = 8  # one thread reads: more workers than this would wait for it, and each costs memory
 
-_SUFFIXES = {".tar": "none", ".tar.gz": "gzip", ".tgz": "gzip", ".tar.zst": "zstd", ".tzst": "zstd"}
+_SUFFIXES = {".tar": "none", ".gz": "gzip", ".tgz": "gzip", ".zst": "zstd", ".tzst": "zstd"}
+_OTHER_SUFFIXES = (".bz2", ".tbz2", ".xz", ".txz", ".lz4", ".lzma", ".br", ".Z", ".zip", ".7z")
 
 Path = str | os.PathLike[str]
 
@@ -51,12 +52,17 @@ def pack(
     brings back) that come after those of `ignore_files` and of each source's own `.detlayerignore`. `jobs` workers
     compress; their number never shows in the bytes.
 
-    Raises ConfigError, TreeError, LayerError or OutputError, and then no file is there that was not there before.
+    Raises ConfigError, TreeError, LayerError or OutputError. Each output is then whole or untouched; only where one
+    can't be renamed at the very end are others there without it.
     """
     reporter = reporter or Silence()
     output_path = output if isinstance(output, str | os.PathLike) else None
     codec = choose_codec(compression, output_path)
-    common = [*_read_ignore_files(ignore_files), *parse_patterns(exclude)]
+    if isinstance(sources, str | os.PathLike) or isinstance(exclude, str):
+        raise TypeError("sources and exclude are sequences: write ['dist:/srv/app']")
+    if jobs is not None and jobs < 1:
+        raise ConfigError("jobs-invalid", f"{jobs} workers can't compress", "give 1 or more, or leave it out")
+    common = [*_read_ignore_files(ignore_files), *map(_single_pattern, exclude)]
     resolved = [
         _with_patterns(item if isinstance(item, Source) else parse_source(os.fspath(item)), common, use_ignore_file)
         for item in sources
@@ -66,9 +72,7 @@ def pack(
     target = output_path if output_path is not None else descriptor
     if depfile is not None and target is None:
         raise ConfigError("depfile-target", "a depfile needs an output file", "add -o FILE or --descriptor FILE")
-    for path in (output_path, oci_layout, descriptor, depfile):
-        if path is not None:
-            _check_outside(path, resolved)
+    _check_outputs({"output": output_path, "descriptor": descriptor, "depfile": depfile}, oci_layout, resolved)
     visited: list[bytes] = []
     with Outputs(output=output, oci_layout=oci_layout, descriptor=descriptor, depfile=depfile) as outputs:
         entries = walk(
@@ -80,13 +84,12 @@ def pack(
             visited=visited.append if depfile is not None else None,
         )
         made = layers.pack(entries, outputs.blob, codec=codec, jobs=jobs or default_jobs(), reporter=reporter)
-        outputs.commit(
-            made.digest,
-            descriptor=made.descriptor().to_bytes() + b"\n",
-            depfile=rule(os.fsencode(target), [*map(os.fsencode, ignore_files), *visited])
-            if depfile and target
-            else b"",
-        )
+        depends = b""
+        if depfile is not None and target is not None:
+            own = [os.path.join(os.fsdecode(one.path), IGNORE_FILE) for one in resolved] if use_ignore_file else []
+            patterns = [*ignore_files, *filter(os.path.isfile, own)]
+            depends = rule(os.fsencode(target), [*map(os.fsencode, patterns), *visited])
+        outputs.commit(made.digest, descriptor=made.descriptor().to_bytes() + b"\n", depfile=depends)
     warn_of_class(made, reporter)
     return made
 
@@ -141,6 +144,12 @@ def default_jobs() -> int:
 def choose_codec(compression: str | Codec | None, output: Path | None) -> Codec:
     name = os.path.basename(os.fspath(output)).lower() if output is not None else ""
     implied = next((kind for suffix, kind in _SUFFIXES.items() if name.endswith(suffix)), None)
+    if implied is None and name.endswith(_OTHER_SUFFIXES):
+        raise ConfigError(
+            "compression-contradicts",
+            f"{printable(name)} names a compression that OCI layers don't have",
+            "use .tar, .tar.gz or .tar.zst",
+        )
     if compression is None:
         return parse_compression(implied) if implied else DEFAULT_CODEC
     codec = compression if isinstance(compression, Codec) else parse_compression(compression)
@@ -176,12 +185,31 @@ def _with_patterns(source: Source, common: list[Pattern], use_ignore_file: bool)
     return Source(source.path, source.dest, (*source.patterns, *own, *common))
 
 
-def _check_outside(path: Path, sources: Sequence[Source]) -> None:
-    """Refuse an output that the next run would pack."""
-    for source in sources:
-        if takes(source, os.fsencode(path)):
-            raise ConfigError(
-                "output-in-source",
-                f"{printable(os.fspath(path))} lies in {source}: the next run would pack it",
-                "write it elsewhere, or --exclude it",
-            )
+def _single_pattern(text: str) -> Pattern:
+    pattern = parse_pattern(text)
+    if pattern is None:
+        raise ConfigError("pattern-invalid", f"{printable(text)!r} matches nothing", "a leading # is written \\#")
+    return pattern
+
+
+def _check_outputs(files: dict[str, Path | None], layout: Path | None, sources: Sequence[Source]) -> None:
+    """Refuse outputs that replace each other or a source, and those that the next run would pack."""
+    places: dict[str, str] = {}
+    for name, path in files.items():
+        if path is not None:
+            real = os.path.realpath(path)
+            if places.setdefault(real, name) != name and real != os.path.realpath(os.devnull):
+                raise ConfigError(
+                    "outputs-collide",
+                    f"{places[real]} and {name} are both {printable(os.fspath(path))}",
+                    "give each a file of its own",
+                )
+    for path in (*files.values(), layout):
+        for source in sources if path is not None else ():
+            if path is not None and takes(source, os.fsencode(path), is_dir=path is layout):
+                raise ConfigError(
+                    "output-in-source",
+                    f"{printable(os.fspath(path))} is, or lies in, {source}: it would be overwritten, or packed by the "
+                    "next run",
+                    "write it elsewhere, or --exclude it",
+                )

@@ -8,6 +8,7 @@ nothing can come back (gitignore(5), "PATTERN FORMAT"). SPEC 4.9.
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -38,17 +39,58 @@ def parse_pattern(text: str) -> Pattern | None:
     from pathspec.patterns.gitignore import GitIgnorePatternError
     from pathspec.patterns.gitignore.spec import GitIgnoreSpecPattern
 
-    line = text if text.endswith("\\ ") else text.rstrip()
+    line = _git_line(text)
     dirs_only = line.endswith("/") and not line.endswith("\\/") and line.strip("/!") != ""
     try:
-        compiled = GitIgnoreSpecPattern(line[:-1] if dirs_only else line)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # of brackets that a later `re` may read otherwise
+            compiled = GitIgnoreSpecPattern(line[:-1] if dirs_only else line)
+            regex = None if compiled.regex is None else _git_regex(compiled.regex.pattern)
     except (GitIgnorePatternError, re.error) as error:
         raise ConfigError(
             "pattern-invalid", f"{printable(text)!r} is no gitignore pattern", "see gitignore(5) for the syntax"
         ) from error
-    if compiled.include is None or compiled.regex is None:
+    if compiled.include is None or regex is None:
         return None
-    return Pattern(text, not compiled.include, dirs_only, compiled.regex)
+    return Pattern(text, not compiled.include, dirs_only, regex)
+
+
+def _git_regex(pattern: str) -> re.Pattern[str]:
+    """Correct what pathspec's expressions do otherwise than git: a bracket never matches a slash, a name may hold line
+    breaks, and its end is the end, not the place before a last line break."""
+    guarded = _BRACKET.sub(
+        lambda found: found[0] if found[0][0] == "\\" or found[0] == "[^/]" else "(?!/)" + found[0], pattern
+    )
+    return re.compile(guarded.replace("|$)", r"|\Z)"), re.DOTALL)
+
+
+_BRACKET = re.compile(r"\\.|\[\^?\]?(?:\\.|[^\]\\])*\]", re.DOTALL)
+
+
+def _git_line(text: str) -> str:
+    """Spell a line so that pathspec reads it as git does: spaces and tabs at the end, and POSIX character classes."""
+    line = text.rstrip(" ")
+    backslashes = len(line) - len(line.rstrip("\\"))
+    if len(line) < len(text) and backslashes % 2:
+        line = line[:-1] + "[ ]"  # an escaped space is kept
+    elif line and line[-1].isspace():
+        line = f"{line[:-1]}[{line[-1]}]"  # git drops spaces only
+    line = line.replace("[!/]", "?").replace("[^/]", "?")  # pathspec divides at every slash
+    return _POSIX_CLASS.sub(lambda found: _POSIX_CLASSES[found[1]], line)
+
+
+# What git's wildmatch makes of [:name:] between brackets.
+_POSIX_CLASSES = {
+    "alnum": "0-9A-Za-z",
+    "alpha": "A-Za-z",
+    "blank": " \t",
+    "digit": "0-9",
+    "lower": "a-z",
+    "space": " \t\n\v\f\r",
+    "upper": "A-Z",
+    "xdigit": "0-9A-Fa-f",
+}
+_POSIX_CLASS = re.compile(rf"\[:({'|'.join(_POSIX_CLASSES)}):\]")
 
 
 def parse_patterns(lines: Iterable[str]) -> tuple[Pattern, ...]:
@@ -62,7 +104,7 @@ def read_ignore_file(data: bytes, name: str) -> tuple[Pattern, ...]:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError:
         raise ConfigError("ignore-file", f"{printable(name)} is not UTF-8", "save it as UTF-8") from None
-    return parse_patterns(text.splitlines())
+    return parse_patterns(line.removesuffix("\r") for line in text.split("\n"))
 
 
 def excluded(patterns: tuple[Pattern, ...], path: str, is_dir: bool) -> bool:
@@ -80,7 +122,7 @@ class ModeRules:
     rules: tuple[tuple[Pattern, int], ...]
 
     def __call__(self, path: bytes, is_dir: bool) -> int | None:
-        text = path.decode()
+        text = path.decode("utf-8", "surrogateescape")
         return next((mode for pattern, mode in reversed(self.rules) if pattern.matches(text, is_dir)), None)
 
 
@@ -91,7 +133,7 @@ class OwnerRules:
     rules: tuple[tuple[Pattern, Owner], ...]
 
     def __call__(self, path: bytes, is_dir: bool) -> Owner | None:
-        text = path.decode()
+        text = path.decode("utf-8", "surrogateescape")
         return next((owner for pattern, owner in reversed(self.rules) if pattern.matches(text, is_dir)), None)
 
 

@@ -10,7 +10,7 @@ Bytes = bytes | bytearray | memoryview
 class Sink(Protocol):
     """Where a blob's bytes go, in order."""
 
-    def write(self, data: Bytes, /) -> object:
+    def write(self, data: Bytes, /) -> None:
         """Take all of `data`; raises OutputError. `data` may be reused after the call."""
 
 

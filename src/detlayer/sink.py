@@ -10,6 +10,7 @@ import errno
 import os
 import stat
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import BinaryIO, NoReturn, Protocol
 
 from detlayer.errors import OutputError, printable
@@ -24,10 +25,13 @@ class Output(Protocol):
     def identity(self) -> tuple[int, int] | None:
         """(device, inode) of the unfinished file, so that a walk can pass it by."""
 
-    def write(self, data: Bytes, /) -> object: ...
+    def write(self, data: Bytes, /) -> None: ...
+
+    def settle(self) -> None:
+        """Bring what was written to the disk, where a full one shows; raises OutputError."""
 
     def commit(self, digest: Digest | None = None) -> None:
-        """Make what was written visible, in a layout under `digest`; raises OutputError."""
+        """Make what was settled visible, in a layout under `digest`; raises OutputError."""
 
     def discard(self) -> None:
         """Leave nothing behind; does nothing after a commit."""
@@ -38,6 +42,7 @@ class FileOutput:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self._path = os.path.realpath(path)  # a symlink stays; what it points to is replaced
+        self._fd = -1
         self._temporary: str | None = None
         try:
             existing = os.stat(self._path)
@@ -45,16 +50,18 @@ class FileOutput:
             existing = None
         except OSError as error:
             _fail(error, self._path)
-        if existing is not None and stat.S_ISDIR(existing.st_mode):
+        if os.fspath(path).endswith("/") or (existing is not None and stat.S_ISDIR(existing.st_mode)):
             raise OutputError("output-is-directory", f"{printable(self._path)} is a directory", "name a file in it")
         try:
             if existing is not None and not stat.S_ISREG(existing.st_mode):
                 self._fd = os.open(self._path, os.O_WRONLY)
             else:
-                self._temporary = _beside(self._path)
-                self._fd = os.open(self._temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+                temporary = _beside(self._path)
+                self._fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+                self._temporary = temporary
+                if existing is not None:
+                    os.fchmod(self._fd, stat.S_IMODE(existing.st_mode))
         except OSError as error:
-            self._temporary = None
             _fail(error, self._path)
 
     @property
@@ -68,13 +75,19 @@ class FileOutput:
         except OSError as error:
             _fail(error, self._path)
 
+    def settle(self) -> None:
+        try:
+            if self._temporary is not None:
+                os.fsync(self._fd)
+        except OSError as error:
+            _fail(error, self._path)
+
     def commit(self, digest: Digest | None = None) -> None:
         self._finish(self._path)
 
     def _finish(self, path: str) -> None:
         try:
             if self._temporary is not None:
-                os.fsync(self._fd)
                 os.replace(self._temporary, path)
                 self._temporary = None
                 _sync_directory(os.path.dirname(path))
@@ -84,10 +97,11 @@ class FileOutput:
 
     def discard(self) -> None:
         if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
+            fd, self._fd = self._fd, -1
+            os.close(fd)
         if self._temporary is not None:
-            os.unlink(self._temporary)
+            with suppress(OSError):  # gone with its directory
+                os.unlink(self._temporary)
             self._temporary = None
 
 
@@ -97,21 +111,51 @@ class LayoutOutput(FileOutput):
     def __init__(self, directory: str | os.PathLike[str]) -> None:
         self._layout = os.path.realpath(directory)
         self._blobs = os.path.join(self._layout, "blobs", "sha256")
+        self._made: list[str] = []
         try:
-            os.makedirs(self._blobs, exist_ok=True)
-            _write_new(
-                os.path.join(self._layout, "oci-layout"), canonical_json({"imageLayoutVersion": OCI_LAYOUT_VERSION})
-            )
-            index = {"schemaVersion": 2, "mediaType": MEDIA_TYPE_INDEX, "manifests": []}
-            _write_new(os.path.join(self._layout, "index.json"), canonical_json(index))
+            self._make_directories()
+            super().__init__(os.path.join(self._blobs, "unnamed"))
+        except BaseException:
+            self._remove_directories()
+            raise
+
+    def _make_directories(self) -> None:
+        missing = self._blobs
+        wanted = []
+        while not os.path.isdir(missing):
+            wanted.append(missing)
+            missing = os.path.dirname(missing)
+        try:
+            for path in reversed(wanted):
+                os.mkdir(path)
+                self._made.append(path)
+        except FileExistsError as error:
+            if not os.path.isdir(self._blobs):
+                _fail(NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR)), error.filename)
         except OSError as error:
             _fail(error, self._layout)
-        super().__init__(os.path.join(self._blobs, "unnamed"))
+
+    def _remove_directories(self) -> None:
+        while self._made:
+            try:
+                os.rmdir(self._made.pop())
+            except OSError:  # somebody else put something into it, which keeps those above, too
+                self._made.clear()
 
     def commit(self, digest: Digest | None = None) -> None:
         if digest is None:
             raise ValueError("a blob of a layout is named by its digest")
+        index = {"schemaVersion": 2, "mediaType": MEDIA_TYPE_INDEX, "manifests": []}
+        _write_new(os.path.join(self._layout, "index.json"), canonical_json(index))
+        # What makes a directory a layout comes last of these.
+        version = canonical_json({"imageLayoutVersion": OCI_LAYOUT_VERSION})
+        _write_new(os.path.join(self._layout, "oci-layout"), version)
+        self._made.clear()
         self._finish(os.path.join(self._blobs, digest.hex))
+
+    def discard(self) -> None:
+        super().discard()
+        self._remove_directories()
 
 
 class StreamOutput:
@@ -123,16 +167,24 @@ class StreamOutput:
         self._stream = stream
 
     def write(self, data: Bytes, /) -> None:
+        view = memoryview(data)
         try:
-            self._stream.write(data)
+            while view:
+                count: int | None = self._stream.write(view)
+                if count is None:  # says a raw stream that would have to wait
+                    raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+                view = view[count:]
         except OSError as error:
             _fail(error, "the output stream")
 
-    def commit(self, digest: Digest | None = None) -> None:
+    def settle(self) -> None:
         try:
             self._stream.flush()
         except OSError as error:
             _fail(error, "the output stream")
+
+    def commit(self, digest: Digest | None = None) -> None:
+        return
 
     def discard(self) -> None:
         return
@@ -198,6 +250,8 @@ class Outputs:
         if self._descriptor is not None:
             self._descriptor.write(descriptor)
         for one in self._opened:
+            one.settle()
+        for one in self._opened:
             one.commit(digest)
 
     def discard(self) -> None:
@@ -210,13 +264,14 @@ def _write_new(path: str, data: bytes) -> None:
         output = FileOutput(path)
         try:
             output.write(data)
+            output.settle()
             output.commit()
         finally:
             output.discard()
 
 
 def _beside(path: str) -> str:
-    return os.path.join(os.path.dirname(path), f".{os.path.basename(path)[:200]}.{os.urandom(6).hex()}.tmp")
+    return os.path.join(os.path.dirname(path), f".detlayer-{os.urandom(6).hex()}.tmp")
 
 
 def _write_all(fd: int, data: Bytes) -> None:

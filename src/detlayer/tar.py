@@ -51,6 +51,10 @@ def encode_header(entry: Entry) -> bytes:
             "is out of range",
             f"owners go from 0 to {MAX_OWNER}, mtimes from 0 to {MAX_MTIME}, modes to 7777; only files have a size",
         )
+    if entry.kind in ("symlink", "hardlink") and (not entry.target or b"\0" in entry.target):
+        raise LayerError(
+            "entry-value", f"{printable(path)}: a link needs a target, without NUL", "no file system has links without"
+        )
     if (
         len(path) > 100
         or not path.isascii()

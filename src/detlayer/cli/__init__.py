@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import sys
@@ -13,7 +14,7 @@ import click
 from detlayer import __version__
 from detlayer.cli import exits
 from detlayer.cli.console import Console
-from detlayer.errors import ConfigError, DetlayerError, OutputError
+from detlayer.errors import ConfigError, DetlayerError
 
 _COMMANDS = {
     "inspect": "List what a layer holds.",
@@ -48,44 +49,55 @@ def detlayer() -> None:
     """
 
 
-class _Terminated(KeyboardInterrupt):
-    """SIGTERM: what is open is closed and undone as for Ctrl-C."""
+class _Stopped(BaseException):
+    """A signal: what is open is closed and undone. No KeyboardInterrupt, of which click would make something else."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.exit_code = 128 + number
 
 
-def _terminate(number: int, frame: Any) -> NoReturn:
-    raise _Terminated
+def _stop(number: int, frame: Any) -> NoReturn:
+    raise _Stopped(number)
 
 
 def main() -> NoReturn:
     """Run the command line and exit; no exception gets out."""
-    signal.signal(signal.SIGTERM, _terminate)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) != signal.SIG_IGN:  # nohup
+            signal.signal(number, _stop)
     sys.exit(run(sys.argv[1:]))
 
 
 def run(args: list[str]) -> int:
     """Run one command; returns its exit code."""
     console = Console(json="--json" in args)
-    console.use_colour("NO_COLOR" not in os.environ)
+    console.use_colour(os.environ.get("NO_COLOR"))
     try:
-        detlayer.main(args, prog_name="detlayer", standalone_mode=False, obj=console)
+        detlayer.main(args, prog_name="detlayer", standalone_mode=False)
     except DetlayerError as error:
         console.error(error)
         return exits.exit_code(error)
+    except click.exceptions.NoArgsIsHelpError as error:
+        console.note(error.format_message())
+        return exits.USAGE
     except click.UsageError as error:
         where = error.ctx.command_path if error.ctx is not None else "detlayer"
         console.error(ConfigError("usage", error.format_message(), f"see `{where} --help`"))
         return exits.USAGE
     except click.exceptions.Exit as done:
         return done.exit_code
-    except (KeyboardInterrupt, click.Abort) as stop:
+    except (_Stopped, KeyboardInterrupt, click.Abort) as stop:
         console.close()
-        console.warning("interrupted", "stopped; nothing was left half written")
-        return exits.TERMINATED if isinstance(stop, _Terminated) else exits.INTERRUPTED
-    except BrokenPipeError:
-        # Whoever read our output has gone. Python would complain once more when it flushes stdout at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return exits.exit_code(OutputError("output-closed", ""))
+        console.warning("interrupted", "stopped; every output is either whole or untouched")
+        return stop.exit_code if isinstance(stop, _Stopped) else exits.INTERRUPTED
+    except SystemExit:  # click's, when whoever reads its help has gone
+        console.abandon_stdout()
+        return exits.OUTPUT
     except Exception as error:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EPIPE):  # so has who reads --version
+            console.abandon_stdout()
+            return exits.OUTPUT
         console.error(_bug(error))
         return exits.BUG
     return 0
@@ -95,9 +107,14 @@ def _bug(error: Exception) -> DetlayerError:
     import tempfile
     import traceback
 
-    with tempfile.NamedTemporaryFile("w", prefix="detlayer-bug-", suffix=".txt", delete=False) as report:
-        report.write(f"detlayer {__version__}, Python {sys.version}\n")
-        traceback.print_exception(error, file=report)
+    where = "a report, which could not be written"
+    try:
+        with tempfile.NamedTemporaryFile("w", prefix="detlayer-bug-", suffix=".txt", delete=False) as report:
+            report.write(f"detlayer {__version__}, Python {sys.version}\n")
+            traceback.print_exception(error, file=report)
+            where = report.name
+    except OSError:  # no place for temporary files
+        traceback.print_exception(error)
     return DetlayerError(
-        "bug", f"{type(error).__name__}: {error}", f"this is a mistake of ours; please report it with {report.name}"
+        "bug", f"{type(error).__name__}: {error}", f"this is a mistake of ours; please report it with {where}"
     )

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
-from typing import TYPE_CHECKING, Literal
+from contextlib import suppress
+from typing import TYPE_CHECKING, BinaryIO, Literal, TextIO
 
-from detlayer.errors import DetlayerError
+from detlayer.errors import ConfigError, DetlayerError, OutputError
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -34,14 +36,31 @@ class Console:
         self._bar: Progress | None = None
         self._task: TaskID | None = None
 
-    def use_colour(self, allowed: bool) -> None:
-        """Colour is for terminals, unless NO_COLOR says no (no-color.org)."""
-        self._colour = allowed and sys.stderr.isatty()
+    def use_colour(self, no_color: str | None) -> None:
+        """Colour is for terminals, unless NO_COLOR is there and not empty (no-color.org)."""
+        self._colour = not no_color and _is_terminal(sys.stderr)
 
     # -- results and words
 
     def result(self, text: str) -> None:
-        print(text, flush=True)
+        """Print a result, in UTF-8 whatever the locale; raises OutputError where stdout does not take it."""
+        if sys.stdout is None:  # closed by whoever started us
+            return
+        try:
+            sys.stdout.buffer.write(text.encode("utf-8", "backslashreplace") + b"\n")
+            sys.stdout.buffer.flush()
+        except OSError as error:
+            self.abandon_stdout()
+            raise OutputError(
+                "output-closed", f"the result can't be printed: {error.strerror}", "see where stdout goes"
+            ) from error
+
+    def abandon_stdout(self) -> None:
+        """Let what is still in stdout's buffer go nowhere: Python would complain once more when it exits."""
+        with suppress(OSError, ValueError):
+            null = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(null, sys.stdout.fileno())
+            os.close(null)
 
     def line(self, text: str) -> None:
         """Print a line of a long result, buffered; `flush` or the exit brings it out."""
@@ -72,17 +91,21 @@ class Console:
             from detlayer.oci import canonical_json
 
             document = {"type": "error", "code": error.code, "message": error.message, "hint": error.hint}
-            self.result(canonical_json(document).decode())
+            with suppress(OutputError):  # the exit code still says it
+                self.result(canonical_json(document).decode())
 
     def _label(self, kind: str, code: str) -> str:
         label = f"{kind}[{code}]:"
         return f"{_STYLES[kind]}{label}\x1b[0m" if self._colour else label
 
     def _say(self, text: str) -> None:
+        if sys.stderr is None:
+            return
         if self._bar is not None:
             self._bar.console.print(text, markup=False, highlight=False, soft_wrap=True)
         else:
-            print(text, file=sys.stderr, flush=True)
+            with suppress(OSError):  # what can't be said can't be helped
+                print(text, file=sys.stderr, flush=True)
 
     # -- progress
 
@@ -90,7 +113,7 @@ class Console:
         now = time.monotonic()
         if self._quiet or self._kind == "none" or now < self._next:
             return
-        if self._kind == "bar" or (self._kind == "auto" and sys.stderr.isatty()):
+        if self._kind == "bar" or (self._kind == "auto" and _is_terminal(sys.stderr)):
             self._next = now + 0.1
             self._update_bar(entries, tar_bytes)
         elif self._kind == "plain":
@@ -119,6 +142,19 @@ class Console:
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
+
+
+def stdout_stream() -> BinaryIO:
+    """Hand out stdout for a blob; raises ConfigError if there is none, or only a terminal."""
+    if sys.stdout is None:
+        raise ConfigError("stdout-closed", "stdout is closed", "use -o FILE")
+    if _is_terminal(sys.stdout):
+        raise ConfigError("stdout-terminal", "a layer is nothing for a terminal", "use -o FILE, or pipe it")
+    return sys.stdout.buffer
+
+
+def _is_terminal(stream: TextIO | None) -> bool:
+    return stream is not None and stream.isatty()
 
 
 def size(count_bytes: int) -> str:

@@ -5,16 +5,16 @@ from __future__ import annotations
 from detlayer.errors import ConfigError, DetlayerError, IntegrityError, LayerError, OutputError, TreeError
 
 USAGE = 2
+OUTPUT = 7
 BUG = 70
-INTERRUPTED = 130
-TERMINATED = 143
+INTERRUPTED = 130  # 128 and the number of the signal
 
 _TABLE: tuple[tuple[type[DetlayerError], int], ...] = (
     (ConfigError, USAGE),
     (TreeError, 3),
     (LayerError, 3),
     (IntegrityError, 6),
-    (OutputError, 7),
+    (OutputError, OUTPUT),
 )
 
 

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import os
 import re
-import sys
 import time
 from typing import Any, BinaryIO, Literal, cast
 
 import click
 
-from detlayer.cli.console import Console, ProgressKind, size
+from detlayer.cli.console import Console, ProgressKind, size, stdout_stream
 from detlayer.entry import DEFAULT_MTIME, MAX_MTIME, Mtime, Profile
-from detlayer.errors import ConfigError
+from detlayer.errors import ConfigError, printable
 from detlayer.layer import Layer
 from detlayer.packing import default_jobs, parse_destination
 from detlayer.packing import pack as pack_sources
@@ -116,7 +115,7 @@ def pack(ctx: click.Context, /, **options: Any) -> None:
         verbose=options["verbose"],
         progress=cast(ProgressKind, options["progress"]),
     )
-    console.use_colour("NO_COLOR" not in os.environ)
+    console.use_colour(os.environ.get("NO_COLOR"))
     try:
         _pack(ctx, console, **options)
     finally:
@@ -124,16 +123,17 @@ def pack(ctx: click.Context, /, **options: Any) -> None:
 
 
 def _pack(ctx: click.Context, console: Console, **options: Any) -> None:
+    for name in ("output", "oci", "descriptor", "depfile"):
+        if options[name] == "":
+            raise ConfigError("path-empty", f"--{name} has an empty value", "give it a path, or leave it out")
     output: str | BinaryIO | None = options["output"]
-    if not output and options["oci"] is None:
+    if output is None and options["oci"] is None:
         raise ConfigError("no-output", "there is nowhere to write the layer to", "add -o FILE, -o - or --oci DIR")
     to_stdout = output == "-"
     if to_stdout:
         if options["as_json"]:
             raise ConfigError("stdout-twice", "-o - and --json both want stdout", "use --descriptor FILE for the JSON")
-        if sys.stdout.isatty():
-            raise ConfigError("stdout-terminal", "a layer is nothing for a terminal", "use -o FILE, or pipe it")
-        output = sys.stdout.buffer
+        output = stdout_stream()
     jobs = options["jobs"] or default_jobs()
     started = time.monotonic()
     layer = pack_sources(
@@ -168,7 +168,7 @@ def _pack(ctx: click.Context, console: Console, **options: Any) -> None:
 
 def _summarise(console: Console, layer: Layer, where: str, started: float, jobs: int) -> None:
     console.note(
-        f"packed {layer.entries:,} entries, {size(layer.tar_bytes)}, into {where}: "
+        f"packed {layer.entries:,} entries, {size(layer.tar_bytes)}, into {printable(where)}: "
         f"{size(layer.size_bytes)} of {layer.codec.name} in {time.monotonic() - started:.1f} s"
     )
     console.detail(f"  digest       {layer.digest}")
@@ -185,8 +185,8 @@ def _profile(options: dict[str, Any]) -> Profile:
         owner=None if owner == "source" else parse_owner(owner),
         mode=cast(Literal["canonical", "source"], options["mode"]),
         xattrs=options["xattrs"],
-        mode_rule=parse_mode_rules(options["chmod"]),
-        owner_rule=parse_owner_rules(options["chown"]),
+        mode_rule=parse_mode_rules(map(_pattern_text, options["chmod"])),
+        owner_rule=parse_owner_rules(map(_pattern_text, options["chown"])),
     )
 
 
@@ -221,10 +221,15 @@ def _patterns(ctx: click.Context, options: dict[str, Any]) -> list[str]:
     given = {name: iter(options[name]) for name in _PATTERNS}
     lines = []
     for name in ctx.meta[__name__]:
-        pattern = next(given[name])
+        pattern = _pattern_text(next(given[name]))
         if name == "include":
             if pattern.startswith("!"):
                 raise ConfigError("pattern-invalid", f"--include {pattern!r} says no twice", "use --exclude for that")
             pattern = "!" + pattern
         lines.append(pattern)
     return lines
+
+
+def _pattern_text(argument: str) -> str:
+    """Read an argument as the UTF-8 that names in layers are, whatever the locale made of it."""
+    return os.fsencode(argument).decode("utf-8", "surrogateescape")

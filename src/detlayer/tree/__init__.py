@@ -35,12 +35,15 @@ def walk(
     return walker.walk(plant(sources, selection))
 
 
-def takes(source: Source, path: bytes) -> bool:
-    """Tell whether a walk of `source` would take the file at `path`, were it there."""
+def takes(source: Source, path: bytes, *, is_dir: bool = False) -> bool:
+    """Tell whether a walk of `source` would take a file (or directory) at `path`, were it there."""
     root, inside = os.path.realpath(source.path), os.path.realpath(path)
-    if not os.path.isdir(root) or os.path.commonpath([root, inside]) != root or root == inside:
+    if root == inside:
+        return is_dir or not os.path.isdir(root)  # a file that is to replace a directory is refused as such
+    if not os.path.isdir(root) or os.path.commonpath([root, inside]) != root:
         return False
-    parts = os.fsdecode(os.path.relpath(inside, root)).split("/")
+    parts = os.path.relpath(inside, root).decode("utf-8", "surrogateescape").split("/")
     return not any(
-        excluded(source.patterns, "/".join(parts[:depth]), depth < len(parts)) for depth in range(1, len(parts) + 1)
+        excluded(source.patterns, "/".join(parts[:depth]), is_dir or depth < len(parts))
+        for depth in range(1, len(parts) + 1)
     )

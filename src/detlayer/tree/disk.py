@@ -27,12 +27,12 @@ class Dir:
 
     __slots__ = ("_relative", "fd", "identity", "name", "parent", "source")
 
-    def __init__(self, source: Source, above: Dir | None, name: bytes) -> None:
+    def __init__(self, source: Source, above: Dir | None, name: bytes, identity: tuple[int, int] | None = None) -> None:
         self.source = source
         self.parent = above
         self.name = name
         self.fd: int | None = None
-        self.identity: tuple[int, int] | None = None
+        self.identity = identity
         self._relative: str | None = None
 
     def lineage(self) -> list[Dir]:
@@ -87,10 +87,27 @@ class Dir:
             fd = deeper
         return fd
 
+    def reopen_parent(self) -> bool:
+        """Open the directory above from here, if it is still the same one."""
+        above = self.parent
+        if above is None or above.fd is not None or self.fd is None:
+            return False
+        try:
+            fd = os.open(b"..", _OPEN_DIR, dir_fd=self.fd)
+        except OSError:
+            return False
+        status = os.fstat(fd)
+        if above.identity != (status.st_dev, status.st_ino):
+            os.close(fd)
+            return False
+        above.fd = fd
+        return True
+
     def close(self) -> None:
         if self.fd is not None:
-            os.close(self.fd)
-            self.fd = None
+            # Forgotten first: were an interrupt to come between, closing twice could hit somebody else's descriptor.
+            fd, self.fd = self.fd, None
+            os.close(fd)
 
 
 class Found:
@@ -102,6 +119,10 @@ class Found:
         self.dir = directory
         self.name = name
         self.stat = status
+
+    @property
+    def identity(self) -> tuple[int, int]:
+        return self.stat.st_dev, self.stat.st_ino
 
     @property
     def path(self) -> bytes:
@@ -155,8 +176,8 @@ class FileContent:
 
     def close(self) -> None:
         if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
+            fd, self._fd = self._fd, -1
+            os.close(fd)
 
 
 class BytecodeContent(FileContent):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from collections.abc import Sequence
@@ -46,9 +47,11 @@ def plant(sources: Sequence[Source], selection: Selection) -> Node:
     for source in sources:
         try:
             mode = os.stat(source.path).st_mode
-        except (FileNotFoundError, NotADirectoryError) as error:
+        except (FileNotFoundError, NotADirectoryError, ValueError) as error:
             raise TreeError("source-missing", f"there is no {source}", "check the path: SOURCE[:DEST]") from error
         except OSError as error:
+            if error.errno == errno.ELOOP:
+                raise TreeError("source-missing", f"{source} is a symlink to itself", "name another path") from error
             fail(error, source.path)
         if stat.S_ISDIR(mode):
             node = _branch(top, source.dest, selection, str(source))
@@ -59,10 +62,10 @@ def plant(sources: Sequence[Source], selection: Selection) -> Node:
             raise TreeError("special-files", f"{source} is neither a directory nor a file", "name one of these")
     for path in dict.fromkeys(selection.whiteouts):
         above, slash, name = path.rpartition(b"/")
-        _leaf(top, above + slash + WHITEOUT_PREFIX + name, selection, "--whiteout").is_marker = True
+        _leaf(top, above + slash + WHITEOUT_PREFIX + name, selection, "--whiteout", is_marker=True)
     for path in dict.fromkeys(selection.opaques):
         name = path + b"/" + OPAQUE_WHITEOUT if path else OPAQUE_WHITEOUT
-        _leaf(top, name, selection, "--opaque").is_marker = True
+        _leaf(top, name, selection, "--opaque", is_marker=True)
     return top
 
 
@@ -80,6 +83,7 @@ def _branch(top: Node, path: bytes, selection: Selection, who: str) -> Node:
     if path:
         check_path(path)
         for name in path.split(b"/"):
+            _check_name(name, path, who)
             below = node.path + b"/" + name if node.path else name
             if below in MERGED_DIRS and below not in selection.allowed_parents:
                 shown = printable(below)
@@ -96,11 +100,22 @@ def _branch(top: Node, path: bytes, selection: Selection, who: str) -> Node:
     return node
 
 
-def _leaf(top: Node, path: bytes, selection: Selection, who: str) -> Node:
+def _leaf(top: Node, path: bytes, selection: Selection, who: str, *, is_marker: bool = False) -> Node:
     check_path(path)
     above, _, name = path.rpartition(b"/")
+    if not is_marker:
+        _check_name(name, path, who)
     branch = _branch(top, above, selection, who)
     if name in branch.children:
         collide(path, str(branch.children[name]), who)
-    leaf = branch.children[name] = Node(path)
+    leaf = branch.children[name] = Node(path, is_marker=is_marker)
     return leaf
+
+
+def _check_name(name: bytes, path: bytes, who: str) -> None:
+    if name.startswith(WHITEOUT_PREFIX):
+        raise TreeError(
+            "whiteout-name",
+            f"{who}: in the destination {printable(path)}, engines would take {printable(name)} for a deletion",
+            "choose another destination; to delete a file of the base, use --whiteout PATH",
+        )

@@ -7,9 +7,10 @@ import os
 import stat
 import sys
 import unicodedata
-from bisect import bisect_left
+from array import array
 from collections import deque
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from typing import Literal
 
 from detlayer.entry import WHITEOUT_PREFIX, Entry, Profile, marker, normalise, parent, sibling_key
@@ -30,13 +31,15 @@ _ERRORS = sys.getfilesystemencodeerrors()
 class Frame:
     """A directory of the layer while its children are walked: the directories that it merges, and virtual children."""
 
-    __slots__ = ("dirs", "names", "node", "prefix")
+    __slots__ = ("dirs", "listed", "names", "node", "prefix")
 
     def __init__(self, prefix: bytes, dirs: list[Dir], node: Node | None) -> None:
         self.prefix = prefix
         self.dirs = dirs
         self.node = node
         self.names: Iterator[bytes] = iter(())
+        self.listed: list[frozenset[bytes]] = []
+        """What each directory holds, where there are several."""
 
 
 class Walker:
@@ -92,27 +95,33 @@ class Walker:
 
     def _enter(self, path: bytes, dirs: list[Dir], node: Node | None) -> Frame:
         prefix = path + b"/" if path else b""
+        if node is not None and not node.children:
+            node = None  # nothing more is named below: what the directories hold is all
         frame = Frame(prefix, dirs, node)
         # Room for every directory merged here and in the one above, whatever their number.
         self._max_open = max(self._max_open, 2 * len(dirs) + 2)
         for directory in dirs:
             self._open_dir(directory)
             if self._visited is not None:
-                self._visited(directory.path)
+                self._visited(directory.path + b"/")
         lists = [self._list(directory) for directory in dirs]
-        if node is None and len(dirs) == 1:
-            names = lists[0]
-            names.sort()
-        else:
-            merged = set().union(*lists, node.children if node is not None else ())
-            names = sorted(merged, key=sibling_key)
+        is_merged = node is not None or len(dirs) != 1
+        names = list(set().union(*lists, node.children if node is not None else ())) if is_merged else lists[0]
+        if is_merged:
+            frame.listed = [frozenset(found) for found in lists]
+        del lists
+        names.sort()
         if len(names) > 1:
-            self._warn_alike(prefix, names)
+            self._warn_alike(frame, names)
+        if is_merged:  # only then can there be whiteouts, which go first
+            names.sort(key=sibling_key)
         frame.names = iter(names)
         return frame
 
     def _leave(self, frame: Frame, above: Frame | None) -> None:
         for directory in frame.dirs:
+            if directory.reopen_parent() and directory.parent is not None:
+                self._open.append(directory.parent)
             if directory.fd is not None:
                 directory.close()
                 self._open.remove(directory)
@@ -179,7 +188,7 @@ class Walker:
             return None, self._file(path, found)
         if stat.S_ISDIR(mode):
             entry = self._plain(path, "dir", found)
-            return self._enter(path, [Dir(found.dir.source, found.dir, name)], None), entry
+            return self._enter(path, [Dir(found.dir.source, found.dir, name, found.identity)], None), entry
         if stat.S_ISLNK(mode):
             try:
                 target = os.readlink(name, dir_fd=found.dir.fd)
@@ -196,14 +205,8 @@ class Walker:
         """Turn what all sources have under one name into an entry: directories merge, anything else collides."""
         node = frame.node.children.get(name) if frame.node is not None else None
         found = []
-        for directory in frame.dirs:
-            try:
-                os.lstat(name, dir_fd=directory.fd)
-            except FileNotFoundError:
-                continue
-            except OSError as error:
-                fail(error, os.path.join(directory.path, name))
-            seen = self._look(directory, name)
+        for directory, listed in zip(frame.dirs, frame.listed, strict=True):
+            seen = self._look(directory, name) if name in listed else None
             if seen is not None:
                 found.append(seen)
         if node is None:
@@ -219,7 +222,7 @@ class Walker:
             if not stat.S_ISDIR(seen.stat.st_mode):
                 other = next((str(item) for item in found if item is not seen), str(node))
                 collide(path, str(seen), other)
-        dirs = [Dir(seen.dir.source, seen.dir, name) for seen in found]
+        dirs = [Dir(seen.dir.source, seen.dir, name, seen.identity) for seen in found]
         roots = [Dir(source, None, b"") for source in node.roots] if node is not None else []
         for root in roots:
             try:
@@ -328,26 +331,36 @@ class Walker:
 
     # -- reports
 
-    def _warn_alike(self, prefix: bytes, names: list[bytes]) -> None:
-        """Warn of siblings that are one file where case or Unicode form does not count."""
-        folded: dict[bytes, bytes] = {}
+    def _warn_alike(self, frame: Frame, names: list[bytes]) -> None:
+        """Warn of siblings that are one file where case or Unicode form does not count, if both are packed."""
+        # By hash first, in eight bytes a name: a directory may hold a million.
+        hashes = sorted(array("q", (hash(_fold(name)) for name in names)))
+        twice = {one for one, other in pairwise(hashes) if one == other}
+        if not twice:
+            return
+        alike: dict[bytes, bytes] = {}
         for name in names:
-            fold = name.lower() if name.isascii() else _fold(name)
-            if fold == name:
+            fold = _fold(name)
+            if hash(fold) not in twice or not self._packs(frame, name):
                 continue
-            twin = folded.get(fold)
-            if twin is None:
-                at = bisect_left(names, fold)
-                twin = fold if at < len(names) and names[at] == fold else None
-            folded[fold] = name
-            if twin is not None:
+            twin = alike.setdefault(fold, name)
+            if twin is not name:
                 unicode = _composed(name) == _composed(twin)
                 self._reporter.warning(
                     "unicode-collision" if unicode else "case-collision",
-                    f"{printable(prefix + twin)} and {printable(prefix + name)} differ only by "
+                    f"{printable(frame.prefix + twin)} and {printable(frame.prefix + name)} differ only by "
                     f"{'Unicode form' if unicode else 'case'} ({twin.decode('utf-8', 'backslashreplace')!a}, "
                     f"{name.decode('utf-8', 'backslashreplace')!a}): one file on macOS and Windows",
                 )
+
+    def _packs(self, frame: Frame, name: bytes) -> bool:
+        if frame.node is not None and name in frame.node.children:
+            return True
+        return any(
+            self._look(directory, name) is not None
+            for at, directory in enumerate(frame.dirs)
+            if not frame.listed or name in frame.listed[at]
+        )
 
     def _report_special(self) -> None:
         if self._special:
@@ -365,6 +378,8 @@ def _composed(name: bytes) -> str:
 
 
 def _fold(name: bytes) -> bytes:
+    if name.isascii():
+        return name.lower()
     return unicodedata.normalize("NFC", _composed(name).casefold()).encode("utf-8", "surrogateescape")
 
 

@@ -1,0 +1,58 @@
+"""Fixtures and the Hypothesis profile of the whole suite."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+from tests.support import remove_deep
+
+settings.register_profile(
+    "detlayer",
+    deadline=None,
+    max_examples=60,
+    print_blob=True,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+)
+settings.load_profile("detlayer")
+
+
+@pytest.fixture(autouse=True)
+def _calm_environment(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """No variable of the one who runs the tests decides a result."""
+    for name in ("SOURCE_DATE_EPOCH", "NO_COLOR", "FORCE_COLOR", "TZ"):
+        monkeypatch.delenv(name, raising=False)
+    mask = os.umask(0o022)
+    yield
+    os.umask(mask)
+
+
+@pytest.fixture
+def src(tmp_path: Path) -> Path:
+    """An empty directory to fill and pack."""
+    path = tmp_path / "src"
+    path.mkdir()
+    return path
+
+
+@pytest.fixture
+def deep(tmp_path: Path) -> Iterator[Path]:
+    """A name for a tree too deep for pytest to remove."""
+    path = tmp_path / "deep"
+    yield path
+    remove_deep(path)
+
+
+@pytest.fixture
+def open_tmp(tmp_path: Path) -> Path:
+    """A temporary directory that another user can walk into."""
+    at = tmp_path
+    while at != at.parent and at.stat().st_uid == os.geteuid() and str(at) != "/":
+        if at.stat().st_mode & 0o005 != 0o005:
+            at.chmod(at.stat().st_mode | 0o055)
+        at = at.parent
+    return tmp_path

@@ -1,0 +1,178 @@
+"""The architecture as a test: imports run downwards, and the lower floors know no system (ARCHITECTURE.md)."""
+
+from __future__ import annotations
+
+import ast
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import detlayer
+
+PACKAGE = Path(detlayer.__file__).parent
+FLOORS = {
+    "errors": 0,
+    "oci": 0,
+    "entry": 0,
+    "ports": 0,
+    "tar": 1,
+    "chunk": 1,
+    "codec": 1,
+    "layer": 1,
+    "patterns": 1,
+    "pyc": 1,
+    "depfile": 1,
+    "tree": 2,
+    "sink": 2,
+    "packing": 3,
+    "cli": 4,
+}
+OUTSIDE = {"os", "time", "random", "socket", "httpx", "click", "sqlite3", "pathlib", "subprocess"}
+DOORS = {"__init__", "__main__"}  # the package's own front; lazy, and above everything
+
+
+def modules() -> list[Path]:
+    return sorted(PACKAGE.rglob("*.py"))
+
+
+def room(path: Path) -> str:
+    """`tree/walk.py` is in the room `tree`."""
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imports(path: Path) -> Iterator[tuple[str, int]]:
+    """Dotted names that a module imports, anywhere in it, with their lines."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield alias.name, node.lineno
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}:{node.lineno}: relative import"
+            assert node.module is not None
+            yield node.module, node.lineno
+            for alias in node.names:
+                yield f"{node.module}.{alias.name}", node.lineno
+
+
+def rooms_imported(path: Path) -> set[str]:
+    found = {name.split(".")[1] for name, _ in imports(path) if name.startswith("detlayer.")}
+    return {name for name in found if name in FLOORS}
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_every_module_has_a_floor(path: Path) -> None:
+    assert room(path) in FLOORS or room(path) in DOORS
+
+
+@pytest.mark.parametrize("path", [path for path in modules() if room(path) in FLOORS], ids=room)
+def test_imports_run_downwards(path: Path) -> None:
+    """Edges and recipes never import a neighbour; the lower floors may, without a cycle."""
+    here = room(path)
+    for name in rooms_imported(path) - {here}:
+        allowed = FLOORS[here] if FLOORS[here] <= 1 else FLOORS[here] - 1
+        assert FLOORS[name] <= allowed, f"{here} imports {name}"
+
+
+def test_no_cycles() -> None:
+    graph = {name: set[str]() for name in FLOORS}
+    for path in modules():
+        if room(path) in FLOORS:
+            graph[room(path)] |= rooms_imported(path) - {room(path)}
+    while graph:
+        free = {name for name, needs in graph.items() if not needs & graph.keys()}
+        assert free, f"a cycle among {sorted(graph)}"
+        graph = {name: needs for name, needs in graph.items() if name not in free}
+
+
+@pytest.mark.parametrize("path", [path for path in modules() if FLOORS.get(room(path), 9) <= 1], ids=room)
+def test_lower_floors_know_no_system(path: Path) -> None:
+    found = {name.split(".")[0] for name, _ in imports(path)}
+    assert not found & OUTSIDE
+
+
+@pytest.mark.parametrize("path", [path for path in modules() if room(path) != "cli"], ids=room)
+def test_only_the_door_knows_click(path: Path) -> None:
+    assert not {name.split(".")[0] for name, _ in imports(path)} & {"click", "rich"}
+
+
+def printing(path: Path) -> list[str]:
+    found = []
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print":
+            found.append(f"line {node.lineno}: print")
+        if (
+            isinstance(node, ast.Attribute)
+            and isinstance(node.value, ast.Name)
+            and node.value.id == "sys"
+            and node.attr.strip("_") in ("stdout", "stderr")
+        ):
+            found.append(f"line {node.lineno}: sys.{node.attr}")
+    return found
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_only_the_console_prints(path: Path) -> None:
+    """cli/pack.py may hand stdout on for `-o -`."""
+    where = str(path.relative_to(PACKAGE))
+    if where == "cli/console.py":
+        assert printing(path)
+        return
+    found = printing(path)
+    if where == "cli/pack.py":
+        found = [what for what in found if not what.endswith("sys.stdout")]
+    assert not found
+
+
+@pytest.mark.parametrize("path", [path for path in modules() if room(path) not in ("cli", *DOORS)], ids=room)
+def test_only_the_door_reads_the_environment(path: Path) -> None:
+    names = {
+        node.attr for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(node, ast.Attribute)
+    }
+    assert not names & {"environ", "getenv", "argv"}
+
+
+def loaded(*arguments: str) -> set[str]:
+    """Names of the modules that a command has loaded when it exits."""
+    script = (
+        "import json, sys\n"
+        "from detlayer.cli import run\n"
+        f"code = run({list(arguments)!r})\n"
+        "sys.stderr.write(json.dumps([code, sorted(sys.modules)]))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    code, names = json.loads(done.stderr)
+    assert code == 0
+    return set(names)
+
+
+@pytest.mark.parametrize("arguments", [["--version"], ["--help"]])
+def test_start_up_loads_little(arguments: list[str]) -> None:
+    names = loaded(*arguments)
+    assert not names & {
+        "rich",
+        "httpx",
+        "zstandard",
+        "deflate",
+        "pathspec",
+        "blake3",
+        "detlayer.layer",
+        "detlayer.tree",
+    }
+
+
+def test_import_costs_nothing() -> None:
+    script = "import sys; before = set(sys.modules); import detlayer; print(sorted(set(sys.modules) - before))"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert "detlayer.packing" not in done.stdout
+    assert "msgspec" not in done.stdout
+
+
+def test_every_public_name_loads() -> None:
+    for name in detlayer.__all__:
+        assert getattr(detlayer, name).__name__ == name
+    with pytest.raises(AttributeError):
+        _ = detlayer.nothing_of_the_kind
