@@ -15,7 +15,10 @@ from detlayer.cli import exits
 from detlayer.cli.console import Console
 from detlayer.errors import ConfigError, DetlayerError, OutputError
 
-_COMMANDS = {"pack": "Turn directories and files into one reproducible layer."}
+_COMMANDS = {
+    "diff": "Say what differs between two directories, layers or images, and why.",
+    "pack": "Turn directories and files into one reproducible layer.",
+}
 
 
 class _Commands(click.Group):
@@ -64,7 +67,8 @@ def run(args: list[str]) -> int:
     console = Console(json="--json" in args)
     console.use_colour("NO_COLOR" not in os.environ)
     try:
-        detlayer.main(args, prog_name="detlayer", standalone_mode=False, obj=console)
+        # Not standalone, click returns the code of ctx.exit(): 1 for a "no" that was asked for.
+        answer = detlayer.main(args, prog_name="detlayer", standalone_mode=False, obj=console)
     except DetlayerError as error:
         console.error(error)
         return exits.exit_code(error)
@@ -85,7 +89,7 @@ def run(args: list[str]) -> int:
     except Exception as error:
         console.error(_bug(error))
         return exits.BUG
-    return 0
+    return answer if isinstance(answer, int) else 0
 
 
 def _bug(error: Exception) -> DetlayerError:
