@@ -26,8 +26,7 @@ _VALUES = frozenset(("mtime", "owner", "mode", "umask", "xattrs", "hardlink-form
     epilog="""\b
 Examples:
   detlayer diff . .
-  detlayer diff --normalised . .
-  detlayer diff app.tar.gz other.tar.gz
+  detlayer diff --normalised --json . .
 """
 )
 @click.argument("a", metavar="A")

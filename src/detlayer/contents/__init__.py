@@ -6,8 +6,6 @@ executed or unmarshalled, what is compressed expands to a bound, and archives in
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from detlayer.compare import content_trap, first_difference
 from detlayer.contents.archives import explain_ar, explain_gzip, explain_tar, explain_zip
 from detlayer.contents.binaries import explain_elf, explain_pyc
@@ -16,26 +14,37 @@ from detlayer.finding import Change
 from detlayer.innards import MAX_KEPT_BYTES
 
 MAX_DEPTH = 4
+MAX_INSIDE = 64  # members looked into of one file, at all depths: each may expand to the bound
 MAX_CAUSES = 12  # of one file; what differs everywhere says no more for being said everywhere
-
-Explainer = Callable[[bytes, bytes], list[Change]]
 
 
 def explain(path: bytes, a: bytes, b: bytes) -> list[Change]:
     """Say what differs between two contents of `path`; at least one cause unless they are equal."""
-    causes = _explain(path, a, b, MAX_DEPTH)
+    causes = _explain(path, a, b, MAX_DEPTH, _Allowance())
     if len(causes) > MAX_CAUSES:
         more = len(causes) - MAX_CAUSES
         causes = [*causes[:MAX_CAUSES], Change(causes[MAX_CAUSES].trap, f"and {more} more inside", "", "")]
     return causes
 
 
-def _explain(path: bytes, a: bytes, b: bytes, depth: int) -> list[Change]:
+class _Allowance:
+    """How many more members may be looked into."""
+
+    __slots__ = ("left",)
+
+    def __init__(self) -> None:
+        self.left = MAX_INSIDE
+
+
+def _explain(path: bytes, a: bytes, b: bytes, depth: int, allowance: _Allowance) -> list[Change]:
     if a == b:
         return []
 
     def inside(name: bytes, old: bytes, new: bytes) -> list[Change]:
-        return _explain(name, old, new, depth - 1) if depth > 1 else _plain(name, old, new)
+        allowance.left -= 1
+        if depth == 1 or allowance.left < 0:
+            return _plain(name, old, new)
+        return _explain(name, old, new, depth - 1, allowance)
 
     found: list[Change] = []
     if path.endswith(b".pyc") and a[2:4] == b[2:4] == b"\r\n":

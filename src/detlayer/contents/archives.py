@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Iterator
+from gzip import BadGzipFile, GzipFile
 from io import BytesIO
 from typing import NamedTuple
 from zipfile import BadZipFile, ZipFile, ZipInfo
@@ -85,7 +86,7 @@ def explain_gzip(path: bytes, a: bytes, b: bytes, max_bytes: int, inside: Inside
     ]
     try:
         contents = [_gunzip(data, max_bytes) for data in (a, b)]
-    except (zlib.error, EOFError):
+    except (zlib.error, EOFError, BadGzipFile):
         return found
     if contents[0] != contents[1]:
         name = path.removesuffix(b".gz") if not path.endswith(b".tgz") else path[:-4] + b".tar"
@@ -113,16 +114,11 @@ def _name_end(data: bytes) -> int:
 
 
 def _gunzip(data: bytes, max_bytes: int) -> bytes:
-    parts = []
-    left = max_bytes
-    while data[:2] == b"\x1f\x8b":
-        member = zlib.decompressobj(wbits=31)
-        parts.append(member.decompress(data, left))
-        left -= len(parts[-1])
-        if not member.eof or left <= 0:
-            raise EOFError
-        data = member.unused_data
-    return b"".join(parts)
+    with GzipFile(fileobj=BytesIO(data)) as file:
+        content = file.read(max_bytes + 1)
+    if len(content) > max_bytes:
+        raise EOFError
+    return content
 
 
 def explain_tar(a: bytes, b: bytes, inside: Inside) -> list[Change]:
@@ -175,8 +171,8 @@ def _read_ar(data: bytes) -> _Members | None:
         name = head[:16].rstrip(b" ")
         if name not in (b"/", b"//"):
             name = name.removesuffix(b"/")
-        while name in found.summaries:  # ar allows many members of one name; each is compared with its like
-            name += b"'"
+        if name in found.summaries:  # ar allows many members of one name; each is compared with its like
+            name += b" (%d)" % len(found.summaries)
         found.contents[name] = content
         values = Values("file", mode, uid, gid, mtime)
         found.summaries[name] = Summary(name, values, size, blake3(content).digest(), position=len(found.summaries))

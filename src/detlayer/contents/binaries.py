@@ -18,6 +18,8 @@ _MAX_SECTIONS = 4096
 _SHORT = re.compile(rb"(?s)(?=[zZ\xfa\xda](.))")
 _LONG = re.compile(rb"(?s)(?=[aAu\xe1\xc1\xf5](....))")
 _MAX_PATH_BYTES = 4096
+_MAX_NAMES = 64
+_BYTELESS = (0, 8)  # SHT_NULL and SHT_NOBITS have no bytes in the file
 
 
 def explain_pyc(a: bytes, b: bytes) -> list[Change]:
@@ -74,7 +76,7 @@ def _file_names(code: bytes) -> list[bytes]:
                 name = code[start : start + length]
                 if name.isascii() and printable(name) == name.decode() and b" " not in name:
                     found.setdefault(name, start)
-    return sorted(found, key=lambda name: found[name])
+    return sorted(found, key=lambda name: found[name])[:_MAX_NAMES]
 
 
 def _without(code: bytes, names: list[bytes]) -> bytes:
@@ -143,8 +145,10 @@ def _sections(data: bytes) -> Iterator[Section]:
         heads = [struct.unpack_from(layout, data, table + number * size) for number in range(count)]
     except (struct.error, OverflowError):
         return
+    if sum(head[5] for head in heads if head[1] not in _BYTELESS) > 2 * len(data):
+        return  # sections that overlap are no linker's work, and would be copied again and again
     strings = data[heads[names][4] : heads[names][4] + heads[names][5]]
     for name, kind, _, _, offset, length in heads:
-        if kind not in (0, 8):  # SHT_NULL and SHT_NOBITS have no bytes in the file
+        if kind not in _BYTELESS:
             end = strings.find(b"\0", name)
             yield Section(printable(strings[name : end if end >= 0 else None][:100]), data[offset : offset + length])
