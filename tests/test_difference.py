@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import hashlib
 import io
@@ -15,9 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import detlayer
-from detlayer import LayerError
+from detlayer import DetlayerError, LayerError
 from detlayer.difference import DiffReport, diff
 from detlayer.errors import ConfigError, IntegrityError
 
@@ -133,6 +136,15 @@ def test_few_contents_are_explained(tree: Path) -> None:
     assert [one.offset for one in report.differences] == [0, None]
     assert report.unexplained == 1
     assert report.differences[1].changes[0].field == "content"
+
+
+def test_each_kind_of_file_is_explained_first(tree: Path) -> None:
+    other = copy(tree, "other")
+    for name in ("a.x", "b.x", "c.x", "z.y"):
+        (tree / name).write_text("1")
+        (other / name).write_text("2")
+    report = diff(tree, other, normalised=True, explain_limit=2)
+    assert [one.path for one in report.differences if one.offset is not None] == ["a.x", "z.y"]
 
 
 # -- layers
@@ -313,6 +325,35 @@ def test_unreadable_inputs(tree: Path) -> None:
                 diff(*pair)
             assert caught.value.code == code
             assert str(bad) in caught.value.message
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.data())
+def test_no_layer_breaks_it(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
+    """SPEC 9: any bytes are a report or an error of ours."""
+    here = tmp_path_factory.getbasetemp() / "broken"
+    here.mkdir(exist_ok=True)
+    link = member("h", type=tarfile.LNKTYPE, linkname="a")
+    long = member("d" * 120 + "/é", b"2" * 600, pax_headers={"SCHILY.xattr.user.a": "1"})
+    form = data.draw(st.sampled_from((tarfile.PAX_FORMAT, tarfile.GNU_FORMAT, tarfile.USTAR_FORMAT)))
+    members = (member("a", b"1"), link, member("l", type=tarfile.SYMTYPE, linkname="a"))
+    good = tar(here / "good", *members, *((long,) if form != tarfile.USTAR_FORMAT else ()), form=form)
+    raw = good.read_bytes()
+    plain = data.draw(st.booleans())
+    blob = bytearray(raw if plain else gzip.compress(raw))
+    for _ in range(data.draw(st.integers(1, 4))):
+        blob[data.draw(st.integers(0, min(len(blob), 6000) - 1))] = data.draw(st.integers(0, 255))
+    if plain:  # with checksums that fit, so that more of it is looked at
+        for at in range(0, len(blob) - 511, 512):
+            block = blob[at : at + 512]
+            if any(block) and block[257:262] == b"ustar":
+                blob[at + 148 : at + 156] = b"%06o\0 " % sum(block[:148] + b" " * 8 + block[156:])
+    bad = here / "bad"
+    bad.write_bytes(bytes(blob[: data.draw(st.integers(1, len(blob)))]) if data.draw(st.booleans()) else blob)
+    for pair in ((good, bad), (bad, good)):
+        for normalised in (False, True):
+            with contextlib.suppress(DetlayerError):
+                diff(*pair, normalised=normalised).to_document()
 
 
 def test_inputs_that_are_no_files(tree: Path) -> None:

@@ -7,6 +7,7 @@ is bounded by the summaries and by two contents at a time.
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -96,7 +97,7 @@ class _Recipe:
         differences = list(compare(old, new))
         parents = _parents(differences, old, new)
         differences = [_as_parent(one) if one.raw_path in parents else one for one in differences]
-        chosen = [one for one in differences if one.content][: self._left]
+        chosen = _choose([one for one in differences if one.content], self._left)
         self._left -= len(chosen)
         explained = {
             one.raw_path: one
@@ -124,6 +125,17 @@ def _compared(side: Side, entries: int) -> Compared:
     return Compared(
         side.name, "layer", entries, facts.blob_bytes, str(facts.digest), str(facts.diff_id), facts.compression
     )
+
+
+def _choose(differences: list[Difference], limit: int) -> list[Difference]:
+    """Take the first of each suffix, then the second: a thousand .pyc files must not hide the one program."""
+    ranks: list[tuple[int, int]] = []
+    seen: Counter[bytes] = Counter()
+    for number, one in enumerate(differences):
+        suffix = one.raw_path.rpartition(b"/")[2].rpartition(b".")[2]
+        ranks.append((seen[suffix], number))
+        seen[suffix] += 1
+    return [differences[number] for _, number in sorted(ranks)[:limit]]
 
 
 def _positions(differences: list[Difference], summaries: list[Summary]) -> dict[int, bytes]:
