@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 
 import detlayer
 from detlayer import DetlayerError, LayerError
+from detlayer.codec import Codec
 from detlayer.difference import DiffReport, diff
 from detlayer.errors import ConfigError, IntegrityError
 
@@ -339,8 +340,9 @@ def test_no_layer_breaks_it(tmp_path_factory: pytest.TempPathFactory, data: st.D
     members = (member("a", b"1"), link, member("l", type=tarfile.SYMTYPE, linkname="a"))
     good = tar(here / "good", *members, *((long,) if form != tarfile.USTAR_FORMAT else ()), form=form)
     raw = good.read_bytes()
-    plain = data.draw(st.booleans())
-    blob = bytearray(raw if plain else gzip.compress(raw))
+    codec = data.draw(st.sampled_from(("none", "gzip-libdeflate-6", "gzip-stored", "zstd-3")))
+    plain = codec == "none"
+    blob = bytearray(Codec(codec).compressor()(memoryview(raw)))
     for _ in range(data.draw(st.integers(1, 4))):
         blob[data.draw(st.integers(0, min(len(blob), 6000) - 1))] = data.draw(st.integers(0, 255))
     if plain:  # with checksums that fit, so that more of it is looked at
