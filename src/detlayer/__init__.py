@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from detlayer.codec import Codec as Codec
+    from detlayer.difference import DiffReport as DiffReport
+    from detlayer.difference import diff as diff
     from detlayer.entry import Mtime as Mtime
     from detlayer.entry import Owner as Owner
     from detlayer.entry import Profile as Profile
@@ -36,6 +38,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "codec": ("Codec",),
+    "difference": ("DiffReport", "diff"),
     "entry": ("Mtime", "Owner", "Profile"),
     "errors": ("ConfigError", "DetlayerError", "IntegrityError", "LayerError", "OutputError", "TreeError"),
     "layer": ("Layer",),

@@ -1,6 +1,6 @@
 """One pass over a layer blob that says all there is to say of it: digests, key, counts, and findings.
 
-Joins `blob`, `untar`, `form` and `innards`; knows no disk and no terminal. Decompression runs one piece ahead on a thread
+Joins `blob`, `untar`, `form` and `innards`; knows no disk and no terminal. Decompression runs a piece ahead on a thread
 of its own. Memory is bounded by pieces, by findings kept per trap, and by the paths that order alone can't judge.
 """
 
@@ -23,6 +23,7 @@ from detlayer.errors import printable
 from detlayer.finding import Finding
 from detlayer.form import check_form, check_values
 from detlayer.layer import KEY_FORMAT
+from detlayer.recognise import recognise
 from detlayer.tar import END, padding
 from detlayer.untar import Member, TarReader
 
@@ -277,7 +278,7 @@ class _Pass:
             lengths = tuple(str(one[at]) if at < len(one) else "none" for one in (facts.members, report.chunks))
             findings.add(Finding("chunking", "", f"bytes of chunk {at + 1}", *lengths))
             return
-        report.codec = _recognise(facts)
+        report.codec = recognise(facts)
         if report.codec is None:
             found = f"{facts.compression} of another compressor, version or level"
             findings.add(Finding("compressor-class", "", "first chunk", found, "what a codec of SPEC 6.2 writes here"))
@@ -293,32 +294,3 @@ def _gzip_deviations(header: bytes, name: bytes) -> Iterator[tuple[str, str, str
         yield "flags", f"{flags:#04x}", "0x00"
     if system != 0xFF:
         yield "OS byte", str(system), "255"
-
-
-def _recognise(facts: BlobFacts) -> Codec | None:
-    """Find the codec that writes the first chunk as it stands, the likely ones first."""
-    if not facts.first_member:
-        return None
-    if facts.compression == "gzip":
-        names = [
-            "gzip-libdeflate-6",
-            "gzip-stored",
-            *(f"gzip-libdeflate-{n}" for n in (1, 9, 2, 3, 4, 5, 7, 8, 10, 11, 12)),
-        ]
-    else:
-        names = ["zstd-3", *(f"zstd-{n}" for n in range(1, 20) if n != 3)]
-    chunk = b"".join(BlobReader(_Bytes(facts.first_member)))
-    for name in names:
-        codec = Codec(name)
-        if bytes(codec.compressor()(memoryview(chunk))) == facts.first_member:
-            return codec
-    return None
-
-
-class _Bytes:
-    def __init__(self, data: bytes) -> None:
-        self._data = data
-
-    def read(self, size: int, /) -> bytes:
-        data, self._data = self._data[:size], self._data[size:]
-        return data

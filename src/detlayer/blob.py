@@ -107,6 +107,8 @@ class BlobReader:
                 data += more
             if not data.startswith(_GZIP_MAGIC):
                 raise _garbage()
+            if len(data) < 10:
+                raise LayerError("blob-truncated", "the gzip stream ends in the header of a member", _AGAIN)
             self._note_gzip_header(data)
             member = zlib.decompressobj(wbits=31)
             length = 0

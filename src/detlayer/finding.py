@@ -48,6 +48,7 @@ TRAPS: dict[str, str] = {
     "installer-files": "leave the installer's notes out: they hold paths and times of the installation",
     "editor-and-os-files": "exclude what editors, systems and version control leave behind",
     "build-path-in-content": "map the path away: -ffile-prefix-map, --remap-path-prefix, or build at a fixed path",
+    "time-in-content": "write no time of the build: set SOURCE_DATE_EPOCH for the tool that wrote it",
     "case-collision": "rename one: on macOS and Windows they are one file",
     "unicode-collision": "rename one: they differ only by Unicode form",
     # what two runs differ in
@@ -72,3 +73,22 @@ class Finding(NamedTuple):
 
     def to_document(self) -> dict[str, Any]:
         return {**self._asdict(), "hint": self.hint}
+
+
+class Change(NamedTuple):
+    """One thing that two layers or trees differ in, under the trap that explains it. The values are for people."""
+
+    trap: str
+    field: str
+    old: str
+    new: str
+
+    @property
+    def hint(self) -> str:
+        return TRAPS[self.trap]
+
+    def __str__(self) -> str:
+        return f"{self.field} {self.old or 'none'} → {self.new or 'none'} [{self.trap}]"
+
+    def to_document(self) -> dict[str, Any]:
+        return self._asdict()

@@ -17,6 +17,7 @@ from detlayer.cli.console import Console
 from detlayer.errors import ConfigError, DetlayerError
 
 _COMMANDS = {
+    "diff": "Say what differs between two directories, layers or images, and why.",
     "inspect": "List what a layer holds.",
     "pack": "Turn directories and files into one reproducible layer.",
 }
@@ -74,7 +75,8 @@ def run(args: list[str]) -> int:
     console = Console(json="--json" in args)
     console.use_colour(os.environ.get("NO_COLOR"))
     try:
-        detlayer.main(args, prog_name="detlayer", standalone_mode=False)
+        # Not standalone, click returns the code of ctx.exit(): 1 for a "no" that was asked for.
+        answer = detlayer.main(args, prog_name="detlayer", standalone_mode=False)
     except DetlayerError as error:
         console.error(error)
         return exits.exit_code(error)
@@ -100,7 +102,7 @@ def run(args: list[str]) -> int:
             return exits.OUTPUT
         console.error(_bug(error))
         return exits.BUG
-    return 0
+    return answer if isinstance(answer, int) else 0
 
 
 def _bug(error: Exception) -> DetlayerError:

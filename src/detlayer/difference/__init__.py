@@ -1,0 +1,236 @@
+"""The recipe of `diff`: two directories, layer files or OCI layouts to a report of what differs, and why. Never prints.
+
+A first pass over each side keeps a summary of each entry, a second reads again only the contents that differ. Memory
+is bounded by the summaries and by two contents at a time.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import replace
+
+from detlayer.compare import Difference, Summary, compare, first_out_of_order
+from detlayer.difference.image import diff_images, name_layout
+from detlayer.difference.report import Compared, DiffReport, Verdict
+from detlayer.difference.second import explain_contents, first_offset
+from detlayer.difference.side import FormLog, LayerSide, Side, TreeSide
+from detlayer.errors import ConfigError, printable
+from detlayer.finding import TRAPS, Change, Finding
+from detlayer.layout import Blob
+from detlayer.ports import Reporter, Silence
+from detlayer.recognise import recognise
+
+__all__ = ["Compared", "DiffReport", "diff"]
+
+EXPLAIN_LIMIT = 50
+
+
+def diff(
+    a: str | os.PathLike[str],
+    b: str | os.PathLike[str],
+    *,
+    normalised: bool = False,
+    explain_limit: int = EXPLAIN_LIMIT,
+    max_expansion: int = 200,
+    reporter: Reporter | None = None,
+) -> DiffReport:
+    """Compare two directories, layer files or OCI layouts (`oci:DIR[:TAG]`), and say what differs and why.
+
+    Directories are compared as they are: modes, owners, times, hard links and extended attributes included. With
+    `normalised`, both sides are compared with the values that `pack` would write (SPEC 4), and how a layer is written
+    does not count. `explain_limit` contents are looked into. Raises LayerError, TreeError, ConfigError, and
+    IntegrityError for a layout whose blobs are not what their names say.
+    """
+    names = os.fspath(a), os.fspath(b)
+    recipe = _Recipe(normalised, explain_limit, max_expansion, reporter or Silence())
+    layouts = [name_layout(name) for name in names]
+    if layouts[0] is not None and layouts[1] is not None:
+        return diff_images(names, (layouts[0], layouts[1]), recipe.layers)
+    if layouts[0] is not None or layouts[1] is not None:
+        raise ConfigError(
+            "diff-kinds",
+            f"{printable(names[0])} and {printable(names[1])} are an image and something else",
+            "compare a layer with a layer: the blobs of a layout are in its blobs/sha256",
+        )
+    return recipe.run(recipe.side(names[0]), recipe.side(names[1]))
+
+
+class _Recipe:
+    def __init__(self, normalised: bool, explain_limit: int, max_expansion: int, reporter: Reporter) -> None:
+        self._normalised = normalised
+        self._left = explain_limit
+        self._max_expansion = max_expansion
+        self._reporter = reporter
+
+    def side(self, name: str) -> Side:
+        if os.path.isdir(name):
+            return TreeSide(name, self._normalised, self._reporter)
+        return LayerSide(name, name, self._normalised, self._reporter, max_expansion=self._max_expansion)
+
+    def layers(self, names: tuple[str, str], blobs: tuple[Blob, Blob]) -> DiffReport:
+        """Compare two layers of layouts."""
+        a, b = (
+            LayerSide(
+                name,
+                blob.path,
+                self._normalised,
+                self._reporter,
+                max_expansion=self._max_expansion,
+                expected=blob.digest,
+            )
+            for name, blob in zip(names, blobs, strict=True)
+        )
+        return self.run(a, b)
+
+    def run(self, a: Side, b: Side) -> DiffReport:
+        old, new = a.summaries(), b.summaries()
+        facts = _compared(a, len(old)), _compared(b, len(new))
+        if facts[0].digest and facts[0].digest == facts[1].digest:
+            return DiffReport("same", *facts)
+        layers = isinstance(a, LayerSide) and isinstance(b, LayerSide) and not self._normalised
+        if layers and facts[0].diff_id == facts[1].diff_id:
+            assert isinstance(a, LayerSide)
+            assert isinstance(b, LayerSide)
+            return DiffReport("compressor", *facts, blob=tuple(_compressor_changes(a, b)))
+        differences = list(compare(old, new))
+        parents = _parents(differences, old, new)
+        differences = [_as_parent(one) if one.raw_path in parents else one for one in differences]
+        chosen = _choose([one for one in differences if one.content], self._left)
+        self._left -= len(chosen)
+        explained = {
+            one.raw_path: one
+            for one in explain_contents(a, b, chosen, _positions(chosen, old), _positions(chosen, new))
+        }
+        unexplained = sum(one.content for one in differences) - len(chosen)
+        differences = [explained.get(one.raw_path, one) for one in differences]
+        form: list[Change] = []
+        if layers:
+            assert isinstance(a, LayerSide)
+            assert isinstance(b, LayerSide)
+            form = [*_order_changes(old, new), *_form_changes(a.form, b.form)]
+            if not form and not differences:
+                form = _unknown_form(a, b)
+        verdict: Verdict = "entries" if differences else "form" if form else "same"
+        return DiffReport(
+            verdict, *facts, differences=tuple(differences), form=tuple(form), unexplained=max(unexplained, 0)
+        )
+
+
+def _compared(side: Side, entries: int) -> Compared:
+    if not isinstance(side, LayerSide):
+        return Compared(side.name, "tree", entries)
+    facts = side.facts
+    return Compared(
+        side.name, "layer", entries, facts.blob_bytes, str(facts.digest), str(facts.diff_id), facts.compression
+    )
+
+
+def _choose(differences: list[Difference], limit: int) -> list[Difference]:
+    """Take the first of each suffix, then the second: a thousand .pyc files must not hide the one program."""
+    ranks: list[tuple[int, int]] = []
+    seen: Counter[bytes] = Counter()
+    for number, one in enumerate(differences):
+        suffix = one.raw_path.rpartition(b"/")[2].rpartition(b".")[2]
+        ranks.append((seen[suffix], number))
+        seen[suffix] += 1
+    return [differences[number] for _, number in sorted(ranks)[:limit]]
+
+
+def _positions(differences: list[Difference], summaries: list[Summary]) -> dict[int, bytes]:
+    """Where the contents of these differences are; hard links have none of their own."""
+    wanted = {one.raw_path for one in differences}
+    return {one.position: one.path for one in summaries if one.path in wanted and one.values.kind == "file"}
+
+
+def _parents(differences: list[Difference], old: list[Summary], new: list[Summary]) -> frozenset[bytes]:
+    """Directories that one side has no entry for although both have what is in them."""
+    found: set[bytes] = set()
+    for kind, others in (("removed", new), ("added", old)):
+        alone = {one.raw_path for one in differences if one.kind == kind and one.what == "dir"}
+        if alone:
+            for summary in others:
+                above = summary.path.rpartition(b"/")[0]
+                while above:
+                    if above in alone:
+                        found.add(above)
+                    above = above.rpartition(b"/")[0]
+    return frozenset(found)
+
+
+def _as_parent(difference: Difference) -> Difference:
+    return replace(difference, changes=tuple(change._replace(trap="parents") for change in difference.changes))
+
+
+def _order_changes(old: list[Summary], new: list[Summary]) -> Iterator[Change]:
+    twins = {one.path: one for one in new}
+    found = first_out_of_order((one, twins[one.path]) for one in old if one.path in twins)
+    if found is not None:
+        path, other = map(printable, found)
+        yield Change("entry-order", f"order of {path}", f"after {other}", "before it")
+
+
+def _form_changes(a: FormLog, b: FormLog) -> Iterator[Change]:
+    """Compare findings of form trap by trap, in the order of the table; an example of each that differs."""
+    for trap in TRAPS:
+        counts = a.counts.get(trap, 0), b.counts.get(trap, 0)
+        if a.sums.get(trap, 0) == b.sums.get(trap, 0) and counts[0] == counts[1]:
+            continue
+        left, right = a.kept.get(trap, []), b.kept.get(trap, [])
+        known = set(right), set(left)
+        example = next((one for one in left if one not in known[0]), None)
+        reverse = example is None
+        example = example or next((one for one in right if one not in known[1]), None) or (left or right)[0]
+        twin = _twin(example, left if reverse else right)
+        shown = example.found or "empty", twin or example.wanted or "empty"
+        where = f"{example.field} of {example.path}" if example.path else example.field
+        if counts[0] != counts[1]:
+            where += f" ({counts[0]:,} in A, {counts[1]:,} in B)"
+        elif counts[0] > 1:
+            where += f" (and {counts[0] - 1:,} more)"
+        yield Change(trap, where, *(shown[::-1] if reverse else shown))
+
+
+def _twin(finding: Finding, others: list[Finding]) -> str:
+    return next((one.found for one in others if (one.path, one.field) == (finding.path, finding.field)), "")
+
+
+def _unknown_form(a: LayerSide, b: LayerSide) -> list[Change]:
+    at = first_offset(a.pieces(), b.pieces())
+    sizes = a.facts.tar_bytes, b.facts.tar_bytes
+    return [Change("header-bytes", f"the tar from offset {at}", *(f"{size} bytes in all" for size in sizes))]
+
+
+def _compressor_changes(a: LayerSide, b: LayerSide) -> Iterator[Change]:
+    """Say how equal tars became different blobs (SPEC 6.3)."""
+    old, new = a.facts, b.facts
+    codecs = [recognise(facts) for facts in (old, new)]
+    names = [
+        f"{codec.name} (class {codec.codec_class})" if codec is not None else f"{facts.compression} of another writer"
+        for codec, facts in zip(codecs, (old, new), strict=True)
+    ]
+    if names[0] != names[1]:
+        yield Change("compressor-class", "codec", *names)
+    if old.members != new.members and old.compression == new.compression:
+        what = "members" if old.compression == "gzip" else "frames"
+        counts = [str(len(facts.members)) for facts in (old, new)]
+        if counts[0] != counts[1]:
+            yield Change("chunking", f"number of {what}", *counts)
+        else:
+            at = next(n for n, pair in enumerate(zip(old.members, new.members, strict=True)) if pair[0] != pair[1])
+            lengths = [f"{facts.members[at]} bytes" for facts in (old, new)]
+            yield Change("chunking", f"length of number {at + 1} of the {what}", *lengths)
+    if old.gzip_headers and new.gzip_headers:
+        heads = [next(iter(facts.gzip_headers)) for facts in (old, new)]
+        fields = (("mtime", 4, 8), ("extra flags", 8, 9), ("OS byte", 9, 10))
+        for name, start, end in fields:
+            values = [str(int.from_bytes(head[start:end], "little")) for head in heads]
+            if values[0] != values[1]:
+                yield Change("gzip-header", f"gzip header, {name}", *values)
+        if old.gzip_name != new.gzip_name:
+            yield Change("gzip-header", "gzip header, name", printable(old.gzip_name), printable(new.gzip_name))
+    with a.blob() as left, b.blob() as right:
+        offset = first_offset(iter(lambda: left.read(1 << 18), b""), iter(lambda: right.read(1 << 18), b""))
+    sizes = [f"{facts.blob_bytes} bytes in all" for facts in (old, new)]
+    yield Change("compressor-class", f"compressed bytes from offset {offset}", *sizes)

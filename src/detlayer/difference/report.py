@@ -1,0 +1,89 @@
+"""What `diff` answers: values only. Knows no layer and no terminal."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from detlayer.compare import Difference
+from detlayer.finding import TRAPS, Change
+
+Verdict = Literal["same", "compressor", "form", "entries", "config"]
+
+
+@dataclass(frozen=True, slots=True)
+class Compared:
+    """One side: what was named, what it is, and what reading it told (digests of a layer only)."""
+
+    name: str
+    kind: Literal["tree", "layer", "image"]
+    entries: int = 0
+    size_bytes: int = 0
+    digest: str = ""
+    diff_id: str = ""
+    compression: str = ""
+
+    def to_document(self) -> dict[str, Any]:
+        found = {"name": self.name, "kind": self.kind, "entries": self.entries}
+        optional = ("size_bytes", "digest", "diff_id", "compression")
+        return found | {name: value for name in optional if (value := getattr(self, name))}
+
+
+@dataclass(frozen=True, slots=True)
+class DiffReport:
+    """How A and B differ.
+
+    `same`: in nothing that was asked for. `compressor`: equal tars, compressed differently (SPEC 6.3). `form`: equal
+    entries, written differently. `entries`: entries or contents differ. `config`: images whose layers are equal.
+    """
+
+    verdict: Verdict
+    a: Compared
+    b: Compared
+    differences: tuple[Difference, ...] = ()
+    blob: tuple[Change, ...] = ()
+    """How equal tars are compressed differently."""
+    form: tuple[Change, ...] = ()
+    """How entries are written differently, one example of each trap."""
+    config: tuple[Change, ...] = ()
+    """How manifests and configs of images differ."""
+    layers: tuple[DiffReport, ...] = ()
+    unexplained: int = 0
+    """Contents that differ beyond the limit of those looked into."""
+
+    @property
+    def same(self) -> bool:
+        return self.verdict == "same"
+
+    def counts(self) -> dict[str, int]:
+        """Count differences by trap, the most frequent first; an entry counts once for each trap it falls under."""
+        found = Counter[str]()
+        for difference in self.differences:
+            found.update(difference.traps)
+        found.update(change.trap for change in (*self.blob, *self.form, *self.config))
+        for layer in self.layers:
+            found.update(layer.counts())
+        return dict(found.most_common())
+
+    def hints(self) -> dict[str, str]:
+        """What to do about each trap."""
+        return {trap: TRAPS[trap] for trap in self.counts()}
+
+    def to_document(self) -> dict[str, Any]:
+        """Shape the report for JSON."""
+        document: dict[str, Any] = {
+            "verdict": self.verdict,
+            "a": self.a.to_document(),
+            "b": self.b.to_document(),
+            "counts": self.counts(),
+            "differences": [one.to_document() for one in self.differences],
+        }
+        for name in ("blob", "form", "config"):
+            if getattr(self, name):
+                document[name] = [change.to_document() for change in getattr(self, name)]
+        if self.layers:
+            document["layers"] = [layer.to_document() for layer in self.layers]
+        if self.unexplained:
+            document["unexplained"] = self.unexplained
+        return document

@@ -1,0 +1,305 @@
+"""One side of a comparison: a directory or a layer file, read once for summaries and again for chosen contents.
+
+Joins tree, blob, untar and form. Contents go by in pieces; what stays is a summary for each entry.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterable, Iterator, Mapping
+from typing import BinaryIO, Protocol
+
+import msgspec
+from blake3 import blake3
+
+from detlayer.blob import BlobFacts, BlobReader
+from detlayer.compare import DIGEST_BYTES, Summary, Values, summarise, summary_key
+from detlayer.entry import Content, Entry, Mtime, Profile, normalise
+from detlayer.errors import ConfigError, IntegrityError, LayerError, printable
+from detlayer.finding import Finding
+from detlayer.form import check_form
+from detlayer.oci import Digest
+from detlayer.patterns import Pattern, parse_patterns, read_ignore_file
+from detlayer.ports import Reporter
+from detlayer.tar import END
+from detlayer.tree import Selection, Source, walk
+from detlayer.untar import TarReader
+
+Pieces = Iterator[bytes | memoryview]
+IGNORE_FILE = ".detlayerignore"
+_PIECE_BYTES = 1 << 18
+_KEPT_FINDINGS = 50
+
+
+class Side(Protocol):
+    """What `diff` needs of either side."""
+
+    name: str
+
+    def summaries(self) -> list[Summary]:
+        """Read everything once; the summaries come in the order of SPEC 3.4, each path once."""
+
+    def contents(self, wanted: Mapping[int, bytes]) -> Iterator[tuple[bytes, Pieces]]:
+        """Read again, and yield the contents at the wanted positions, to be used up before the next."""
+
+
+class FormLog:
+    """Findings on how a tar is written: the first of each trap, and a sum that tells whether two logs are equal."""
+
+    def __init__(self) -> None:
+        self.counts: dict[str, int] = {}
+        self.sums: dict[str, int] = {}
+        self.kept: dict[str, list[Finding]] = {}
+
+    def add(self, findings: Iterable[Finding]) -> None:
+        for finding in findings:
+            trap = finding.trap
+            self.counts[trap] = self.counts.get(trap, 0) + 1
+            self.sums[trap] = self.sums.get(trap, 0) + hash(finding)
+            kept = self.kept.setdefault(trap, [])
+            if len(kept) < _KEPT_FINDINGS:
+                kept.append(finding)
+
+
+class Gathering:
+    """Summaries as they come; later duplicates win, as an engine would apply them."""
+
+    def __init__(self, normalised: bool) -> None:
+        self._profile = Profile() if normalised else None
+        self._found: dict[bytes, Summary] = {}
+        self._values: dict[Values, Values] = {}
+        self._links: list[bytes] = []
+        self.count = 0
+        self.duplicates: list[bytes] = []
+
+    def add(self, entry: Entry, digest: bytes, kind: str = "", sparse: bool = False) -> None:
+        if self._profile is not None:
+            xattrs = tuple(pair for pair in entry.xattrs if self._profile.wants_xattr(os.fsdecode(pair[0])))
+            entry = normalise(msgspec.structs.replace(entry, xattrs=xattrs), self._profile)
+        path = entry.path
+        if self._found.pop(path, None) is not None:
+            self.duplicates.append(path)
+        summary = summarise(entry, self._values, self.count, kind or entry.kind, digest)
+        self._found[path] = msgspec.structs.replace(summary, sparse=True) if sparse else summary
+        if entry.kind == "hardlink":
+            self._links.append(path)
+        self.count += 1
+
+    def close(self) -> list[Summary]:
+        """Give hard links their target's content; normalised, they are files of their own (SPEC 4.7). Then sort."""
+        found = self._found
+        for path in self._links:
+            link = found[path]
+            target = found.get(link.target)
+            if link.values.kind != "hardlink" or target is None or target.values.kind not in ("file", "hardlink"):
+                continue
+            values = target.values if self._profile is not None else link.values
+            found[path] = msgspec.structs.replace(
+                link,
+                values=self._values.setdefault(values, values),
+                size_bytes=target.size_bytes,
+                digest=target.digest,
+                target=b"" if self._profile is not None else link.target,
+            )
+        summaries = list(found.values())
+        found.clear()
+        summaries.sort(key=lambda summary: summary_key(summary.path))
+        return summaries
+
+
+class TreeSide:
+    """A directory: as it is, or as `pack` would take it."""
+
+    def __init__(self, path: str, normalised: bool, reporter: Reporter) -> None:
+        self.name = path
+        self._normalised = normalised
+        self._reporter = reporter
+
+    def _walk(self) -> Iterator[Entry]:
+        raw = os.fsencode(self.name)
+        if self._normalised:
+            return walk([Source(raw, b"", tuple(_ignored(self.name)))], reporter=self._reporter)
+        # Everything that is there; a tree is looked at here, not packed, so what no layer can hold is left out.
+        xattrs = ("*",) if hasattr(os, "listxattr") else ()
+        profile = Profile(mtime=Mtime("source"), owner=None, mode="source", xattrs=xattrs)
+        selection = Selection(hardlinks="preserve", special="skip", retime_pyc=False)
+        return walk([Source(raw)], profile=profile, selection=selection, reporter=self._reporter)
+
+    def summaries(self) -> list[Summary]:
+        gathering = Gathering(False)
+        read_bytes = 0
+        for entry in self._walk():
+            digest = blake3()
+            for piece in _pieces(entry.content):
+                digest.update(piece)
+                read_bytes += len(piece)
+                self._reporter.progress(gathering.count, read_bytes)
+            gathering.add(entry, digest.digest(DIGEST_BYTES) if entry.kind == "file" else b"")
+        return gathering.close()
+
+    def contents(self, wanted: Mapping[int, bytes]) -> Iterator[tuple[bytes, Pieces]]:
+        left = len(wanted)
+        for position, entry in enumerate(self._walk()):
+            if wanted.get(position) == entry.path:
+                yield entry.path, _pieces(entry.content)
+                left -= 1
+                if not left:
+                    return
+
+
+class LayerSide:
+    """A layer file. `facts` is complete after `summaries`; `expected` is what a manifest says of it."""
+
+    def __init__(
+        self,
+        name: str,
+        path: str,
+        normalised: bool,
+        reporter: Reporter,
+        *,
+        max_expansion: int,
+        expected: Digest | None = None,
+    ) -> None:
+        self.name = name
+        self._path = path
+        self._normalised = normalised
+        self._reporter = reporter
+        self._max_expansion = max_expansion
+        self._expected = expected
+        self._seen: tuple[int, int, int] | None = None
+        self.facts = BlobFacts()
+        self.form = FormLog()
+        self.entries = 0
+
+    def blob(self) -> BinaryIO:
+        """Open the file; the caller closes it. Raises LayerError for what can't be read twice, or has changed."""
+        try:
+            # Not blocking: what was named may be a FIFO, which nobody writes to.
+            fd = os.open(self._path, os.O_RDONLY | os.O_NONBLOCK)
+        except OSError as error:
+            raise LayerError(
+                "input-unreadable",
+                f"{printable(self.name)}: {error.strerror}",
+                "name a directory, a layer file or oci:DIR[:TAG]",
+            ) from error
+        status = os.fstat(fd)
+        seen = (status.st_ino, status.st_size, status.st_mtime_ns)
+        if not stat.S_ISREG(status.st_mode) or self._seen not in (None, seen):
+            os.close(fd)
+            if self._seen is None:
+                raise LayerError(
+                    "input-unreadable", f"{printable(self.name)} is no file that can be read twice", "save it as a file"
+                )
+            raise LayerError("input-changed", f"{printable(self.name)} changed while it was read", "try again")
+        self._seen = seen
+        return os.fdopen(fd, "rb")
+
+    def pieces(self) -> Iterator[bytes]:
+        """The tar bytes, from the start."""
+        with self.blob() as file:
+            yield from self._read(self._reader(file))
+
+    def _reader(self, file: BinaryIO) -> BlobReader:
+        return BlobReader(_Translating(file, self.name), max_expansion=self._max_expansion)
+
+    def _read(self, reader: BlobReader) -> Iterator[bytes]:
+        try:
+            for piece in reader:
+                self._reporter.progress(self.entries, reader.facts.tar_bytes)
+                yield piece
+        except LayerError as error:
+            # Of two inputs, say which.
+            raise LayerError(error.code, f"{printable(self.name)}: {error.message}", error.hint) from error
+
+    def summaries(self) -> list[Summary]:
+        gathering = Gathering(self._normalised)
+        with self.blob() as file:
+            reader = self._reader(file)
+            self.facts = reader.facts
+            tar = TarReader(self._read(reader))
+            self._gather(tar, gathering)
+        if self._expected is not None and self.facts.digest != self._expected:
+            raise IntegrityError(
+                "blob-digest", f"{printable(self.name)} does not hold {self._expected}", "fetch or make it again"
+            )
+        if tar.trailer_bytes != len(END):
+            self.form.add([Finding("trailer", "", "zeros at the end", str(tar.trailer_bytes), str(len(END)))])
+        for path in gathering.duplicates:
+            self.form.add([Finding("duplicate-path", printable(path), "path", "again", "once")])
+        return gathering.close()
+
+    def _gather(self, tar: TarReader, gathering: Gathering) -> None:
+        try:
+            for member in tar:
+                entry = member.entry
+                self.entries = gathering.count
+                if not entry.path:  # the root: no entry of a layer (SPEC 3.2), so a matter of form
+                    shown = printable(member.written_path)
+                    self.form.add([Finding("path-form", "", "path", shown, "no entry for the root")])
+                    gathering.count += 1
+                    continue
+                if not self._normalised:
+                    self.form.add(check_form(member))
+                digest = b""
+                if entry.kind == "file" and not member.special:
+                    hashed = blake3()
+                    for view in member.views():
+                        hashed.update(view)
+                    digest = hashed.digest(DIGEST_BYTES)
+                gathering.add(entry, digest, member.special, member.sparse)
+        except LayerError as error:
+            if error.message.startswith(printable(self.name)):
+                raise
+            raise LayerError(error.code, f"{printable(self.name)}: {error.message}", error.hint) from error
+
+    def contents(self, wanted: Mapping[int, bytes]) -> Iterator[tuple[bytes, Pieces]]:
+        left = len(wanted)
+        with self.blob() as file:
+            for position, member in enumerate(TarReader(self._read(self._reader(file)))):
+                if wanted.get(position) == member.entry.path:
+                    yield member.entry.path, member.views()
+                    left -= 1
+                    if not left:
+                        return
+
+
+class _Translating:
+    """Reads a file; what the system says becomes a LayerError."""
+
+    def __init__(self, file: BinaryIO, name: str) -> None:
+        self._file = file
+        self._name = name
+
+    def read(self, size: int, /) -> bytes:
+        try:
+            return self._file.read(size)
+        except OSError as error:
+            raise LayerError(
+                "input-unreadable", error.strerror or str(error), "check the disk that it is on"
+            ) from error
+
+
+def _pieces(content: Content | None) -> Pieces:
+    if content is None:
+        return
+    reader = content.open()
+    try:
+        buffer = memoryview(bytearray(_PIECE_BYTES))
+        while count := reader.read_into(buffer):
+            yield buffer[:count]
+        reader.finish()
+    finally:
+        reader.close()
+
+
+def _ignored(path: str) -> list[Pattern]:
+    """The patterns that `pack` takes from the tree itself (SPEC 4.9)."""
+    name = os.path.join(path, IGNORE_FILE)
+    if not os.path.isfile(name):
+        return []
+    try:
+        with open(name, "rb") as file:
+            return [*parse_patterns(["/" + IGNORE_FILE]), *read_ignore_file(file.read(), name)]
+    except OSError as error:
+        raise ConfigError("ignore-file", f"{printable(name)}: {error.strerror}", "check the path") from error
