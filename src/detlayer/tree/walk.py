@@ -6,13 +6,22 @@ import errno
 import os
 import stat
 import sys
-import unicodedata
 from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Literal
 
-from detlayer.entry import WHITEOUT_PREFIX, Entry, Profile, marker, normalise, parent, sibling_key
+from detlayer.entry import (
+    WHITEOUT_PREFIX,
+    Entry,
+    Profile,
+    collision_code,
+    fold_name,
+    marker,
+    normalise,
+    parent,
+    sibling_key,
+)
 from detlayer.errors import ConfigError, TreeError, printable
 from detlayer.patterns import excluded
 from detlayer.ports import Reporter
@@ -332,7 +341,7 @@ class Walker:
         """Warn of siblings that are one file where case or Unicode form does not count."""
         folded: dict[bytes, bytes] = {}
         for name in names:
-            fold = name.lower() if name.isascii() else _fold(name)
+            fold = fold_name(name)
             if fold == name:
                 continue
             twin = folded.get(fold)
@@ -341,11 +350,12 @@ class Walker:
                 twin = fold if at < len(names) and names[at] == fold else None
             folded[fold] = name
             if twin is not None:
-                unicode = _composed(name) == _composed(twin)
+                code = collision_code(name, twin)
+                how = "Unicode form" if code == "unicode-collision" else "case"
                 self._reporter.warning(
-                    "unicode-collision" if unicode else "case-collision",
-                    f"{printable(prefix + twin)} and {printable(prefix + name)} differ only by "
-                    f"{'Unicode form' if unicode else 'case'} ({twin.decode('utf-8', 'backslashreplace')!a}, "
+                    code,
+                    f"{printable(prefix + twin)} and {printable(prefix + name)} differ only by {how} "
+                    f"({twin.decode('utf-8', 'backslashreplace')!a}, "
                     f"{name.decode('utf-8', 'backslashreplace')!a}): one file on macOS and Windows",
                 )
 
@@ -358,14 +368,6 @@ class Walker:
                 f"sockets, FIFOs and devices can't be in a reproducible layer:\n  {shown}",
                 "exclude them, or leave them out with --special skip",
             )
-
-
-def _composed(name: bytes) -> str:
-    return unicodedata.normalize("NFC", name.decode("utf-8", "surrogateescape"))
-
-
-def _fold(name: bytes) -> bytes:
-    return unicodedata.normalize("NFC", _composed(name).casefold()).encode("utf-8", "surrogateescape")
 
 
 def _kind(mode: int) -> str:
