@@ -112,6 +112,8 @@ class BlobReader:
                 data += more
             if not data.startswith(_GZIP_MAGIC):
                 raise _garbage("gzip member")
+            if len(data) < 10:
+                raise LayerError("blob-truncated", "the gzip stream ends in the middle of a member", _AGAIN)
             self._note_gzip_header(data)
             member = zlib.decompressobj(wbits=31)
             length = 0
