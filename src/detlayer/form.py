@@ -159,7 +159,9 @@ def _check_block(block: bytes, wanted: bytes, path: str) -> Iterator[Finding]:
         found, right = block[start : start + length], wanted[start : start + length]
         if found == right or (name == "mode" and mode > 0o7777):
             continue
-        if trap == "number-format" and found[0] & 0x80:
+        if name == "link target" and block[156:157] == b"1" and found.strip(b"\0"):
+            trap = "path-form"  # a hard link's target is a path of the layer
+        elif trap == "number-format" and found[0] & 0x80:
             trap = "gnu-format"
         elif name == "size" and number(found, "size") and not number(right, "size"):
             trap = "size-field"
