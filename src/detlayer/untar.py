@@ -7,13 +7,12 @@ a LayerError.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from typing import NamedTuple
 from zlib import adler32
-
-from msgspec import structs
 
 from detlayer.entry import PATH_MAX_BYTES, ContentReader, Entry, Kind
 from detlayer.errors import LayerError, printable
@@ -34,6 +33,8 @@ _KINDS: dict[bytes, Kind] = {
     b"2": "symlink",
     b"5": "dir",
 }
+# Mode, uid, gid, size and mtime as SPEC 5.2 has them.
+_DIGITS = re.compile(rb"([0-7]{7})\0([0-7]{7})\0([0-7]{7})\0([0-7]{11})\0([0-7]{11})\0")
 _SPECIAL = {b"3": "character device", b"4": "block device", b"6": "FIFO"}
 
 
@@ -112,15 +113,14 @@ class TarReader:
                     raise LayerError("header-too-long", "the global headers grow without end", _NOBODY)
             blocks.append(block)
             records = {**shared, **own} if shared else own
-            member = _member(block, records, b"".join(blocks), tuple(extensions))
+            member = _member(block, records, b"".join(blocks), tuple(extensions), feed)
             if member.sparse and flag == b"S":
                 self._skip_sparse_map(block)
-            content = _MemberContent(feed, member.entry.size_bytes)
-            if member.entry.size_bytes:
-                member.entry = structs.replace(member.entry, content=content)
             yield member
-            content.skip_rest()
-            feed.skip(padding(member.entry.size_bytes))
+            content = member.entry.content
+            if isinstance(content, _MemberContent):
+                content.skip_rest()
+                feed.skip(padding(member.entry.size_bytes))
 
     def _extension(self, flag: bytes, block: bytes) -> Extension:
         size = number(block[124:136], "size")
@@ -303,7 +303,9 @@ def _check_sum(block: bytes) -> None:
     raise LayerError("header-checksum", "a header's checksum does not fit: this is no tar, or a damaged one", _AGAIN)
 
 
-def _member(block: bytes, records: dict[bytes, bytes], blocks: bytes, extensions: tuple[Extension, ...]) -> Member:
+def _member(
+    block: bytes, records: dict[bytes, bytes], blocks: bytes, extensions: tuple[Extension, ...], feed: _Feed
+) -> Member:
     flag = block[156:157]
     written = records.get(b"GNU.sparse.name") or records.get(b"path") or _name(block)
     kind = _KINDS.get(flag)
@@ -319,26 +321,37 @@ def _member(block: bytes, records: dict[bytes, bytes], blocks: bytes, extensions
     if kind == "hardlink":
         target = clean_path(target)
     _check_text(target)
-    size = _decimal(records, b"size", block[124:136])
+    numbers = None if records else _DIGITS.match(block, 100)
+    if numbers is not None:  # the short way for nearly every header: all fields as SPEC 5.2 has them, none overruled
+        mode, uid, gid, size, mtime = [int(digits, 8) for digits in numbers.groups()]
+    else:
+        mode = number(block[100:108], "mode")
+        uid = _decimal(records, b"uid", block[108:116])
+        gid = _decimal(records, b"gid", block[116:124])
+        size = _decimal(records, b"size", block[124:136])
+        mtime = _seconds(records[b"mtime"]) if records.get(b"mtime") else number(block[136:148], "mtime")
+    if size and kind == "dir" and flag in b"0\0007S":
+        # Some readers take this for a file with content, some for a directory with none.
+        raise LayerError("header-type", f"{printable(written)} is a directory by name and a file by content", _NOBODY)
     if kind in ("dir", "symlink", "hardlink") or special:
         # Some writers give links the size of their target, with no content behind; POSIX lets none of these have any.
         size = 0
-    if flag in b"0\0007S" and kind == "dir" and _decimal(records, b"size", block[124:136]):
-        # Some readers take this for a file with content, some for a directory with none.
-        raise LayerError("header-type", f"{printable(written)} is a directory by name and a file by content", _NOBODY)
     if size < 0:
         raise LayerError("header-number", f"{printable(path)} has a size below zero", _AGAIN)
-    xattrs = tuple(sorted((key[13:], value) for key, value in records.items() if key.startswith(b"SCHILY.xattr.")))
+    xattrs: tuple[tuple[bytes, bytes], ...] = ()
+    if records:
+        xattrs = tuple(sorted((key[13:], value) for key, value in records.items() if key.startswith(b"SCHILY.xattr.")))
     entry = Entry(
         path,
         kind or "file",
-        number(block[100:108], "mode") & 0o7777,
-        _decimal(records, b"uid", block[108:116]),
-        _decimal(records, b"gid", block[116:124]),
-        _seconds(records[b"mtime"]) if records.get(b"mtime") else number(block[136:148], "mtime"),
+        mode & 0o7777,
+        uid,
+        gid,
+        mtime,
         size,
         target,
         xattrs,
+        _MemberContent(feed, size) if size else None,
     )
     sparse = flag == b"S" or any(key.startswith(b"GNU.sparse.") for key in records)
     return Member(entry, blocks, extensions, written, special, sparse)
