@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from detlayer.finding import TRAPS
+
 ROOT = Path(__file__).parent.parent
 SOURCES = sorted((ROOT / "src").rglob("*.py"))
 
@@ -37,6 +39,11 @@ def test_every_error_code_is_documented() -> None:
     assert len(codes) > 35
     documented = (ROOT / "docs" / "errors.md").read_text()
     assert [code for code in sorted(codes) if f"`{code}`" not in documented] == []
+
+
+def test_every_trap_is_documented_and_nothing_else() -> None:
+    documented = re.findall(r"^\| `([a-z-]+)` \|", (ROOT / "docs" / "traps.md").read_text(), re.MULTILINE)
+    assert documented == list(TRAPS)
 
 
 def test_every_cited_clause_is_in_the_spec() -> None:

@@ -1,14 +1,15 @@
 """One pass over a layer blob that says all there is to say of it: digests, key, counts, and findings.
 
-Joins `blob`, `untar`, `form` and `innards`; knows no disk and no terminal. Decompression runs a piece ahead on a thread
-of its own. Memory is bounded by pieces, by findings kept per trap, and by the paths that order alone can't judge.
+Joins `blob`, `untar`, `form`, `places` and `innards`; knows no disk and no terminal. Decompression runs a piece ahead
+on a thread of its own. Memory is bounded by pieces, by findings kept per trap, and by what `places` remembers of paths.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
-from queue import Queue
+from queue import Empty, Queue
 from threading import Thread
 from typing import NamedTuple
 
@@ -18,11 +19,12 @@ from detlayer import innards, pyc
 from detlayer.blob import BlobFacts, BlobReader, Readable
 from detlayer.chunk import CHUNK_MAX_BYTES, cut_before
 from detlayer.codec import Codec
-from detlayer.entry import Entry, Profile, order_key
+from detlayer.entry import Profile
 from detlayer.errors import printable
 from detlayer.finding import Finding
-from detlayer.form import check_form, check_values
+from detlayer.form import check_form, check_values, is_canonical
 from detlayer.layer import KEY_FORMAT
+from detlayer.places import Places
 from detlayer.recognise import recognise
 from detlayer.tar import END, padding
 from detlayer.untar import Member, TarReader
@@ -68,139 +70,122 @@ class _Source(NamedTuple):
     size_bytes: int
 
 
-class _Values(NamedTuple):
-    mode: int
-    uid: int
-    gid: int
-    mtime: int
-
-
 def audit(
     source: Readable,
     *,
     profile: Profile | None = None,
     contents: bool = True,
+    build_paths: Sequence[bytes] = (),
     keep: int = 100,
     max_expansion: int = 200,
     each: Callable[[Member], None] | None = None,
 ) -> LayerReport:
     """Read a layer blob once and judge it against `profile` and SPEC 3 to 6.
 
-    `contents` False looks at no file's content; `keep` findings of each trap are kept; `each` sees every member, whose
-    content it must not read. Raises LayerError for what can't be read as a layer at all.
+    `contents` False looks at no file's content; `build_paths` are looked for in all of it; `keep` findings of each trap
+    are kept; `each` sees every member, whose content it must not read. Raises LayerError for what can't be read as a
+    layer at all.
     """
     reader = BlobReader(source, max_expansion=max_expansion)
     report = LayerReport(reader.facts, findings=Findings(keep))
-    tar = TarReader(_Ahead(reader))
-    pass_ = _Pass(report, profile or Profile(), contents)
-    for member in tar:
-        if each is not None:
-            each(member)
-        pass_.take(member)
-    pass_.close(tar.trailer_bytes)
+    pass_ = _Pass(report, profile or Profile(), contents, build_paths)
+    with _Ahead(reader) as pieces:
+        tar = TarReader(pieces)
+        for member in tar:
+            if each is not None:
+                each(member)
+            pass_.take(member)
+    pass_.close(tar)
     return report
 
 
 class _Ahead:
-    """Runs an iterator on a thread, a few pieces ahead."""
+    """Runs a blob's reader on a thread, a few pieces ahead. The thread ends with the context, whatever happened."""
 
-    def __init__(self, pieces: BlobReader) -> None:
-        self._pieces = pieces
+    def __init__(self, reader: BlobReader) -> None:
+        self._reader = reader
+        self._queue: Queue[bytes | BaseException | None] = Queue(2)
+        self._stopped = False
+        self._thread = Thread(target=self._run, name="detlayer-blob", daemon=True)
 
-    def __iter__(self) -> Iterator[bytes]:
-        queue: Queue[bytes | BaseException | None] = Queue(4)
-        stopped = False
+    def __enter__(self) -> Iterator[bytes]:
+        self._thread.start()
+        return self._pieces()
 
-        def run() -> None:
-            try:
-                for piece in self._pieces:
-                    queue.put(piece)
-                    if stopped:
-                        return
-                queue.put(None)
-            except BaseException as error:
-                queue.put(error)
+    def __exit__(self, *failed: object) -> None:
+        self._stopped = True
+        while self._thread.is_alive():
+            with suppress(Empty):
+                self._queue.get(timeout=0.01)
+        self._thread.join()
 
-        thread = Thread(target=run, name="detlayer-blob", daemon=True)
-        thread.start()
+    def _run(self) -> None:
         try:
-            while (item := queue.get()) is not None:
-                if isinstance(item, BaseException):
-                    raise item
-                yield item
-        finally:
-            stopped = True
-            while thread.is_alive():
-                while not queue.empty():
-                    queue.get()
-                thread.join(0.01)
+            for piece in self._reader:
+                self._queue.put(piece)
+                if self._stopped:
+                    return
+            self._queue.put(None)
+        except BaseException as error:
+            self._queue.put(error)
+
+    def _pieces(self) -> Iterator[bytes]:
+        while (item := self._queue.get()) is not None:
+            if isinstance(item, BaseException):
+                raise item
+            yield item
+
+
+# Hashed together: blake3 takes kilobytes at a time far faster. Blocks are mostly of 512 bytes.
+_KEY_PARTS = 128
+_LONG_BYTES = 1 << 14  # headers that are not worth keeping for that
 
 
 class _Pass:
-    def __init__(self, report: LayerReport, profile: Profile, contents: bool) -> None:
+    def __init__(self, report: LayerReport, profile: Profile, contents: bool, build_paths: Sequence[bytes]) -> None:
         self._report = report
         self._profile = profile
         self._contents = contents
+        self._search = innards.PathSearch(build_paths) if build_paths else None
         self._key = blake3(KEY_FORMAT.encode() + b"\n")
-        self._previous: Entry | None = None
-        # Paths by their hash, with what a hard link to a file there would have to carry; equal values are one object.
-        self._seen: dict[int, _Values | None] = {}
-        self._values: dict[_Values, _Values] = {}
-        self._dirs: set[bytes] = {b""}
+        self._key_parts: list[bytes] = []
+        self._places = Places()
+        self._previous_bytes = 0
         self._sources: dict[bytes, _Source] = {}
         self._bytecode: list[tuple[bytes, bytes]] = []
         self._chunk_bytes = 0
-        self._in_order = True
 
     def take(self, member: Member) -> None:
         report, entry = self._report, member.entry
         findings = report.findings
-        self._key.update(member.blocks)
+        self._key_parts.append(member.blocks)
+        if len(self._key_parts) >= _KEY_PARTS or len(member.blocks) > _LONG_BYTES:
+            self._update_key()
         report.entries += 1
-        self._count_chunk(member)
-        if not entry.path:
+        if entry.path:
+            if not is_canonical(member, self._profile):
+                findings.extend(check_form(member))
+                findings.extend(check_values(entry, self._profile))
+            findings.extend(self._places.take(entry))
+            if self._contents:
+                findings.extend(innards.check_name(entry.path, entry.kind == "dir"))
+        else:
             findings.add(Finding("path-form", "", "path", printable(member.written_path), "no entry for the root"))
-            return
-        findings.extend(check_form(member))
-        findings.extend(check_values(entry, self._profile))
-        self._check_place(entry)
         if entry.kind == "file" and not member.special:
             report.files += 1
             self._read(member)
-        if self._contents:
-            findings.extend(innards.check_name(entry.path, entry.kind == "dir"))
-        self._previous = entry
+        # Only now: a size that lies has failed in the reading, and the chunks of a true one are no more than it has.
+        self._count_chunk(member)
 
-    def _check_place(self, entry: Entry) -> None:
-        """Hold SPEC 3.3, 3.4 and 4.4 between entries."""
-        findings, path, previous = self._report.findings, entry.path, self._previous
-        shown = printable(path)
-        place = hash(path)
-        if place in self._seen:
-            findings.add(Finding("duplicate-path", shown, "path", "again", "once"))
-        elif previous is not None and order_key(path) < order_key(previous.path):
-            findings.add(Finding("entry-order", shown, "order", f"after {printable(previous.path)}", "before it"))
-        values = _Values(entry.mode, entry.uid, entry.gid, entry.mtime)
-        self._seen[place] = self._values.setdefault(values, values) if entry.kind == "file" else None
-        above = path.rpartition(b"/")[0]
-        if above not in self._dirs:
-            findings.add(Finding("parents", shown, "parent", "no entry", printable(above) + "/"))
-            self._dirs.add(above)
-        if entry.kind == "dir":
-            self._dirs.add(path)
-        elif entry.kind == "hardlink":
-            target = self._seen.get(hash(entry.target))
-            if target is None:
-                where = "is not before it" if hash(entry.target) not in self._seen else "is no file"
-                findings.add(Finding("hardlink-form", shown, "target", f"{printable(entry.target)} {where}", "a file"))
-            elif target != values:
-                for name, found, wanted in zip(_Values._fields, values, target, strict=True):
-                    if found != wanted:
-                        findings.add(Finding("hardlink-form", shown, name, str(found), f"its target's {wanted}"))
+    def _update_key(self) -> None:
+        self._key.update(b"".join(self._key_parts))
+        self._key_parts.clear()
 
     def _read(self, member: Member) -> None:
-        entry = member.entry
+        entry, findings = member.entry, self._report.findings
         digest = blake3()
+        if self._search is not None:
+            self._search.start()
         kept: list[bytes] | None = (
             [] if self._contents and innards.wants_content(entry.path, entry.size_bytes) else None
         )
@@ -209,7 +194,9 @@ class _Pass:
                 digest.update(view)
                 if kept is not None:
                     kept.append(bytes(view))
-        self._key.update(digest.digest())
+                if self._search is not None:
+                    findings.extend(self._search.feed(entry.path, bytes(view)))
+        self._key_parts.append(digest.digest())
         if not self._contents:
             return
         if entry.path.endswith(b".py"):
@@ -227,9 +214,9 @@ class _Pass:
         self._report.findings.extend(innards.check_content(path, unstamped, None))
 
     def _count_chunk(self, member: Member) -> None:
-        entry, previous = member.entry, self._previous
+        entry = member.entry
         size = entry.size_bytes
-        if cut_before(entry.written_path, size, self._chunk_bytes, previous.size_bytes if previous is not None else 0):
+        if cut_before(entry.written_path, size, self._chunk_bytes, self._previous_bytes):
             self._cut()
         self._chunk_bytes += len(member.blocks)
         left = size
@@ -238,13 +225,19 @@ class _Pass:
             left -= CHUNK_MAX_BYTES
             self._cut()
         self._chunk_bytes += left + padding(size)
+        self._previous_bytes = size
 
     def _cut(self) -> None:
         self._report.chunks.append(self._chunk_bytes)
         self._chunk_bytes = 0
 
-    def close(self, trailer_bytes: int) -> None:
+    def close(self, tar: TarReader) -> None:
+        trailer_bytes = tar.trailer_bytes
+        for extension in tar.left_over:
+            keys = printable(b", ".join(key for key, _ in extension.records))
+            self._report.findings.add(Finding("needless-pax", "", "global header", keys, "none"))
         report, findings = self._report, self._report.findings
+        self._update_key()
         report.key = "blake3:" + self._key.hexdigest()
         for path, head in self._bytecode:
             above, _, name = path.rpartition(b"/")
@@ -255,7 +248,7 @@ class _Pass:
             findings.extend(innards.check_content(path, head, source))
         if trailer_bytes != len(END):
             findings.add(Finding("trailer", "", "zeros at the end", str(trailer_bytes), str(len(END))))
-        if self._previous is not None and self._previous.size_bytes >= CHUNK_MAX_BYTES:
+        if self._previous_bytes >= CHUNK_MAX_BYTES:
             self._cut()
         self._chunk_bytes += trailer_bytes
         self._cut()
@@ -278,8 +271,10 @@ class _Pass:
             lengths = tuple(str(one[at]) if at < len(one) else "none" for one in (facts.members, report.chunks))
             findings.add(Finding("chunking", "", f"bytes of chunk {at + 1}", *lengths))
             return
-        report.codec = recognise(facts)
-        if report.codec is None:
+        codec = recognise(facts)
+        if codec is not None and not findings.counts.get("gzip-header"):
+            report.codec = codec
+        if codec is None:
             found = f"{facts.compression} of another compressor, version or level"
             findings.add(Finding("compressor-class", "", "first chunk", found, "what a codec of SPEC 6.2 writes here"))
 

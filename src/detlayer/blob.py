@@ -8,20 +8,25 @@ from __future__ import annotations
 
 import hashlib
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
-from zstandard import FrameParameters, ZstdDecompressor, ZstdError, get_frame_parameters
+from zstandard import FrameParameters, ZstdDecompressor, ZstdError, frame_header_size, get_frame_parameters
 
 from detlayer.errors import LayerError
 from detlayer.oci import Digest
 
 PIECE_BYTES = 1 << 20
 _READ_BYTES = 1 << 18
-# A zstd block of four bytes may stand for 128 KiB, and the decoder returns all that its input holds: fed this much at a
-# time, a hostile frame gets to 64 MiB before it is counted.
-_ZSTD_READ_BYTES = 1 << 11
+_ZSTD_HEADER_BYTES = 18  # RFC 8878 3.1.1.1: magic, descriptor, window, dictionary, content size
+_ZSTD_BLOCK_BYTES = 1 << 17
+_ZSTD_RLE = 1
+# Frames up to what a chunk may hold (SPEC 6.1) are decompressed in one go, which is faster; others as a stream.
+_WHOLE_BYTES = 9 << 20
+_WHOLE_BLOCKS = 1 << 10
+_MAX_MEMBERS = 1 << 22  # one for each file of the largest layers (eStargz); a blob of empty ones can't fill memory
+_KEPT_HEADERS = 16
 _ZSTD_MAX_WINDOW_BYTES = 1 << 27  # what `zstd -d` takes without --long
 _GZIP_MAGIC = b"\x1f\x8b"
 _ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
@@ -54,7 +59,7 @@ class BlobFacts:
 
 
 class BlobReader:
-    """Iterate to get the tar bytes, in pieces of at most about a megabyte; then `facts` is complete.
+    """Iterate to get the tar bytes, in pieces of at most a chunk (SPEC 6.1); then `facts` is complete.
 
     `max_expansion` bounds tar bytes per blob byte beyond the first GiB. Raises LayerError.
     """
@@ -106,9 +111,9 @@ class BlobReader:
             while len(data) < 10 and (more := self._read(_READ_BYTES)):
                 data += more
             if not data.startswith(_GZIP_MAGIC):
-                raise _garbage()
+                raise _garbage("gzip member")
             if len(data) < 10:
-                raise LayerError("blob-truncated", "the gzip stream ends in the header of a member", _AGAIN)
+                raise LayerError("blob-truncated", "the gzip stream ends in the middle of a member", _AGAIN)
             self._note_gzip_header(data)
             member = zlib.decompressobj(wbits=31)
             length = 0
@@ -127,72 +132,114 @@ class BlobReader:
                 length += len(piece)
                 if piece:
                     yield piece
-            facts.members.append(length)
+            self._note_member(length)
             if len(facts.members) == 1:
                 facts.first_member = kept.close()
             if not data:
                 data = self._read(_READ_BYTES)
 
     def _note_gzip_header(self, data: bytes) -> None:
-        self.facts.gzip_headers.setdefault(data[:10], len(self.facts.members))
+        if len(self.facts.gzip_headers) < _KEPT_HEADERS:
+            self.facts.gzip_headers.setdefault(data[:10], len(self.facts.members))
         if data[3] & 0x0C == 0x08 and not self.facts.gzip_name:
             self.facts.gzip_name = data[10:266].split(b"\0")[0]
 
     def _unzstd(self, data: bytes) -> Iterator[bytes]:
-        facts = self.facts
-        kept = _Kept()
+        held = _Held(self._read, data)
         decompressor = ZstdDecompressor(max_window_size=_ZSTD_MAX_WINDOW_BYTES)
-        while data:
-            while len(data) < 18 and (more := self._read(_READ_BYTES)):
-                data += more
-            if _is_skippable(data):
-                data = self._skip_frame(data)
+        while head := held.peek(_ZSTD_HEADER_BYTES):
+            if _is_skippable(head):
+                held.skip(8 + int.from_bytes(held.need(8)[4:8], "little"))
                 continue
+            if not head.startswith(_ZSTD_MAGIC):
+                raise _garbage("zstd frame")
+            length = 0
             try:
-                _check_frame(get_frame_parameters(data))
-                frame = decompressor.decompressobj()
-                length = 0
-                gathered: list[bytes] = []
-                pending = 0
-                while not frame.eof:
-                    if not data:
-                        data = self._read(_READ_BYTES)
-                        if not data:
-                            raise LayerError("blob-truncated", "the zstd stream ends in the middle of a frame", _AGAIN)
-                    at = 0
-                    while at < len(data) and not frame.eof:
-                        piece = frame.decompress(data[at : at + _ZSTD_READ_BYTES])
-                        used = min(_ZSTD_READ_BYTES, len(data) - at) - len(frame.unused_data)
-                        kept.take(data[at : at + used], used)
-                        at += used
-                        if piece:
-                            gathered.append(piece)
-                            pending += len(piece)
-                            if pending >= PIECE_BYTES:
-                                yield b"".join(gathered)
-                                length += pending
-                                gathered.clear()
-                                pending = 0
-                    data = data[at:]
+                _check_frame(get_frame_parameters(head))
+                for piece in self._frame(held, decompressor, head):
+                    length += len(piece)
+                    yield piece
             except ZstdError as error:
                 raise LayerError("blob-corrupt", f"the zstd stream is damaged: {error}", _AGAIN) from error
-            if pending:
-                yield b"".join(gathered)
-                length += pending
-            facts.members.append(length)
-            if len(facts.members) == 1:
-                facts.first_member = kept.close()
-            if not data:
-                data = self._read(_READ_BYTES)
+            self._note_member(length)
 
-    def _skip_frame(self, data: bytes) -> bytes:
-        left = 8 + int.from_bytes(data[4:8], "little")
-        while left > len(data):
-            left -= len(data)
-            data = self._read(_READ_BYTES)
-            if not data:
+    def _frame(self, held: _Held, decompressor: ZstdDecompressor, head: bytes) -> Iterator[bytes]:
+        """Decompress one frame, fed by whole blocks (RFC 8878 3.1.1.2): a block never stands for more than 128 KiB."""
+        parameters = get_frame_parameters(head)
+        compressed = [held.take(frame_header_size(head))]
+        compressed_bytes = blocks = 0
+        stream = None
+        last = False
+        while not last:
+            block = int.from_bytes(held.need(3)[:3], "little")
+            last = bool(block & 1)
+            size = 3 + (1 if block >> 1 & 3 == _ZSTD_RLE else block >> 3)
+            if size > 3 + _ZSTD_BLOCK_BYTES:
+                raise LayerError("blob-corrupt", "the zstd stream is damaged: a block is too long", _AGAIN)
+            compressed.append(held.take(size))
+            compressed_bytes += size
+            blocks += 1
+            if last and parameters.has_checksum:
+                compressed.append(held.take(4))
+            if stream is None and (
+                parameters.content_size > _WHOLE_BYTES or compressed_bytes > _WHOLE_BYTES or blocks > _WHOLE_BLOCKS
+            ):
+                stream = decompressor.decompressobj()
+            if stream is not None and (last or len(compressed) >= 4):
+                piece = stream.decompress(b"".join(compressed))
+                compressed.clear()
+                if piece:
+                    yield piece
+        if stream is None:
+            whole = b"".join(compressed)
+            if not self.facts.members:
+                self.facts.first_member = whole
+            if piece := decompressor.decompress(whole):
+                yield piece
+        elif not stream.eof:
+            raise LayerError("blob-corrupt", "the zstd stream is damaged: a frame does not end", _AGAIN)
+
+    def _note_member(self, length: int) -> None:
+        self.facts.members.append(length)
+        if len(self.facts.members) > _MAX_MEMBERS:
+            raise LayerError(
+                "blob-members", f"the layer has over {_MAX_MEMBERS} gzip members or zstd frames", "compress it anew"
+            )
+
+
+class _Held:
+    """Compressed bytes that are read but not yet used."""
+
+    def __init__(self, read: Callable[[int], bytes], data: bytes) -> None:
+        self._read = read
+        self._data = data
+        self._at = 0
+
+    def peek(self, size: int) -> bytes:
+        """Show the next `size` bytes, or fewer at the end."""
+        while len(self._data) - self._at < size and (more := self._read(_READ_BYTES)):
+            self._data, self._at = self._data[self._at :] + more, 0
+        return self._data[self._at : self._at + size]
+
+    def need(self, size: int) -> bytes:
+        """Show the next `size` bytes; raises LayerError where they are not there."""
+        shown = self.peek(size)
+        if len(shown) < size:
+            raise LayerError("blob-truncated", "the zstd stream ends in the middle of a frame", _AGAIN)
+        return shown
+
+    def take(self, size: int) -> bytes:
+        taken = self.need(size)
+        self._at += size
+        return taken
+
+    def skip(self, size: int) -> None:
+        while size > (ready := len(self._data) - self._at):
+            size -= ready
+            self._data, self._at = self._read(_READ_BYTES), 0
+            if not self._data:
                 raise LayerError("blob-truncated", "the zstd stream ends in a skippable frame", _AGAIN)
-        return data[left:] or self._read(_READ_BYTES)
+        self._at += size
 
 
 class _Kept:
@@ -234,5 +281,5 @@ def _check_frame(parameters: FrameParameters) -> None:
         )
 
 
-def _garbage() -> LayerError:
-    return LayerError("blob-garbage", "something that is no gzip member follows the last one", "cut it off")
+def _garbage(what: str) -> LayerError:
+    return LayerError("blob-garbage", f"something that is no {what} follows the last one", "cut it off")

@@ -6,6 +6,7 @@ Carries out SPEC 3 (entries, order) and SPEC 4 (normalised values).
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Callable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -226,6 +227,30 @@ def order_key(path: bytes) -> list[tuple[bool, bytes]]:
     return [sibling_key(name) for name in path.split(b"/")]
 
 
+def in_order(before: bytes, path: bytes) -> bool:
+    """Tell whether `path` comes after `before` (SPEC 3.4)."""
+    if b".wh." in path or b".wh." in before:
+        return order_key(before) < order_key(path)
+    # NUL sorts below every byte of a name, so this compares component by component without splitting.
+    return before.replace(b"/", b"\0") < path.replace(b"/", b"\0")
+
+
+def fold_name(name: bytes) -> bytes:
+    """Bring a name to what names that are one file on macOS or Windows have in common: no case, one Unicode form."""
+    if name.isascii():
+        return name.lower()
+    return unicodedata.normalize("NFC", _composed(name).casefold()).encode("utf-8", "surrogateescape")
+
+
+def collision_code(name: bytes, twin: bytes) -> Literal["case-collision", "unicode-collision"]:
+    """Name what alone tells two names apart that fold to one."""
+    return "unicode-collision" if _composed(name) == _composed(twin) else "case-collision"
+
+
+def _composed(name: bytes) -> str:
+    return unicodedata.normalize("NFC", name.decode("utf-8", "surrogateescape"))
+
+
 def check_follows(entry: Entry, previous: Entry) -> None:
     """Hold SPEC 3.3 and 3.4 between two neighbours; raises LayerError. What is sorted needs no look further back."""
     path, before = entry.path, previous.path
@@ -237,12 +262,7 @@ def check_follows(entry: Entry, previous: Entry) -> None:
             f"{printable(before)} is a {previous.kind} and also the parent of {printable(path)}",
             "rename or leave out one of the two",
         )
-    # NUL sorts below every byte of a name, so this compares component by component without splitting.
-    if b".wh." in path or b".wh." in before:
-        ordered = order_key(before) < order_key(path)
-    else:
-        ordered = before.replace(b"/", b"\0") < path.replace(b"/", b"\0")
-    if not ordered:
+    if not in_order(before, path):
         raise LayerError(
             "entry-order",
             f"{printable(path)} comes after {printable(before)}",

@@ -55,8 +55,8 @@ def inspect(
 ) -> LayerContents:
     """Read a layer and sum up what it holds.
 
-    `each` sees every entry as it comes, with its kind (`dir`, `file`, `symlink`, `hardlink`, or `character device` and the
-    like). Raises LayerError.
+    `each` sees every entry as it comes, with its kind (`dir`, `file`, `symlink`, `hardlink`, or `character device` and
+    the like). Raises LayerError.
     """
     if isinstance(source, str | os.PathLike):
         with open_layer(source) as file:

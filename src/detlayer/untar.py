@@ -7,19 +7,22 @@ a LayerError.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from typing import NamedTuple
 from zlib import adler32
-
-from msgspec import structs
 
 from detlayer.entry import PATH_MAX_BYTES, ContentReader, Entry, Kind
 from detlayer.errors import LayerError, printable
 from detlayer.tar import BLOCK_BYTES, padding
 
 MAX_RECORDS_BYTES = 4 << 20  # of one PAX header: many extended attributes of 64 KiB, Linux's bound for each
+MAX_RECORDS = 1 << 13  # of one PAX header
+MAX_EXTENSIONS = 16  # headers that say something of one entry, global ones included
 MAX_LONG_NAME_BYTES = 1 << 16
+MAX_SHARED_BYTES = 1 << 16  # of what global headers say
 _ZERO = bytes(BLOCK_BYTES)
 _KINDS: dict[bytes, Kind] = {
     b"0": "file",
@@ -30,6 +33,8 @@ _KINDS: dict[bytes, Kind] = {
     b"2": "symlink",
     b"5": "dir",
 }
+# Mode, uid, gid, size and mtime as SPEC 5.2 has them.
+_DIGITS = re.compile(rb"([0-7]{7})\0([0-7]{7})\0([0-7]{7})\0([0-7]{11})\0([0-7]{11})\0")
 _SPECIAL = {b"3": "character device", b"4": "block device", b"6": "FIFO"}
 
 
@@ -67,12 +72,14 @@ class Member:
 class TarReader:
     """Iterate over the members of a tar; a member's content can be read until the next member is asked for.
 
-    `trailer_bytes` is complete at the end: the zeros behind the last entry. Raises LayerError.
+    At the end `trailer_bytes` counts the zeros behind the last entry, and `left_over` has the global headers that no
+    entry follows (`git archive` of nothing). Raises LayerError.
     """
 
     def __init__(self, pieces: Iterable[bytes]) -> None:
         self._feed = _Feed(iter(pieces))
         self.trailer_bytes = 0
+        self.left_over: tuple[Extension, ...] = ()
 
     def __iter__(self) -> Iterator[Member]:
         feed = self._feed
@@ -84,7 +91,8 @@ class TarReader:
             while True:
                 block = feed.take_block()
                 if block is None or block == _ZERO:
-                    if extensions:
+                    self.left_over = tuple(extensions)
+                    if own or any(extension.flag != b"g" for extension in extensions):
                         raise LayerError("tar-truncated", "the tar ends behind an extension header", _AGAIN)
                     self._read_trailer(block)
                     return
@@ -92,32 +100,41 @@ class TarReader:
                 flag = block[156:157]
                 if flag not in b"xgXLK":
                     break
+                if len(extensions) == MAX_EXTENSIONS:
+                    raise LayerError("header-chain", f"over {MAX_EXTENSIONS} extension headers for one entry", _NOBODY)
+                if flag != b"g" and any(flag == other.flag for other in extensions):
+                    # Readers disagree on which of the two counts: what is checked here might not be what is unpacked.
+                    raise LayerError("header-repeated", f"two {printable(flag)} headers for one entry", _NOBODY)
                 extension = self._extension(flag, block)
                 extensions.append(extension)
                 blocks += (block, extension.data, bytes(padding(len(extension.data))))
                 (shared if flag == b"g" else own).update(extension.records)
+                if flag == b"g" and sum(map(len, shared)) + sum(map(len, shared.values())) > MAX_SHARED_BYTES:
+                    raise LayerError("header-too-long", "the global headers grow without end", _NOBODY)
             blocks.append(block)
             records = {**shared, **own} if shared else own
-            member = _member(block, records, b"".join(blocks), tuple(extensions))
+            member = _member(block, records, b"".join(blocks), tuple(extensions), feed)
             if member.sparse and flag == b"S":
                 self._skip_sparse_map(block)
-            content = _MemberContent(feed, member.entry.size_bytes)
-            if member.entry.size_bytes:
-                member.entry = structs.replace(member.entry, content=content)
             yield member
-            content.skip_rest()
-            feed.skip(padding(member.entry.size_bytes))
+            content = member.entry.content
+            if isinstance(content, _MemberContent):
+                content.skip_rest()
+                feed.skip(padding(member.entry.size_bytes))
 
     def _extension(self, flag: bytes, block: bytes) -> Extension:
         size = number(block[124:136], "size")
-        if size > (MAX_LONG_NAME_BYTES if flag in b"LK" else MAX_RECORDS_BYTES):
-            raise LayerError("header-too-long", f"an extension header of {size} bytes", "no honest writer makes these")
+        if not 0 <= size <= (MAX_LONG_NAME_BYTES if flag in b"LK" else MAX_RECORDS_BYTES):
+            raise LayerError("header-too-long", f"an extension header of {size} bytes", _NOBODY)
         data = self._feed.take(size)
         self._feed.skip(padding(size))
         if flag in b"LK":
             name = data.split(b"\0")[0]
             return Extension(flag, block, data, ((b"path" if flag == b"L" else b"linkpath", name),))
-        return Extension(flag, block, data, tuple(parse_records(data)))
+        records = tuple(islice(parse_records(data), MAX_RECORDS + 1))
+        if len(records) > MAX_RECORDS:
+            raise LayerError("header-too-long", f"an extension header of over {MAX_RECORDS} records", _NOBODY)
+        return Extension(flag, block, data, records)
 
     def _skip_sparse_map(self, block: bytes) -> None:
         more = block[482:483] not in b"\0"
@@ -272,20 +289,25 @@ def number(raw: bytes, what: str) -> int:
 
 
 def _check_sum(block: bytes) -> None:
-    stored = number(block[148:156], "checksum")
-    unsigned = ((adler32(block[156:], adler32(block[:148])) & 0xFFFF) - 1 + 256) % 65521
-    if stored % 65521 == unsigned:
-        return
-    signed = sum(byte - 256 if byte > 127 else byte for byte in block[:148] + block[156:]) + 256
-    if stored != signed:
-        raise LayerError(
-            "header-checksum", "a header's checksum does not fit: this is no tar, or a damaged one", _AGAIN
-        )
+    raw = block[148:156].strip(b"\0 ")
+    if raw and len(raw) < 8 and not raw.strip(b"01234567"):
+        stored = int(raw, 8)
+        # As in tar.py: the low half of Adler-32 is the sum in C, modulo 65521.
+        if stored % 65521 == ((adler32(block[156:], adler32(block[:148])) & 0xFFFF) - 1 + 256) % 65521:
+            rest = block[:148] + block[156:]
+            if stored < 65521 or stored == sum(rest) + 256:
+                return
+        # Some old tars summed signed characters.
+        if stored == sum(byte - 256 if byte > 127 else byte for byte in block[:148] + block[156:]) + 256:
+            return
+    raise LayerError("header-checksum", "a header's checksum does not fit: this is no tar, or a damaged one", _AGAIN)
 
 
-def _member(block: bytes, records: dict[bytes, bytes], blocks: bytes, extensions: tuple[Extension, ...]) -> Member:
+def _member(
+    block: bytes, records: dict[bytes, bytes], blocks: bytes, extensions: tuple[Extension, ...], feed: _Feed
+) -> Member:
     flag = block[156:157]
-    written = records.get(b"path") or _name(block)
+    written = records.get(b"GNU.sparse.name") or records.get(b"path") or _name(block)
     kind = _KINDS.get(flag)
     special = _SPECIAL.get(flag, "")
     if kind is None and not special:
@@ -299,23 +321,37 @@ def _member(block: bytes, records: dict[bytes, bytes], blocks: bytes, extensions
     if kind == "hardlink":
         target = clean_path(target)
     _check_text(target)
-    size = _decimal(records, b"size", block[124:136])
+    numbers = None if records else _DIGITS.match(block, 100)
+    if numbers is not None:  # the short way for nearly every header: all fields as SPEC 5.2 has them, none overruled
+        mode, uid, gid, size, mtime = [int(digits, 8) for digits in numbers.groups()]
+    else:
+        mode = number(block[100:108], "mode")
+        uid = _decimal(records, b"uid", block[108:116])
+        gid = _decimal(records, b"gid", block[116:124])
+        size = _decimal(records, b"size", block[124:136])
+        mtime = _seconds(records[b"mtime"]) if records.get(b"mtime") else number(block[136:148], "mtime")
+    if size and kind == "dir" and flag in b"0\0007S":
+        # Some readers take this for a file with content, some for a directory with none.
+        raise LayerError("header-type", f"{printable(written)} is a directory by name and a file by content", _NOBODY)
     if kind in ("dir", "symlink", "hardlink") or special:
         # Some writers give links the size of their target, with no content behind; POSIX lets none of these have any.
         size = 0
     if size < 0:
         raise LayerError("header-number", f"{printable(path)} has a size below zero", _AGAIN)
-    xattrs = tuple(sorted((key[13:], value) for key, value in records.items() if key.startswith(b"SCHILY.xattr.")))
+    xattrs: tuple[tuple[bytes, bytes], ...] = ()
+    if records:
+        xattrs = tuple(sorted((key[13:], value) for key, value in records.items() if key.startswith(b"SCHILY.xattr.")))
     entry = Entry(
         path,
         kind or "file",
-        number(block[100:108], "mode") & 0o7777,
-        _decimal(records, b"uid", block[108:116]),
-        _decimal(records, b"gid", block[116:124]),
-        _seconds(records[b"mtime"]) if records.get(b"mtime") else number(block[136:148], "mtime"),
+        mode & 0o7777,
+        uid,
+        gid,
+        mtime,
         size,
         target,
         xattrs,
+        _MemberContent(feed, size) if size else None,
     )
     sparse = flag == b"S" or any(key.startswith(b"GNU.sparse.") for key in records)
     return Member(entry, blocks, extensions, written, special, sparse)
@@ -335,8 +371,6 @@ def clean_path(written: bytes) -> bytes:
         if b".." in parts:
             raise LayerError("unsafe-path", f"{printable(written)} leads out of the layer", "do not trust this layer")
         written = b"/".join(parts)
-    elif b"/.." in written or written == b"..":
-        raise LayerError("unsafe-path", f"{printable(written)} leads out of the layer", "do not trust this layer")
     if len(written) > PATH_MAX_BYTES:
         raise LayerError("path-too-long", f"{printable(written[:60])}… has {len(written)} bytes", "no engine takes it")
     _check_text(written)
@@ -378,3 +412,4 @@ def _bad_record(found: bytes) -> LayerError:
 
 
 _AGAIN = "fetch or make it again"
+_NOBODY = "no honest writer makes these"

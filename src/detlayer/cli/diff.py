@@ -60,7 +60,7 @@ def diff(ctx: click.Context, /, **options: Any) -> None:
     nothing differs, 1 if something does, 3 if one of the two can't be read.
     """
     console = Console(json=options["as_json"], quiet=options["quiet"], progress=cast(ProgressKind, options["progress"]))
-    console.use_colour("NO_COLOR" not in os.environ)
+    console.use_colour(os.environ.get("NO_COLOR"))
     try:
         report = diff_sides(
             options["a"],

@@ -6,14 +6,23 @@ import errno
 import os
 import stat
 import sys
-import unicodedata
 from array import array
 from collections import deque
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 from typing import Literal
 
-from detlayer.entry import WHITEOUT_PREFIX, Entry, Profile, marker, normalise, parent, sibling_key
+from detlayer.entry import (
+    WHITEOUT_PREFIX,
+    Entry,
+    Profile,
+    collision_code,
+    fold_name,
+    marker,
+    normalise,
+    parent,
+    sibling_key,
+)
 from detlayer.errors import ConfigError, TreeError, printable
 from detlayer.patterns import excluded
 from detlayer.ports import Reporter
@@ -334,22 +343,23 @@ class Walker:
     def _warn_alike(self, frame: Frame, names: list[bytes]) -> None:
         """Warn of siblings that are one file where case or Unicode form does not count, if both are packed."""
         # By hash first, in eight bytes a name: a directory may hold a million.
-        hashes = sorted(array("q", (hash(_fold(name)) for name in names)))
+        hashes = sorted(array("q", (hash(fold_name(name)) for name in names)))
         twice = {one for one, other in pairwise(hashes) if one == other}
         if not twice:
             return
         alike: dict[bytes, bytes] = {}
         for name in names:
-            fold = _fold(name)
+            fold = fold_name(name)
             if hash(fold) not in twice or not self._packs(frame, name):
                 continue
             twin = alike.setdefault(fold, name)
             if twin is not name:
-                unicode = _composed(name) == _composed(twin)
+                code = collision_code(name, twin)
+                how = "Unicode form" if code == "unicode-collision" else "case"
                 self._reporter.warning(
-                    "unicode-collision" if unicode else "case-collision",
-                    f"{printable(frame.prefix + twin)} and {printable(frame.prefix + name)} differ only by "
-                    f"{'Unicode form' if unicode else 'case'} ({twin.decode('utf-8', 'backslashreplace')!a}, "
+                    code,
+                    f"{printable(frame.prefix + twin)} and {printable(frame.prefix + name)} differ only by {how} "
+                    f"({twin.decode('utf-8', 'backslashreplace')!a}, "
                     f"{name.decode('utf-8', 'backslashreplace')!a}): one file on macOS and Windows",
                 )
 
@@ -371,16 +381,6 @@ class Walker:
                 f"sockets, FIFOs and devices can't be in a reproducible layer:\n  {shown}",
                 "exclude them, or leave them out with --special skip",
             )
-
-
-def _composed(name: bytes) -> str:
-    return unicodedata.normalize("NFC", name.decode("utf-8", "surrogateescape"))
-
-
-def _fold(name: bytes) -> bytes:
-    if name.isascii():
-        return name.lower()
-    return unicodedata.normalize("NFC", _composed(name).casefold()).encode("utf-8", "surrogateescape")
 
 
 def _kind(mode: int) -> str:
