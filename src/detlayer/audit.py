@@ -1,7 +1,8 @@
 """One pass over a layer blob that says all there is to say of it: digests, key, counts, and findings.
 
-Joins `blob`, `untar`, `form` and `innards`; knows no disk and no terminal. Decompression runs one piece ahead on a thread
-of its own. Memory is bounded by pieces, by findings kept per trap, and by the paths that order alone can't judge.
+Joins `blob`, `untar`, `form` and `innards`; knows no disk and no terminal. Decompression runs one piece ahead on
+a thread of its own. Memory is bounded by pieces, by findings kept per trap, and by the paths that order alone
+can't judge.
 """
 
 from __future__ import annotations

@@ -58,13 +58,7 @@ def pack(
     reporter = reporter or Silence()
     output_path = output if isinstance(output, str | os.PathLike) else None
     codec = _choose_codec(compression, output_path)
-    common = [*_read_ignore_files(ignore_files), *parse_patterns(exclude)]
-    resolved = [
-        _with_patterns(item if isinstance(item, Source) else parse_source(os.fspath(item)), common, use_ignore_file)
-        for item in sources
-    ]
-    if not resolved:
-        raise ConfigError("no-source", "there is nothing to pack", "name a directory: SOURCE[:DEST]")
+    resolved = resolve(sources, exclude=exclude, ignore_files=ignore_files, use_ignore_file=use_ignore_file)
     target = output_path if output_path is not None else descriptor
     if depfile is not None and target is None:
         raise ConfigError("depfile-target", "a depfile needs an output file", "add -o FILE or --descriptor FILE")
@@ -111,6 +105,24 @@ def pack(
             "the digest is not",
         )
     return made
+
+
+def resolve(
+    sources: Iterable[Source | Path],
+    *,
+    exclude: Sequence[str] = (),
+    ignore_files: Sequence[Path] = (),
+    use_ignore_file: bool = True,
+) -> list[Source]:
+    """Read sources with all patterns that judge their paths (SPEC 4.9); at least one, or it is a ConfigError."""
+    common = [*_read_ignore_files(ignore_files), *parse_patterns(exclude)]
+    resolved = [
+        _with_patterns(item if isinstance(item, Source) else parse_source(os.fspath(item)), common, use_ignore_file)
+        for item in sources
+    ]
+    if not resolved:
+        raise ConfigError("no-source", "there is nothing to pack", "name a directory: SOURCE[:DEST]")
+    return resolved
 
 
 def parse_source(text: str) -> Source:
