@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 from importlib import import_module
+from itertools import pairwise
 from typing import Any, NoReturn
 
 import click
@@ -15,7 +16,10 @@ from detlayer.cli import exits
 from detlayer.cli.console import Console
 from detlayer.errors import ConfigError, DetlayerError, OutputError
 
-_COMMANDS = {"pack": "Turn directories and files into one reproducible layer."}
+_COMMANDS = {
+    "pack": "Turn directories and files into one reproducible layer.",
+    "verify": "Prove a layer, image, tree or build reproducible, or name what keeps it from being so.",
+}
 
 
 class _Commands(click.Group):
@@ -61,10 +65,10 @@ def main() -> NoReturn:
 
 def run(args: list[str]) -> int:
     """Run one command; returns its exit code."""
-    console = Console(json="--json" in args)
+    console = Console(json=_wants_json(args))
     console.use_colour("NO_COLOR" not in os.environ)
     try:
-        detlayer.main(args, prog_name="detlayer", standalone_mode=False, obj=console)
+        done = detlayer.main(args, prog_name="detlayer", standalone_mode=False, obj=console)
     except DetlayerError as error:
         console.error(error)
         return exits.exit_code(error)
@@ -72,8 +76,6 @@ def run(args: list[str]) -> int:
         where = error.ctx.command_path if error.ctx is not None else "detlayer"
         console.error(ConfigError("usage", error.format_message(), f"see `{where} --help`"))
         return exits.USAGE
-    except click.exceptions.Exit as done:
-        return done.exit_code
     except (KeyboardInterrupt, click.Abort) as stop:
         console.close()
         console.warning("interrupted", "stopped; nothing was left half written")
@@ -85,7 +87,13 @@ def run(args: list[str]) -> int:
     except Exception as error:
         console.error(_bug(error))
         return exits.BUG
-    return 0
+    return done if isinstance(done, int) else 0  # `ctx.exit` comes out as a value here
+
+
+def _wants_json(args: list[str]) -> bool:
+    """Tell whether errors are to be JSON, too, before the arguments are understood."""
+    after = dict(pairwise(args))
+    return "--json" in args or "--format=json" in args or after.get("--format") == "json"
 
 
 def _bug(error: Exception) -> DetlayerError:
