@@ -12,6 +12,7 @@ from detlayer.errors import printable
 from detlayer.finding import TRAPS, Finding
 from detlayer.oci import canonical_json
 from detlayer.verification import LayerFacts, TargetReport, VerifyReport
+from detlayer.verification.report import INTEGRITY
 
 _SHOWN = 3  # examples of a trap
 # What XML 1.0 can't hold, escaped or not (its production 2).
@@ -97,7 +98,7 @@ def conclusion(report: VerifyReport) -> str:
             return f"reproducible; {_plural(warnings, 'warning')} about contents: see to them, or fail with --strict"
         return "reproducible: nothing to do"
     # What is corrupt comes first: nothing else can be judged by it.
-    trap = max(counts, key=lambda trap: (trap in ("blob-digest", "config-diff-id"), counts[trap]))
+    trap = max(counts, key=lambda trap: (trap in INTEGRITY, trap != "content", counts[trap]))
     word = "corrupt" if report.is_corrupt else "not reproducible"
     first = f"{trap} ({_plural(counts[trap], 'place')})"
     others = f", then {len(counts) - 1} more" if len(counts) > 1 else ""

@@ -61,7 +61,7 @@ def contrast(expected: Run, found: Run, *, max_expansion: int = 200) -> Iterator
     changed: dict[bytes, int] = {}
     for path in sorted(both):
         a, b = old[path], new[path]
-        if a.content != b.content:
+        if a.content != b.content and a.entry.kind == b.entry.kind:
             changed[path] = max(a.entry.size_bytes, b.entry.size_bytes)
         fields = list(_compare(a.entry, b.entry))
         yield from fields
