@@ -160,7 +160,7 @@ def _by_trap(found: Findings) -> Iterator[tuple[str, int, list[Finding]]]:
 
 def _place(finding: Finding) -> str:
     where = f"{finding.path}: " if finding.path else ""
-    return f"{where}{finding.field} is {finding.found}, not {finding.wanted}"
+    return f"{where}{finding.field} is {finding.found}; wanted {finding.wanted}"
 
 
 def _sentence(finding: Finding) -> str:
