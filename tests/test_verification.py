@@ -11,19 +11,22 @@ import io
 import json
 import os
 import tarfile
+import tempfile
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import detlayer
 from detlayer.audit import Findings
 from detlayer.blob import Readable
 from detlayer.entry import Entry
-from detlayer.errors import ConfigError, LayerError, TreeError
+from detlayer.errors import ConfigError, DetlayerError, LayerError, TreeError
 from detlayer.finding import TRAPS, Finding
 from detlayer.layer import BytesContent
 from detlayer.layer import pack as pack_layer
@@ -450,3 +453,33 @@ def test_one_content_may_hold_several() -> None:
         "build-path-in-content",
         "environment",
     ]
+
+
+@given(data=st.data())
+@settings(max_examples=150)
+def test_any_change_to_an_archive_is_found_or_refused(data: st.DataObject) -> None:
+    """Nothing but a report or one of our errors comes of it, and what changed a blob is never called good."""
+    layer = io.BytesIO()
+    made = pack_layer([file("a", b"some text\n" * 50)], layer)
+    image = Image(layer.getvalue(), str(made.diff_id))
+    image.tag("v1")
+    with tempfile.TemporaryDirectory() as scratch:
+        at = Path(scratch) / "layout.tar"
+        target = image.archive(at)
+        raw = bytearray(at.read_bytes())
+        for _ in range(data.draw(st.integers(1, 4))):
+            place = data.draw(st.integers(0, len(raw) - 1))
+            match data.draw(st.sampled_from(["set", "cut", "insert"])):
+                case "set":
+                    raw[place] = data.draw(st.integers(0, 255))
+                case "cut":
+                    del raw[place : place + data.draw(st.integers(1, 600))]
+                case _:
+                    raw[place:place] = data.draw(st.binary(min_size=1, max_size=600))
+            if not raw:
+                break
+        at.write_bytes(raw)
+        with suppress(DetlayerError):
+            report = verify([target])
+            blobs = [blob for blob in image.blobs.values() if blob not in bytes(raw)]
+            assert not (report.ok and blobs and not report.targets[0].notes)

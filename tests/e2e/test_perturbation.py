@@ -139,6 +139,20 @@ def test_errors_of_a_run_are_those_of_pack(tree: Path) -> None:
     assert caught.value.code == "special-files"
 
 
+def test_a_tree_is_not_copied_into_itself(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tree))
+    with pytest.raises(ConfigError) as caught:
+        verify([tree])
+    assert caught.value.code == "temporary-in-source"
+    assert verify([tree], exclude=["detlayer-*"], runs=1).ok
+
+
+def test_what_pack_warns_of_is_noted(tree: Path) -> None:
+    os.mkfifo(tree / "fifo")
+    report = verify([tree], runs=1, selection=detlayer.Selection(special="skip"))
+    assert ["special-skipped" in note for note in report.targets[0].notes] == [True]
+
+
 # -- the check can fail: a packer with a fault, put before ours by a sitecustomize on PYTHONPATH
 
 FAULTS = {
@@ -273,6 +287,13 @@ def test_date_path_random_home_and_umask_are_found(project: Path) -> None:
         "content": {"random"},
         "gzip-in-content": {"x.gz"},
     }
+
+
+def test_the_working_directory_may_hold_the_temporary_one(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (project / "tmp").mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(project / "tmp"))
+    assert verify(rebuild="cat src/* > all", output="all", environment=os.environ).ok
+    assert list((project / "tmp").iterdir()) == []
 
 
 def test_bytecode_of_two_builds(project: Path) -> None:

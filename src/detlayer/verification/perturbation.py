@@ -18,10 +18,11 @@ from functools import partial
 from detlayer.audit import LayerReport, audit
 from detlayer.codec import Codec
 from detlayer.entry import Profile
+from detlayer.errors import ConfigError
 from detlayer.finding import Finding
 from detlayer.layout import BlobFile
 from detlayer.packing import default_jobs
-from detlayer.tree import Selection, Source
+from detlayer.tree import Selection, Source, takes
 from detlayer.verification.contrast import Run, contrast
 from detlayer.verification.layers import Expectation
 from detlayer.verification.machine import CannotView, disordered, on_one_processor, time_prefix
@@ -51,6 +52,7 @@ def check_sources(
     Raises what `pack` raises, from whichever run.
     """
     with tempfile.TemporaryDirectory(prefix="detlayer-") as scratch:
+        _check_outside(scratch, sources)
         session = _Session(scratch, sources, profile, selection, codec, environment)
         reference, report = session.pack_plainly(jobs or default_jobs())
         facts = replace(facts_of("the layer", report), codec=codec.name, codec_class=codec.codec_class)
@@ -67,7 +69,19 @@ def check_sources(
             advice,
             tuple(Perturbation(what, tuple(values)) for what, values in session.applied.items()),
             tuple(session.left_out.items()),
+            tuple(session.warnings),
         )
+
+
+def _check_outside(scratch: str, sources: Sequence[Source]) -> None:
+    """Refuse to copy a tree into itself."""
+    for source in sources:
+        if takes(source, os.fsencode(scratch)):
+            raise ConfigError(
+                "temporary-in-source",
+                f"the directory for temporary files lies in {source}",
+                "set TMPDIR to another one",
+            )
 
 
 class _Session:
@@ -90,12 +104,13 @@ class _Session:
         self._environment = environment
         self.applied: dict[str, list[str]] = {}
         self.left_out: dict[str, str] = {}
+        self.warnings: list[str] = []
 
     def pack_plainly(self, jobs: int) -> tuple[Run, LayerReport]:
         """Pack the sources where they are, and read the layer back."""
         output = os.path.join(self._scratch, "plain")
         request = Request(self._sources, self._profile, self._selection, self._codec, jobs, output)
-        run_replica(request, environment=self._environment, cwd=os.getcwd(), umask=0o022)
+        self.warnings = run_replica(request, environment=self._environment, cwd=os.getcwd(), umask=0o022)
         run = Run("the plain run", partial(BlobFile, output))
         with run.open() as file:
             return run, audit(file, profile=self._profile, max_expansion=_TRUSTED)

@@ -203,10 +203,11 @@ class _Session:
         return at
 
     def _leaves_out(self, directory: str, names: list[str]) -> set[str]:
-        if self._output == ".":
-            return set()
-        below = os.path.join(self._directory, self._output)
-        return {name for name in names if os.path.join(directory, name) == below}
+        """What is not copied: the output of an earlier build, and our own directory, if it lies in this one."""
+        ours = {os.path.realpath(self._scratch)}
+        if self._output != ".":
+            ours.add(os.path.join(self._directory, self._output))
+        return {name for name in names if os.path.join(directory, name) in ours}
 
     def _link_home(self, home: str) -> None:
         """Another home that has all that the user's has: builds find their settings and caches."""

@@ -20,6 +20,7 @@ from detlayer import errors, packing
 from detlayer.codec import Codec
 from detlayer.entry import Profile
 from detlayer.errors import ConfigError, DetlayerError, TreeError
+from detlayer.ports import Silence
 from detlayer.tree import Selection, Source
 
 _START = "from detlayer.verification.replica import main; main()"
@@ -46,8 +47,11 @@ class Request:
 
 def run_replica(
     request: Request, *, environment: Mapping[str, str], cwd: str, umask: int, prefix: Sequence[str] = ()
-) -> None:
-    """Pack to `request.output` in a fresh process; raises what its pack raised, and ConfigError for odd rules."""
+) -> list[str]:
+    """Pack to `request.output` in a fresh process, and return what its pack warned of.
+
+    Raises what its pack raised, and ConfigError for rules that can't go to another process.
+    """
     try:
         asked = pickle.dumps(request)
     except (pickle.PicklingError, AttributeError, TypeError) as error:
@@ -77,17 +81,19 @@ def run_replica(
             f"a perturbed run ended without an answer: {said[0]}",
             "see whether memory or disk ran out",
         ) from None
-    if told:
+    if "code" in told:
         family = getattr(errors, told["family"], DetlayerError)
         raise family(told["code"], told["message"], told["hint"])
+    return [str(warning) for warning in told["warnings"]]
 
 
 def main() -> None:
-    """Do what stdin asks for; the answer is `{}` or an error."""
+    """Do what stdin asks for; the answer has the warnings, or is an error."""
     request: Request = pickle.load(sys.stdin.buffer)
     if request.order:
         _disorder(request.order, request.seed)
-    told: dict[str, Any] = {}
+    warnings = _Warnings()
+    told: dict[str, Any] = {"warnings": warnings.said}
     try:
         packing.pack(
             request.sources,
@@ -97,11 +103,22 @@ def main() -> None:
             selection=request.selection,
             use_ignore_file=False,
             jobs=request.jobs,
+            reporter=warnings,
         )
     except DetlayerError as error:
         told = {"family": type(error).__name__, "code": error.code, "message": error.message, "hint": error.hint}
     with open(request.answer, "w", encoding="utf-8") as file:
         json.dump(told, file)
+
+
+class _Warnings(Silence):
+    """A reporter that keeps warnings."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def warning(self, code: str, message: str) -> None:
+        self.said.append(f"{code}: {message}")
 
 
 def _disorder(order: str, seed: int) -> None:
