@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from detlayer.ports import Reporter as Reporter
     from detlayer.tree import Selection as Selection
     from detlayer.tree import Source as Source
+    from detlayer.verification import VerifyReport as VerifyReport
+    from detlayer.verification import verify as verify
 
 __version__ = "0.1.0"
 
@@ -46,6 +48,7 @@ _HOMES = {
     "packing": ("pack", "parse_source"),
     "ports": ("Reporter",),
     "tree": ("Selection", "Source"),
+    "verification": ("VerifyReport", "verify"),
 }
 __all__ = sorted(name for names in _HOMES.values() for name in names)
 

@@ -51,6 +51,11 @@ TRAPS: dict[str, str] = {
     "time-in-content": "write no time of the build: set SOURCE_DATE_EPOCH for the tool that wrote it",
     "case-collision": "rename one: on macOS and Windows they are one file",
     "unicode-collision": "rename one: they differ only by Unicode form",
+    # whether it is what was named
+    "blob-digest": "fetch or write it again: these are not the bytes that the digest names",
+    "config-diff-id": "make the image anew: its config names another tar, and engines refuse it",
+    "malformed-layer": "make the layer anew: engines would refuse it, too, or read it each in a way of its own",
+    "unexpected-digest": "see where they differ: `--against LAYER` with the expected layer, or `detlayer diff A B`",
     # what two runs differ in
     "content": "find what wrote other bytes: `detlayer diff A B` shows where they differ",
     "readdir-order": "something depends on the order in which the file system lists names",

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 from msgspec import structs
 
-from detlayer.entry import MAX_MTIME, Entry, Profile, normalise
+from detlayer.entry import MAX_MTIME, WHITEOUT_PREFIX, Entry, Profile, marker, normalise, parent
 from detlayer.errors import DetlayerError, printable
 from detlayer.finding import Finding
 from detlayer.tar import BLOCK_BYTES, encode_header
@@ -88,6 +88,8 @@ def check_values(entry: Entry, profile: Profile) -> Iterator[Finding]:
         yield Finding("mtime", path, "mtime", str(entry.mtime), f"0 to {MAX_MTIME}")
         entry = structs.replace(entry, mtime=profile.mtime.seconds)
     wanted = normalise(entry, profile)
+    if _is_implied(entry, profile):
+        wanted = entry
     if entry.mtime != wanted.mtime:
         yield Finding("mtime", path, "mtime", str(entry.mtime), str(wanted.mtime))
     if entry.kind != "hardlink" and entry.mode != wanted.mode:
@@ -98,6 +100,17 @@ def check_values(entry: Entry, profile: Profile) -> Iterator[Finding]:
     for name, value in entry.xattrs:
         if not profile.wants_xattr(name.decode("utf-8", "surrogateescape")):
             yield Finding("xattrs", path, printable(name), f"{len(value)} bytes", "nothing")
+
+
+def _is_implied(entry: Entry, profile: Profile) -> bool:
+    """Tell whether this may be what a destination or whiteout brings: such entries are root's whatever --owner says."""
+    if entry.kind == "dir":
+        made = parent(entry.path, profile)
+    elif entry.kind == "file" and entry.path.rpartition(b"/")[2].startswith(WHITEOUT_PREFIX):
+        made = marker(entry.path, profile)
+    else:
+        return False
+    return (entry.mode, entry.uid, entry.gid, entry.mtime) == (made.mode, made.uid, made.gid, made.mtime)
 
 
 def _check_path(member: Member, path: str) -> Iterator[Finding]:

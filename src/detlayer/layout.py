@@ -1,142 +1,220 @@
-"""OCI layouts read back: index, manifests, configs, and where blobs lie (image-spec image-layout.md). Never tars.
+"""OCI layouts read back: a directory, or an archive of one (image-spec image-layout.md). Knows no tar fields, no image.
 
-Documents are bounded, and checked against digest and size before anything in them is believed.
+A layout comes from anywhere: nothing is extracted, names are only ever looked up, and documents are bounded. An archive
+is indexed in one pass, and its blobs are read where they stand.
 """
 
 from __future__ import annotations
 
-import hashlib
 import os
+import stat
+import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any
+from contextlib import contextmanager
+from typing import BinaryIO, Protocol, Self
 
-import msgspec
+from detlayer.blob import BlobReader, Readable
+from detlayer.errors import LayerError, TreeError, printable
+from detlayer.oci import Digest
+from detlayer.tar import BLOCK_BYTES, padding
+from detlayer.untar import TarReader
 
-from detlayer.errors import IntegrityError, LayerError, printable
-from detlayer.oci import Digest, parse_digest
-
-MAX_DOCUMENT_BYTES = 16 << 20
-_MAX_MANIFESTS = 1000
-_TAG = "org.opencontainers.image.ref.name"
-
-
-@dataclass(frozen=True, slots=True)
-class Blob:
-    """A blob of a layout, as a manifest names it, and the file that should hold it."""
-
-    digest: Digest
-    size_bytes: int
-    media_type: str
-    path: str
+MAX_DOCUMENT_BYTES = 4 << 20  # what registries take for a manifest (distribution-spec)
+_MAX_MEMBERS = 100_000
+_PIECE_BYTES = 1 << 20
 
 
-@dataclass(frozen=True, slots=True)
-class Image:
-    """One manifest with its config. `platform` is `os/architecture[/variant]`, as far as somebody says it."""
+class Layout(Protocol):
+    """A layout to read. Files are named as in the layout, `index.json`."""
 
-    platform: str
-    digest: Digest
-    manifest: dict[str, Any]
-    config: dict[str, Any]
-    layers: tuple[Blob, ...]
+    def open(self, name: str) -> Readable | None:
+        """Open a file; None if there is none. Closed with the layout, or by the next call."""
 
-
-def read_images(directory: str, tag: str = "") -> list[Image]:
-    """Read the images of a layout, of one tag if it is given. Raises LayerError and IntegrityError."""
-    index = _decode(_read(os.path.join(directory, "index.json")), f"{directory}/index.json")
-    found = [one for one in _list(index, "manifests") if not tag or _annotation(one) == tag]
-    if not found:
-        what = f"no image with the tag {printable(tag)}" if tag else "no image"
-        tags = sorted({_annotation(one) for one in _list(index, "manifests")} - {""})
-        hint = f"it has {', '.join(map(printable, tags[:10]))}" if tags else "its index.json names no manifest"
-        raise LayerError("layout-image", f"{printable(directory)} has {what}", hint)
-    return [image for one in found for image in _images(directory, one, 3)]
+    def close(self) -> None:
+        """Release what was opened."""
 
 
-def _images(directory: str, descriptor: dict[str, Any], depth: int) -> Iterator[Image]:
-    blob = _blob(directory, descriptor)
-    document = _document(blob)
-    if "manifests" in document:
-        if not depth:
-            raise _invalid(f"{directory}: indexes in indexes in indexes")
-        for one in _list(document, "manifests"):
-            yield from _images(directory, one, depth - 1)
-        return
-    config = document.get("config")
-    if not isinstance(config, dict):
-        raise _invalid(f"{blob.path} is neither an index nor an image manifest")
-    layers = tuple(_blob(directory, layer) for layer in _list(document, "layers"))
-    config_blob = _blob(directory, config)
-    # An artifact's config may be anything; what is no JSON object is compared by its digest in the manifest.
-    is_config = config_blob.media_type.endswith("json")
-    settings = _document(config_blob) if is_config else {}
-    yield Image(_platform(descriptor, settings), blob.digest, document, settings, layers)
+class DirLayout:
+    """A layout in a directory. Symlinks are followed: build systems write them, and digests are the judge."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._file: BinaryIO | None = None
+
+    def open(self, name: str) -> Readable | None:
+        self.close()
+        try:
+            # Not blocking: a FIFO of that name must not hold us up.
+            fd = os.open(os.path.join(self._path, name), os.O_RDONLY | os.O_NONBLOCK)
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except OSError as error:
+            raise _unreadable(os.path.join(self._path, name), error) from error
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            os.close(fd)
+            return None
+        self._file = os.fdopen(fd, "rb")
+        return self._file
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+            self._file = None
 
 
-def _platform(descriptor: dict[str, Any], config: dict[str, Any]) -> str:
-    named = descriptor.get("platform")
-    said = named if isinstance(named, dict) else config
-    return "/".join(str(said[key]) for key in ("os", "architecture", "variant") if said.get(key))
+class ArchiveLayout:
+    """A layout in a tar, which may be compressed: then it is decompressed to a temporary file first."""
+
+    def __init__(self, path: str, *, max_expansion: int) -> None:
+        try:
+            self._file: BinaryIO = open(path, "rb")  # noqa: SIM115  (closed by `close`)
+        except OSError as error:
+            raise _unreadable(path, error) from error
+        self._places: dict[str, tuple[int, int]] = {}
+        try:
+            if self._file.read(4)[:2] in (b"\x1f\x8b", b"\x28\xb5"):
+                self._expand(max_expansion)
+            self._index(path)
+        except OSError as error:
+            self.close()
+            raise _unreadable(path, error) from error
+        except BaseException:
+            self.close()
+            raise
+
+    def _expand(self, max_expansion: int) -> None:
+        self._file.seek(0)
+        plain: BinaryIO = tempfile.TemporaryFile()  # noqa: SIM115  (closed by `close`)
+        try:
+            for piece in BlobReader(self._file, max_expansion=max_expansion):
+                plain.write(piece)
+        except BaseException:
+            plain.close()
+            raise
+        self._file.close()
+        self._file = plain
+
+    def _index(self, path: str) -> None:
+        self._file.seek(0)
+        at = 0
+        for member in TarReader(iter(lambda: self._file.read(_PIECE_BYTES), b"")):
+            entry = member.entry
+            at += len(member.blocks)
+            if member.sparse:
+                raise LayerError("layout-invalid", f"{printable(path)} holds sparse files", "make the archive anew")
+            if entry.kind == "file" and not member.special:
+                name = printable(entry.path)
+                if name in self._places:
+                    raise LayerError(
+                        "layout-invalid", f"{printable(path)} has {name} twice", "readers would not agree which counts"
+                    )
+                self._places[name] = (at, entry.size_bytes)
+            if len(self._places) > _MAX_MEMBERS:
+                raise LayerError(
+                    "layout-invalid", f"{printable(path)} has over {_MAX_MEMBERS} files", "no layout has as many"
+                )
+            at += entry.size_bytes + padding(entry.size_bytes)
+
+    def open(self, name: str) -> Readable | None:
+        place = self._places.get(name)
+        return None if place is None else _Window(self._file, *place)
+
+    def close(self) -> None:
+        self._file.close()
 
 
-def _annotation(descriptor: dict[str, Any]) -> str:
-    annotations = descriptor.get("annotations")
-    return str(annotations.get(_TAG, "")) if isinstance(annotations, dict) else ""
+class _Window:
+    """A stretch of a file."""
+
+    def __init__(self, file: BinaryIO, start: int, size_bytes: int) -> None:
+        self._file = file
+        self._left = size_bytes
+        file.seek(start)
+
+    def read(self, size: int, /) -> bytes:
+        data = self._file.read(min(size, self._left))
+        self._left -= len(data)
+        return data
 
 
-def _blob(directory: str, descriptor: object) -> Blob:
-    if not isinstance(descriptor, dict):
-        raise _invalid(f"{directory}: something that is no descriptor")
-    size = descriptor.get("size")
+@contextmanager
+def open_layout(path: str, *, is_archive: bool, max_expansion: int = 200) -> Iterator[Layout]:
+    """Open a layout for reading; raises TreeError where there is none, LayerError for an archive that is no tar."""
+    layout: Layout
+    if is_archive:
+        layout = ArchiveLayout(path, max_expansion=max_expansion)
+    else:
+        if not os.path.isdir(path):
+            raise TreeError(
+                "layout-missing", f"there is no OCI layout {printable(path)}", "check the path: oci:DIR[:TAG]"
+            )
+        layout = DirLayout(path)
     try:
-        digest = parse_digest(str(descriptor.get("digest")))
-    except ValueError as error:
-        raise _invalid(f"{directory}: {error}") from error
-    if not isinstance(size, int) or size < 0:
-        raise _invalid(f"{directory}: the descriptor of {digest} has no size")
-    path = os.path.join(directory, "blobs", "sha256", digest.hex)
-    return Blob(digest, size, str(descriptor.get("mediaType", "")), path)
+        yield layout
+    finally:
+        layout.close()
 
 
-def _document(blob: Blob) -> dict[str, Any]:
-    data = _read(blob.path)
-    if len(data) != blob.size_bytes or hashlib.sha256(data).hexdigest() != blob.digest.hex:
-        raise IntegrityError(
-            "blob-digest", f"{printable(blob.path)} does not hold {blob.digest}", "fetch or make the layout again"
-        )
-    return _decode(data, blob.path)
+def blob_name(digest: Digest) -> str:
+    """Name the file that holds a blob."""
+    return f"blobs/sha256/{digest.hex}"
 
 
-def _read(path: str) -> bytes:
-    try:
-        with open(path, "rb") as file:
-            data = file.read(MAX_DOCUMENT_BYTES + 1)
-    except OSError as error:
+def read_document(layout: Layout, name: str) -> bytes | None:
+    """Read a whole file of bounded size; None if there is none. Raises LayerError for one that is too large."""
+    file = layout.open(name)
+    if file is None:
+        return None
+    parts = []
+    left = MAX_DOCUMENT_BYTES + 1
+    while left and (part := file.read(left)):
+        parts.append(part)
+        left -= len(part)
+    if not left:
         raise LayerError(
-            "input-unreadable", f"{printable(path)}: {error.strerror}", "is it an OCI layout, and complete?"
-        ) from error
-    if len(data) > MAX_DOCUMENT_BYTES:
-        raise _invalid(f"{path} has over {MAX_DOCUMENT_BYTES} bytes")
-    return data
+            "document-too-long",
+            f"{name} has over {MAX_DOCUMENT_BYTES} bytes",
+            "registries refuse such manifests",
+        )
+    return b"".join(parts)
 
 
-def _decode(data: bytes, where: str) -> dict[str, Any]:
+def looks_like_layer(path: str) -> bool:
+    """Tell whether a path is a regular file that begins like a tar, or like gzip or zstd."""
     try:
-        document = msgspec.json.decode(data)
-    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
-        raise _invalid(f"{where}: {error}") from error
-    if not isinstance(document, dict):
-        raise _invalid(f"{where} is no JSON object")
-    return document
+        if not os.path.isfile(path):
+            return False
+        with open(path, "rb") as file:
+            head = file.read(BLOCK_BYTES)
+    except (OSError, ValueError):
+        return False  # what is wrong with it is for whoever packs it to say
+    return head[:2] == b"\x1f\x8b" or head[:4] == b"\x28\xb5\x2f\xfd" or head[257:262] == b"ustar"
 
 
-def _list(document: dict[str, Any], key: str) -> list[dict[str, Any]]:
-    found = document.get(key)
-    if not isinstance(found, list) or len(found) > _MAX_MANIFESTS or not all(isinstance(one, dict) for one in found):
-        raise _invalid(f"a document without a list of {key}")
-    return found
+class BlobFile:
+    """A layer blob in a file, opened for each pass over it; what the system says becomes a TreeError."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        try:
+            self._file = open(path, "rb")  # noqa: SIM115  (closed by __exit__)
+        except OSError as error:
+            raise _unreadable(path, error) from error
+
+    def read(self, size: int, /) -> bytes:
+        try:
+            return self._file.read(size)
+        except OSError as error:
+            raise _unreadable(self._path, error) from error
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *failed: object) -> None:
+        self._file.close()
 
 
-def _invalid(what: str) -> LayerError:
-    return LayerError("layout-invalid", printable(what), "fetch or make the layout again")
+def _unreadable(path: str, error: OSError) -> TreeError:
+    if isinstance(error, FileNotFoundError):
+        return TreeError("source-missing", f"there is no {printable(path)}", "check the path")
+    return TreeError("unreadable", f"{printable(path)} can't be read: {error.strerror}", "check its mode and owner")

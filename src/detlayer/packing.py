@@ -58,17 +58,9 @@ def pack(
     reporter = reporter or Silence()
     output_path = output if isinstance(output, str | os.PathLike) else None
     codec = choose_codec(compression, output_path)
-    if isinstance(sources, str | os.PathLike) or isinstance(exclude, str):
-        raise TypeError("sources and exclude are sequences: write ['dist:/srv/app']")
     if jobs is not None and jobs < 1:
         raise ConfigError("jobs-invalid", f"{jobs} workers can't compress", "give 1 or more, or leave it out")
-    common = [*_read_ignore_files(ignore_files), *map(_single_pattern, exclude)]
-    resolved = [
-        _with_patterns(item if isinstance(item, Source) else parse_source(os.fspath(item)), common, use_ignore_file)
-        for item in sources
-    ]
-    if not resolved:
-        raise ConfigError("no-source", "there is nothing to pack", "name a directory: SOURCE[:DEST]")
+    resolved = resolve(sources, exclude=exclude, ignore_files=ignore_files, use_ignore_file=use_ignore_file)
     target = output_path if output_path is not None else descriptor
     if depfile is not None and target is None:
         raise ConfigError("depfile-target", "a depfile needs an output file", "add -o FILE or --descriptor FILE")
@@ -103,6 +95,26 @@ def warn_of_class(made: Layer, reporter: Reporter) -> None:
             f"{made.codec.name} here is of class {made.codec_class}, not {known}: the diff_id is as elsewhere, "
             "the digest is not",
         )
+
+
+def resolve(
+    sources: Iterable[Source | Path],
+    *,
+    exclude: Sequence[str] = (),
+    ignore_files: Sequence[Path] = (),
+    use_ignore_file: bool = True,
+) -> list[Source]:
+    """Read sources with all patterns that judge their paths (SPEC 4.9); at least one, or it is a ConfigError."""
+    if isinstance(sources, str | os.PathLike) or isinstance(exclude, str):
+        raise TypeError("sources and exclude are sequences: write ['dist:/srv/app']")
+    common = [*_read_ignore_files(ignore_files), *map(_single_pattern, exclude)]
+    resolved = [
+        _with_patterns(item if isinstance(item, Source) else parse_source(os.fspath(item)), common, use_ignore_file)
+        for item in sources
+    ]
+    if not resolved:
+        raise ConfigError("no-source", "there is nothing to pack", "name a directory: SOURCE[:DEST]")
+    return resolved
 
 
 def parse_source(text: str) -> Source:

@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 from importlib import import_module
+from itertools import pairwise
 from typing import Any, NoReturn
 
 import click
@@ -19,7 +20,9 @@ from detlayer.errors import ConfigError, DetlayerError
 _COMMANDS = {
     "diff": "Say what differs between two directories, layers or images, and why.",
     "inspect": "List what a layer holds.",
+    "normalize": "Make a layer of any tool canonical.",
     "pack": "Turn directories and files into one reproducible layer.",
+    "verify": "Prove a layer, image, tree or build reproducible, or name what keeps it from being so.",
 }
 
 
@@ -72,7 +75,7 @@ def main() -> NoReturn:
 
 def run(args: list[str]) -> int:
     """Run one command; returns its exit code."""
-    console = Console(json="--json" in args)
+    console = Console(json=_wants_json(args))
     console.use_colour(os.environ.get("NO_COLOR"))
     try:
         # Not standalone, click returns the code of ctx.exit(): 1 for a "no" that was asked for.
@@ -103,6 +106,12 @@ def run(args: list[str]) -> int:
         console.error(_bug(error))
         return exits.BUG
     return answer if isinstance(answer, int) else 0
+
+
+def _wants_json(args: list[str]) -> bool:
+    """Tell whether errors are to be JSON, too, before the arguments are understood."""
+    after = dict(pairwise(args))
+    return "--json" in args or "--format=json" in args or after.get("--format") == "json"
 
 
 def _bug(error: Exception) -> DetlayerError:

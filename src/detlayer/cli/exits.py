@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from detlayer.errors import ConfigError, DetlayerError, IntegrityError, LayerError, OutputError, TreeError
 
+NO = 1  # checked, and the answer is no
 USAGE = 2
+INTEGRITY = 6
 OUTPUT = 7
 BUG = 70
 INTERRUPTED = 130  # 128 and the number of the signal
@@ -13,7 +15,7 @@ _TABLE: tuple[tuple[type[DetlayerError], int], ...] = (
     (ConfigError, USAGE),
     (TreeError, 3),
     (LayerError, 3),
-    (IntegrityError, 6),
+    (IntegrityError, INTEGRITY),
     (OutputError, OUTPUT),
 )
 

@@ -18,7 +18,7 @@ from detlayer.difference.second import explain_contents, first_offset
 from detlayer.difference.side import FormLog, LayerSide, Side, TreeSide
 from detlayer.errors import ConfigError, printable
 from detlayer.finding import TRAPS, Change, Finding
-from detlayer.layout import Blob
+from detlayer.images import Blob
 from detlayer.ports import Reporter, Silence
 from detlayer.recognise import recognise
 

@@ -11,7 +11,7 @@ from detlayer.contents.text import token_trap
 from detlayer.difference.report import Compared, DiffReport, Verdict
 from detlayer.errors import LayerError, printable
 from detlayer.finding import Change
-from detlayer.layout import Blob, Image, read_images
+from detlayer.images import Blob, Image, read_images
 
 DiffLayers = Callable[[tuple[str, str], tuple[Blob, Blob]], DiffReport]
 _PREFIX = "oci:"

@@ -1,0 +1,66 @@
+"""`detlayer normalize`: a layer of any tool in, a canonical one out."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import Any
+
+import click
+
+from detlayer.cli.options import (
+    console_options,
+    make_console,
+    output_options,
+    read_output,
+    read_profile,
+    read_selection,
+    show_layer,
+    value_options,
+)
+from detlayer.normalisation import normalize as normalize_layer
+
+
+@click.command(
+    epilog="""\b
+Example:
+  tar -cz --exclude .git . | detlayer normalize - -o ../app.tar.gz
+""",
+)
+@click.argument("layer", metavar="LAYER")
+@output_options
+@value_options
+@click.option(
+    "--max-expansion",
+    metavar="N",
+    default=200,
+    show_default=True,
+    type=click.IntRange(1),
+    help="Refuse what grows to more than N times its size (beyond 1 GiB).",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the OCI descriptor instead of the digest.")
+@console_options
+def normalize(layer: str, **options: Any) -> None:
+    """Make a layer of any tool canonical, as `pack` would have written it, and print its digest; `-` is stdin.
+
+    Entries are sorted, values normalised, missing parents added. Later duplicates win, as when the layer is applied;
+    whiteouts stay. Contents wait on disk meanwhile, in $TMPDIR.
+    """
+    console = make_console(options, json=options["as_json"])
+    started = time.monotonic()
+    try:
+        made = normalize_layer(
+            sys.stdin.buffer if layer == "-" else layer,
+            output=read_output(options, as_json=options["as_json"]),
+            oci_layout=options["oci"],
+            descriptor=options["descriptor"],
+            compression=options["compression"],
+            profile=read_profile(options),
+            selection=read_selection(options),
+            max_expansion=options["max_expansion"],
+            jobs=options["jobs"],
+            reporter=console,
+        )
+        show_layer(console, made, options, done="normalized", started=started)
+    finally:
+        console.close()

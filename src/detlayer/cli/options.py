@@ -1,0 +1,252 @@
+"""What `pack` and `verify` are both told: options to the values of a pack. Reads the environment (SPEC 4.1, 4.2)."""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from collections.abc import Callable
+from typing import Any, BinaryIO, Literal, TypeVar, cast
+
+import click
+
+from detlayer.cli.console import Console, ProgressKind, size, stdout_stream
+from detlayer.entry import DEFAULT_MTIME, MAX_MTIME, Mtime, Profile
+from detlayer.errors import ConfigError, printable
+from detlayer.layer import Layer
+from detlayer.packing import parse_destination
+from detlayer.patterns import parse_mode_rules, parse_owner, parse_owner_rules
+from detlayer.tree import Selection
+
+_PATTERNS = ("exclude", "include")
+_Decorated = TypeVar("_Decorated", bound=Callable[..., Any])
+
+
+class Ordered(click.Command):
+    """Keeps the order of --exclude among --include: the last that matches wins, as in one file."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        _, _, order = self.make_parser(ctx).parse_args(list(args))
+        ctx.meta[__name__] = [option.name for option in order if option.name in _PATTERNS]
+        return super().parse_args(ctx, args)
+
+
+_SELECTION = (
+    click.option("--exclude", metavar="PATTERN", multiple=True, help="Leave out what matches; gitignore syntax."),
+    click.option("--include", metavar="PATTERN", multiple=True, help="Bring back what an earlier pattern left out."),
+    click.option("--ignore-file", metavar="FILE", multiple=True, help="Read patterns from a file."),
+    click.option("--no-ignore-file", is_flag=True, help="Do not read .detlayerignore in each SOURCE."),
+    click.option("--allow-parent", metavar="PATH", multiple=True, help="Allow DEST below /bin, /lib and their like."),
+    click.option("--whiteout", metavar="PATH", multiple=True, help="Delete this path of the layers below."),
+    click.option("--opaque", metavar="DIR", multiple=True, help="Hide all that the layers below have in DIR."),
+)
+
+_VALUES = (
+    click.option(
+        "-c",
+        "--compression",
+        metavar="KIND",
+        help="none, gzip[:1-12], gzip-stored or zstd[:1-19]; else from FILE's suffix, else gzip:6.",
+    ),
+    click.option(
+        "--mtime",
+        metavar="TIME",
+        default=str(DEFAULT_MTIME),
+        show_default="2000-01-01",
+        help="SECONDS since 1970, `source`, or clamp[:SECONDS] (at most this; else $SOURCE_DATE_EPOCH).",
+    ),
+    click.option("--owner", metavar="UID[:GID]", default="0:0", show_default=True, help="Owner of all, or `source`."),
+    click.option(
+        "--mode",
+        type=click.Choice(["canonical", "source"]),
+        default="canonical",
+        show_default=True,
+        help="canonical: 0755 and 0644. source: all twelve bits, for a root file system.",
+    ),
+    click.option(
+        "--chmod", metavar="PATTERN=MODE", multiple=True, help="Set modes by written path; the last match wins."
+    ),
+    click.option("--chown", metavar="PATTERN=UID:GID", multiple=True, help="Set owners by written path, likewise."),
+    click.option(
+        "--hardlinks",
+        type=click.Choice(["separate", "preserve"]),
+        default="separate",
+        show_default=True,
+        help="Write hard links as files of their own, or as links.",
+    ),
+    click.option("--xattrs", metavar="PATTERN", multiple=True, help="Keep extended attributes with such names."),
+    click.option(
+        "--special",
+        type=click.Choice(["error", "skip"]),
+        default="error",
+        show_default=True,
+        help="What to do about sockets, FIFOs and devices.",
+    ),
+    click.option("--no-retime-pyc", is_flag=True, help="Leave the time stamps in .pyc files as they are."),
+    click.option(
+        "-j", "--jobs", type=click.IntRange(1, 256), help="Workers that compress; else one per processor, up to 8."
+    ),
+)
+
+_CONSOLE = (
+    click.option(
+        "--progress",
+        type=click.Choice(["auto", "bar", "plain", "none"]),
+        default="auto",
+        show_default=True,
+        help="How to show progress; auto is a bar on a terminal.",
+    ),
+    click.option("-q", "--quiet", is_flag=True, help="Only warnings and errors."),
+    click.option("-v", "--verbose", is_flag=True, help="Say more."),
+)
+
+
+_OUTPUT = (
+    click.option("-o", "--output", metavar="FILE", help="Write the layer here; `-` is stdout."),
+    click.option("--oci", metavar="DIR", help="Put the layer into this OCI layout, which is made if need be."),
+    click.option("--descriptor", metavar="FILE", help="Write the layer's OCI descriptor here, as JSON."),
+)
+
+
+def pack_options(command: _Decorated) -> _Decorated:
+    """Add the options that decide what a pack writes."""
+    return _with(_SELECTION + _VALUES, command)
+
+
+def value_options(command: _Decorated) -> _Decorated:
+    """Add those of `pack_options` that are about a layer, not about where it comes from."""
+    return _with(_VALUES, command)
+
+
+def output_options(command: _Decorated) -> _Decorated:
+    """Add the options that say where a layer goes."""
+    return _with(_OUTPUT, command)
+
+
+def console_options(command: _Decorated) -> _Decorated:
+    """Add the options that decide what is said meanwhile."""
+    return _with(_CONSOLE, command)
+
+
+def _with(options: tuple[Callable[[_Decorated], _Decorated], ...], command: _Decorated) -> _Decorated:
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def make_console(options: dict[str, Any], *, json: bool) -> Console:
+    """Make the console of a command with `console_options`."""
+    console = Console(
+        json=json,
+        quiet=options["quiet"],
+        verbose=options["verbose"],
+        progress=cast(ProgressKind, options["progress"]),
+    )
+    console.use_colour(os.environ.get("NO_COLOR"))
+    return console
+
+
+def read_output(options: dict[str, Any], *, as_json: bool) -> str | BinaryIO | None:
+    """Read `-o`, with stdout as a stream; raises ConfigError if there is nowhere to write to."""
+    for name in ("output", "oci", "descriptor", "depfile"):
+        if options.get(name) == "":
+            raise ConfigError("path-empty", f"--{name} has an empty value", "give it a path, or leave it out")
+    output: str | None = options["output"]
+    if output is None and options["oci"] is None:
+        raise ConfigError("no-output", "there is nowhere to write the layer to", "add -o FILE, -o - or --oci DIR")
+    if output != "-":
+        return output
+    if as_json:
+        raise ConfigError("stdout-twice", "-o - and --json both want stdout", "use --descriptor FILE for the JSON")
+    return stdout_stream()
+
+
+def show_layer(console: Console, layer: Layer, options: dict[str, Any], *, done: str, started: float) -> None:
+    """Print the result of a command that wrote a layer, and how it went since `started` (monotonic, in seconds)."""
+    console.close()
+    to_stdout = options["output"] == "-"
+    if options["as_json"]:
+        console.result(layer.descriptor().to_bytes().decode())
+    elif not to_stdout:
+        console.result(str(layer.digest))
+    where = "stdout" if to_stdout else printable(options["output"] or options["oci"])
+    console.note(
+        f"{done} {layer.entries:,} entries, {size(layer.tar_bytes)}, into {where}: "
+        f"{size(layer.size_bytes)} of {layer.codec.name} in {time.monotonic() - started:.1f} s"
+    )
+    console.detail(f"  digest       {layer.digest}")
+    console.detail(f"  diff_id      {layer.diff_id}")
+    console.detail(f"  key          {layer.key}")
+    console.detail(f"  codec class  {layer.codec_class}")
+    console.detail(f"  chunks       {len(layer.chunks):,}")
+
+
+def read_selection(options: dict[str, Any]) -> Selection:
+    """Read what is taken of the sources; raises ConfigError."""
+    return Selection(
+        hardlinks=cast(Literal["separate", "preserve"], options["hardlinks"]),
+        special=cast(Literal["error", "skip"], options["special"]),
+        retime_pyc=not options["no_retime_pyc"],
+        whiteouts=tuple(_removed(path) for path in options.get("whiteout", ())),
+        opaques=tuple(parse_destination(path) for path in options.get("opaque", ())),
+        allowed_parents=frozenset(parse_destination(path) for path in options.get("allow_parent", ())),
+    )
+
+
+def read_profile(options: dict[str, Any]) -> Profile:
+    """Read what values entries get; raises ConfigError."""
+    owner = options["owner"]
+    return Profile(
+        mtime=_mtime(options["mtime"], os.environ.get("SOURCE_DATE_EPOCH")),
+        owner=None if owner == "source" else parse_owner(owner),
+        mode=cast(Literal["canonical", "source"], options["mode"]),
+        xattrs=options["xattrs"],
+        mode_rule=parse_mode_rules(map(_pattern_text, options["chmod"])),
+        owner_rule=parse_owner_rules(map(_pattern_text, options["chown"])),
+    )
+
+
+def _mtime(text: str, epoch: str | None) -> Mtime:
+    if text == "source":
+        return Mtime("source", DEFAULT_MTIME)
+    clamp = text == "clamp" or text.startswith("clamp:")
+    seconds = text.removeprefix("clamp").removeprefix(":")
+    if text == "clamp":
+        if epoch is None:
+            raise ConfigError("mtime-invalid", "clamp without a time needs SOURCE_DATE_EPOCH", "write clamp:SECONDS")
+        seconds = epoch
+    if re.fullmatch(r"[0-9]{1,11}", seconds) is None or int(seconds) > MAX_MTIME:
+        raise ConfigError(
+            "mtime-invalid",
+            f"{seconds!r} is no time" + (" (SOURCE_DATE_EPOCH)" if text == "clamp" else ""),
+            f"give whole seconds since 1970, 0 to {MAX_MTIME}, or source, clamp or clamp:SECONDS",
+        )
+    return Mtime("clamp" if clamp else "fixed", int(seconds))
+
+
+def _removed(text: str) -> bytes:
+    path = parse_destination(text)
+    if not path:
+        raise ConfigError(
+            "destination-invalid", "--whiteout needs a path below the root", "to hide all, use --opaque /"
+        )
+    return path
+
+
+def read_patterns(ctx: click.Context, options: dict[str, Any]) -> list[str]:
+    """Read --exclude and --include in the order of the command line; raises ConfigError."""
+    given = {name: iter(options[name]) for name in _PATTERNS}
+    lines = []
+    for name in ctx.meta[__name__]:
+        pattern = _pattern_text(next(given[name]))
+        if name == "include":
+            if pattern.startswith("!"):
+                raise ConfigError("pattern-invalid", f"--include {pattern!r} says no twice", "use --exclude for that")
+            pattern = "!" + pattern
+        lines.append(pattern)
+    return lines
+
+
+def _pattern_text(argument: str) -> str:
+    """Read an argument as the UTF-8 that names in layers are, whatever the locale made of it."""
+    return os.fsencode(argument).decode("utf-8", "surrogateescape")

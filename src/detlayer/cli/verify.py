@@ -1,0 +1,99 @@
+"""`detlayer verify`: options in, one recipe called, one report out; the answer is the exit."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import click
+
+from detlayer.cli import exits
+from detlayer.cli.options import (
+    Ordered,
+    console_options,
+    make_console,
+    pack_options,
+    read_patterns,
+    read_profile,
+    read_selection,
+)
+from detlayer.cli.report import FORMATS, conclusion
+from detlayer.verification import DEFAULT_RUNS
+from detlayer.verification import verify as verify_targets
+
+
+@click.command(
+    cls=Ordered,
+    epilog="""\b
+Examples:
+  detlayer verify .:/srv/app --exclude .git
+  detlayer verify .:/srv/app --runs 1 --format json
+  detlayer verify --rebuild 'mkdir -p out && cp *.py out' --output out
+""",
+)
+@click.argument("targets", metavar="TARGET...", nargs=-1)
+@click.option(
+    "--runs",
+    metavar="N",
+    type=click.IntRange(1, 100),
+    default=DEFAULT_RUNS,
+    show_default=True,
+    help="Perturbed runs, beside the plain one, for sources.",
+)
+@click.option("--against", metavar="WHAT", help="Compare with a digest, diff_id, descriptor's JSON or layer file.")
+@click.option("--rebuild", metavar="COMMAND", help="Run this build twice in varied environments; needs --output.")
+@click.option("--output", metavar="PATH", help="What COMMAND makes, below the working directory.")
+@click.option("--strict", is_flag=True, help="Count suspicious contents as failures, too.")
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(sorted(FORMATS)),
+    default="text",
+    show_default=True,
+    help="How to report: for people, programs, GitHub annotations, or as JUnit XML.",
+)
+@click.option("--json", "as_json", is_flag=True, help="The same as --format json.")
+@click.option(
+    "--max-expansion",
+    metavar="N",
+    type=click.IntRange(1),
+    default=200,
+    show_default=True,
+    help="Let a layer expand to at most N times its size, beyond the first GiB.",
+)
+@pack_options
+@console_options
+@click.pass_context
+def verify(ctx: click.Context, /, **options: Any) -> None:
+    """Prove a layer, image, tree or build reproducible, or name what keeps it from being so.
+
+    TARGET is oci:DIR[:TAG] or oci-archive:FILE, whose blobs, configs and layers are checked; or a layer file, which is
+    held against the specification; or else SOURCE[:DEST] as for `pack`, with its options, packed again under
+    perturbation. Exits with 0 if reproducible, 1 if not, 6 if a digest or size is not what it should be.
+    """
+    form = "json" if options["as_json"] else options["form"]
+    console = make_console(options, json=form == "json")
+    try:
+        report = verify_targets(
+            options["targets"],
+            runs=options["runs"],
+            against=options["against"],
+            rebuild=options["rebuild"],
+            output=options["output"],
+            compression=options["compression"],
+            profile=read_profile(options),
+            selection=read_selection(options),
+            exclude=read_patterns(ctx, options),
+            ignore_files=options["ignore_file"],
+            use_ignore_file=not options["no_ignore_file"],
+            jobs=options["jobs"],
+            strict=options["strict"],
+            max_expansion=options["max_expansion"],
+            environment=os.environ,
+        )
+    finally:
+        console.close()
+    console.result(FORMATS[form](report))
+    if form in ("json", "junit"):
+        console.note(conclusion(report))
+    ctx.exit(0 if report.ok else exits.INTEGRITY if report.is_corrupt else exits.NO)

@@ -1,0 +1,144 @@
+"""The recipe of `verify`: is a layer reproducible, and if not, which trap is it? Joins the checks; never prints.
+
+A target is judged by what it is: a finished layer or image by what stands in it, sources by packing them again under
+perturbation, a build command by running it twice.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+
+from detlayer import packing
+from detlayer.codec import DEFAULT_CODEC, Codec, parse_compression
+from detlayer.entry import Profile
+from detlayer.errors import ConfigError
+from detlayer.layout import looks_like_layer
+from detlayer.patterns import parse_patterns
+from detlayer.tree import Selection, Source
+from detlayer.verification.images import check_layout
+from detlayer.verification.layers import check_layer, parse_expectation
+from detlayer.verification.perturbation import check_sources
+from detlayer.verification.rebuild import check_rebuild
+from detlayer.verification.report import LayerFacts, Perturbation, TargetReport, VerifyReport
+
+__all__ = ["LayerFacts", "Perturbation", "TargetReport", "VerifyReport", "verify"]
+
+DEFAULT_RUNS = 3
+_LAYOUTS = {"oci:": False, "oci-archive:": True}
+
+Path = str | os.PathLike[str]
+
+
+def verify(
+    targets: Iterable[Source | Path] = (),
+    *,
+    runs: int = DEFAULT_RUNS,
+    against: str | None = None,
+    rebuild: str | None = None,
+    output: str | None = None,
+    compression: str | Codec | None = None,
+    profile: Profile | None = None,
+    selection: Selection | None = None,
+    exclude: Sequence[str] = (),
+    ignore_files: Sequence[Path] = (),
+    use_ignore_file: bool = True,
+    jobs: int | None = None,
+    strict: bool = False,
+    max_expansion: int = 200,
+    environment: Mapping[str, str] | None = None,
+) -> VerifyReport:
+    """Prove targets reproducible, or name the traps.
+
+    A target is `oci:DIR[:TAG]`, `oci-archive:FILE`, a layer file, or else a source as `pack` takes it; all sources are
+    one layer, packed once plainly and `runs` times perturbed. `against` is a digest, a diff_id, a descriptor's JSON or
+    a layer. `rebuild` is a shell command that makes `output` in a copy of the working directory. `environment` is what
+    processes are started with, such as `os.environ`; by default they get none but what is perturbed. `strict` counts
+    suspicious contents as failures. `max_expansion` bounds how far a foreign layer may expand.
+
+    A "no" is in the report. Raises ConfigError, TreeError, LayerError or OutputError where there is no answer.
+    """
+    profile, selection = profile or Profile(), selection or Selection()
+    codec = compression if isinstance(compression, Codec) else None
+    codec = codec or (parse_compression(compression) if isinstance(compression, str) else DEFAULT_CODEC)
+    environment = {} if environment is None else environment
+    if runs < 1:
+        raise ConfigError("runs-invalid", f"{runs} runs show nothing", "let there be one at least")
+    if (rebuild is None) != (output is None):
+        raise ConfigError("rebuild-incomplete", "--rebuild and --output go together", "add the other of the two")
+    expectation = parse_expectation(against, max_expansion=max_expansion) if against is not None else None
+    reports: list[TargetReport] = []
+    sources: list[Source | Path] = []
+    for target in targets:
+        kind, rest = _kind_of(target)
+        if kind == "sources":
+            sources.append(target)
+        elif kind == "layer":
+            reports.append(
+                check_layer(rest, profile=profile, expectation=expectation, strict=strict, max_expansion=max_expansion)
+            )
+        else:
+            path, tag = _split_tag(rest, is_archive=_LAYOUTS[kind])
+            reports.append(
+                check_layout(
+                    kind + rest,
+                    path,
+                    tag=tag,
+                    is_archive=_LAYOUTS[kind],
+                    profile=profile,
+                    expectation=expectation,
+                    strict=strict,
+                    max_expansion=max_expansion,
+                )
+            )
+    if sources:
+        resolved = packing.resolve(sources, exclude=exclude, ignore_files=ignore_files, use_ignore_file=use_ignore_file)
+        reports.append(
+            check_sources(
+                resolved,
+                runs=runs,
+                profile=profile,
+                selection=selection,
+                codec=codec,
+                jobs=jobs,
+                environment=environment,
+                expectation=expectation,
+                strict=strict,
+            )
+        )
+    if rebuild is not None and output is not None:
+        reports.append(
+            check_rebuild(
+                rebuild,
+                output,
+                profile=profile,
+                selection=selection,
+                codec=codec,
+                patterns=parse_patterns(exclude),
+                environment=environment,
+                strict=strict,
+            )
+        )
+    if not reports:
+        raise ConfigError(
+            "no-target", "there is nothing to verify", "name a layer, oci:DIR, SOURCE[:DEST], or use --rebuild"
+        )
+    return VerifyReport(tuple(reports))
+
+
+def _kind_of(target: Source | Path) -> tuple[str, str]:
+    """Tell what a target is by its prefix, or by what is there."""
+    if isinstance(target, Source):
+        return "sources", ""
+    text = os.fspath(target)
+    for prefix in _LAYOUTS:
+        if text.startswith(prefix):
+            return prefix, text[len(prefix) :]
+    return ("layer" if looks_like_layer(text) else "sources"), text
+
+
+def _split_tag(text: str, *, is_archive: bool) -> tuple[str, str]:
+    """Divide PATH[:TAG]; a path that is there as a whole has no tag."""
+    is_there = os.path.isfile(text) if is_archive else os.path.isdir(text)
+    path, colon, tag = text.rpartition(":")
+    return (path, tag) if colon and not is_there else (text, "")

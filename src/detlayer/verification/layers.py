@@ -1,0 +1,129 @@
+"""A finished layer: judged by one audit, and compared with what was expected of it. Never how it was made."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from detlayer.audit import audit
+from detlayer.blob import Readable
+from detlayer.entry import Profile
+from detlayer.errors import ConfigError, printable
+from detlayer.finding import Finding
+from detlayer.layer import ANNOTATION_PREFIX
+from detlayer.layout import MAX_DOCUMENT_BYTES, BlobFile
+from detlayer.oci import parse_digest
+from detlayer.verification.contrast import Run, contrast
+from detlayer.verification.report import LayerFacts, TargetReport, divide, facts_of
+
+Opener = Callable[[], AbstractContextManager[Readable]]
+
+
+@dataclass(frozen=True, slots=True)
+class Expectation:
+    """What a layer should be. Empty where nothing is expected; `either` may be the digest or the diff_id."""
+
+    name: str
+    either: str = ""
+    digest: str = ""
+    diff_id: str = ""
+    key: str = ""
+    codec_class: str = ""
+    layer: Opener | None = None
+
+    def check(self, facts: LayerFacts, opened: Opener, *, max_expansion: int) -> Iterator[Finding]:
+        """Compare; nothing if the layer is what was expected. `opened` reads it once more to say where it differs."""
+        if self.either:
+            if self.either not in (facts.digest, facts.diff_id, facts.key):
+                found = f"{facts.digest} (diff_id {facts.diff_id})"
+                yield Finding("unexpected-digest", "", "digest and diff_id", found, self.either)
+            return
+        if self.digest == facts.digest:
+            return
+        if facts.diff_id == self.diff_id or (self.key and facts.key == self.key):
+            found, wanted = (
+                f"{one.digest}, codec class {one.codec_class or 'unknown'}; tar equal, compressor differs"
+                for one in (facts, self)
+            )
+            yield Finding("compressor-class", "", "digest", found, wanted.partition(";")[0])
+            return
+        yield Finding("unexpected-digest", "", "digest", facts.digest, self.digest)
+        if self.diff_id:
+            yield Finding("unexpected-digest", "", "diff_id", facts.diff_id, self.diff_id)
+        if self.layer is not None:
+            yield from contrast(Run(self.name, self.layer), Run(facts.name, opened), max_expansion=max_expansion)
+
+
+def parse_expectation(text: str, *, max_expansion: int = 200) -> Expectation:
+    """Read what `--against` names: a digest or diff_id, a file with a descriptor, or a layer. Raises ConfigError.
+
+    A `blake3:` key counts, too.
+    """
+    if text.startswith(("sha256:", "blake3:")):
+        try:
+            parse_digest(text.replace("blake3:", "sha256:", 1))
+        except ValueError as error:
+            raise _odd(text, "is no digest: sha256: and 64 hexadecimal digits") from error
+        return Expectation(text, either=text)
+    if not os.path.isfile(text):
+        raise _odd(text, "is neither a digest nor a file")
+    with BlobFile(text) as file:
+        head = file.read(1)
+        if head == b"{":
+            return _parse_descriptor(text, head + _read_all(file, text))
+    opened = partial(BlobFile, text)
+    with opened() as file:
+        facts = facts_of(text, audit(file, contents=False, keep=0, max_expansion=max_expansion))
+    return Expectation(text, "", facts.digest, facts.diff_id, facts.key, facts.codec_class, opened)
+
+
+def check_layer(
+    path: str,
+    *,
+    profile: Profile,
+    expectation: Expectation | None = None,
+    strict: bool = False,
+    max_expansion: int = 200,
+) -> TargetReport:
+    """Judge a layer file; raises LayerError where it can't be read as one, TreeError where it can't be read."""
+    opened = partial(BlobFile, path)
+    with opened() as file:
+        report = audit(file, profile=profile, max_expansion=max_expansion)
+    facts = facts_of(path, report)
+    failures, advice = divide(report.findings, strict=strict)
+    if expectation is not None:
+        failures.extend(expectation.check(facts, opened, max_expansion=max_expansion))
+    return TargetReport(path, "layer", (facts,), failures, advice)
+
+
+def _read_all(file: Readable, name: str) -> bytes:
+    parts = []
+    left = MAX_DOCUMENT_BYTES
+    while left and (part := file.read(left)):
+        parts.append(part)
+        left -= len(part)
+    if not left:
+        raise _odd(name, "is too long for a descriptor")
+    return b"".join(parts)
+
+
+def _parse_descriptor(name: str, data: bytes) -> Expectation:
+    try:
+        document: Any = json.loads(data)
+        digest = str(parse_digest(document["digest"]))
+        notes = document.get("annotations") or {}
+        about = {key: str(notes.get(ANNOTATION_PREFIX + key, "")) for key in ("diff-id", "key", "codec-class")}
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise _odd(name, "is no OCI descriptor") from error
+    return Expectation(name, "", digest, about["diff-id"], about["key"], about["codec-class"])
+
+
+def _odd(text: str, what: str) -> ConfigError:
+    return ConfigError(
+        "against-invalid", f"{printable(text)} {what}", "--against takes a digest, a descriptor's JSON or a layer file"
+    )

@@ -1,0 +1,67 @@
+"""What this machine lets us vary: programs that may be there, and processors. Reads no environment: it is handed in."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+FAKETIME_OFFSET = "+400d"
+
+
+class CannotView(Exception):
+    """No disordered view of a directory can be had here; the reason is the argument."""
+
+
+def find_program(name: str, environment: Mapping[str, str]) -> str | None:
+    """Find a program on the PATH of `environment`."""
+    return shutil.which(name, path=environment.get("PATH", os.defpath))
+
+
+def time_prefix(environment: Mapping[str, str]) -> tuple[str, ...]:
+    """What to put before a command so that it sees another day; empty without `faketime`."""
+    program = find_program("faketime", environment)
+    return () if program is None else (program, "-f", FAKETIME_OFFSET)
+
+
+@contextmanager
+def disordered(directory: str, at: str, how: str, environment: Mapping[str, str]) -> Iterator[str]:
+    """Show `directory` at the new directory `at`, through disorderfs, its names listed in another order.
+
+    Raises CannotView where that is not permitted.
+    """
+    program, unmount = (find_program(name, environment) for name in ("disorderfs", "fusermount3"))
+    unmount = unmount or find_program("fusermount", environment)
+    if program is None or unmount is None:
+        raise CannotView("disorderfs is not installed" if program is None else "fusermount is not installed")
+    os.mkdir(at)
+    done = subprocess.run(
+        [program, "--quiet", how, directory, at], capture_output=True, check=False, stdin=subprocess.DEVNULL
+    )
+    if done.returncode or not os.path.ismount(at):
+        said = done.stderr.decode(errors="replace").strip().splitlines()[-1:] or ["it gave no reason"]
+        raise CannotView(f"disorderfs: {said[0]}")
+    try:
+        yield at
+    finally:
+        if subprocess.run([unmount, "-u", at], capture_output=True, check=False).returncode:
+            subprocess.run([unmount, "-u", "-z", at], capture_output=True, check=False)
+
+
+@contextmanager
+def on_one_processor() -> Iterator[bool]:
+    """Let the processes that are started meanwhile have one processor; False where that can't be."""
+    if not hasattr(os, "sched_setaffinity"):
+        yield False
+        return
+    allowed = os.sched_getaffinity(0)
+    if len(allowed) < 2:
+        yield False
+        return
+    os.sched_setaffinity(0, {min(allowed)})  # of this thread, and inherited by what it starts
+    try:
+        yield True
+    finally:
+        os.sched_setaffinity(0, allowed)

@@ -1,0 +1,231 @@
+"""A build command run twice in varied environments, and what it made compared: is the *content* reproducible?
+
+Each build has a copy of the working directory of its own; the first runs as the user would run it, the second with
+everything else that can be had here. Reads no environment: the caller hands it in.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import tempfile
+import time
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from functools import partial
+
+from detlayer.audit import audit
+from detlayer.codec import Codec
+from detlayer.entry import Profile
+from detlayer.errors import ConfigError, OutputError, printable
+from detlayer.layout import BlobFile
+from detlayer.packing import pack, parse_source
+from detlayer.patterns import Pattern
+from detlayer.tree import Selection
+from detlayer.verification.contrast import Run, contrast
+from detlayer.verification.machine import (
+    CannotView,
+    disordered,
+    find_program,
+    on_one_processor,
+    time_prefix,
+)
+from detlayer.verification.report import Perturbation, TargetReport, divide, facts_of
+
+_TRUSTED = 1 << 40  # these layers are our own, however far they expand
+# Without another clock, the second build begins this much later at least: archives count in steps of two seconds.
+_LATER_S = 2.1
+_SAID_LINES = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Build:
+    """One run of the command: where, with which environment and umask, and what is put before it."""
+
+    name: str
+    directory: str
+    environment: Mapping[str, str]
+    umask: int
+    prefix: tuple[str, ...] = ()
+
+
+def check_rebuild(
+    command: str,
+    output: str,
+    *,
+    profile: Profile,
+    selection: Selection,
+    codec: Codec,
+    patterns: tuple[Pattern, ...],
+    environment: Mapping[str, str],
+    directory: str = ".",
+    strict: bool = False,
+) -> TargetReport:
+    """Run `command` by `sh` in two copies of `directory`, pack `output` of each, and name every difference.
+
+    Raises ConfigError where the command fails or leaves no output, and what `pack` raises.
+    """
+    directory = os.path.realpath(directory)
+    relative = os.path.relpath(os.path.join(directory, output), directory)
+    if relative.split("/")[0] == "..":
+        raise ConfigError(
+            "output-outside",
+            f"{printable(output)} lies outside of the working directory",
+            "build into a directory below",
+        )
+    with tempfile.TemporaryDirectory(prefix="detlayer-", ignore_cleanup_errors=True) as scratch, ExitStack() as stack:
+        session = _Session(scratch, directory, relative, environment)
+        first = session.prepare_first()
+        second = session.prepare_second(stack)
+        started = time.monotonic()
+        session.build(first, command)
+        if not second.prefix:
+            time.sleep(max(0.0, _LATER_S - (time.monotonic() - started)))
+        with on_one_processor() as is_alone:
+            session.note("processors", "one in the second build", "" if is_alone else "there is but one")
+            session.build(second, command)
+        runs, reports = [], []
+        for build in (first, second):
+            blob = os.path.join(scratch, f"layer-{build.name}")
+            source = parse_source(os.path.join(build.directory, relative))
+            source = replace(source, patterns=patterns)
+            pack([source], output=blob, compression=codec, profile=profile, selection=selection)
+            marks = {"build path": os.fsencode(build.directory)}
+            for label, name in (("home", "HOME"), ("time zone", "TZ")):
+                if len(build.environment.get(name, "")) > 3:
+                    marks[label] = os.fsencode(build.environment[name])
+            runs.append(Run(f"the {build.name} build", partial(BlobFile, blob), marks))
+            with runs[-1].open() as file:
+                reports.append(audit(file, profile=profile, max_expansion=_TRUSTED))
+        failures, advice = divide(reports[0].findings, strict=strict)
+        if reports[0].facts.diff_id != reports[1].facts.diff_id:
+            failures.extend(contrast(*runs, max_expansion=_TRUSTED))
+        facts = tuple(facts_of(run.name, report) for run, report in zip(runs, reports, strict=True))
+        return TargetReport(
+            f"rebuild of {relative}",
+            "rebuild",
+            facts,
+            failures,
+            advice,
+            tuple(session.applied),
+            tuple(session.left_out),
+        )
+
+
+class _Session:
+    def __init__(self, scratch: str, directory: str, output: str, environment: Mapping[str, str]) -> None:
+        self._scratch = scratch
+        self._directory = directory
+        self._output = output
+        self._environment = environment
+        self.applied: list[Perturbation] = []
+        self.left_out: list[tuple[str, str]] = []
+
+    def note(self, what: str, value: str, reason: str = "") -> None:
+        """List a perturbation, or why it was left out."""
+        if reason:
+            self.left_out.append((what, reason))
+        else:
+            self.applied.append(Perturbation(what, (value,)))
+
+    def prepare_first(self) -> Build:
+        return Build("first", self._copy("first"), {**self._environment, "PYTHONHASHSEED": "0"}, 0o022)
+
+    def prepare_second(self, stack: ExitStack) -> Build:
+        """A build that has all else than the first: each difference is listed."""
+        copy = self._copy("second one/in a longer path")
+        directory = copy
+        try:
+            view = os.path.join(self._scratch, "second view of it")
+            directory = stack.enter_context(disordered(copy, view, "--reverse-dirents=yes", self._environment))
+            self.note("readdir order", "disorderfs, reversed")
+        except CannotView as reason:
+            self.note("readdir order", "", str(reason))
+        self.note("absolute path", directory)
+        prefix = time_prefix(self._environment)
+        if prefix:
+            self.note("time of day", prefix[-1])
+        else:
+            self.note("time of day", f"at least {_LATER_S:.0f} s later")
+            self.note("time of day by months", "", "faketime is not installed")
+        home = os.path.join(self._scratch, "home of the second")
+        self._link_home(home)
+        varied = {
+            "TZ": "<+14>-14" if self._environment.get("TZ") != "<+14>-14" else "<-1230>12:30",
+            "LC_ALL": self._other_locale(),
+            "HOME": home,
+            "PYTHONHASHSEED": "4242",
+        }
+        for name, value in varied.items():
+            self.note(name, value)
+        self.note("umask", "0027")
+        return Build("second", directory, {**self._environment, **varied}, 0o027, prefix)
+
+    def build(self, build: Build, command: str) -> None:
+        """Run the command; what it says is shown only if it fails."""
+        done = subprocess.run(
+            [*build.prefix, "sh", "-c", command],
+            cwd=build.directory,
+            env={**build.environment, "PWD": build.directory},
+            umask=build.umask,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            check=False,
+        )
+        said = "\n  ".join(map(printable, done.stdout.decode(errors="replace").splitlines()[-_SAID_LINES:]))
+        if done.returncode:
+            raise ConfigError(
+                "rebuild-failed",
+                f"the {build.name} build ended with {done.returncode}:\n  {said}",
+                "it has to succeed in a copy of the working directory"
+                + (", whatever zone, locale, umask and home" if build.name == "second" else ""),
+            )
+        if not os.path.lexists(os.path.join(build.directory, self._output)):
+            raise ConfigError(
+                "rebuild-output", f"the {build.name} build made no {printable(self._output)}", "check --output"
+            )
+
+    def _copy(self, place: str) -> str:
+        """Copy the working directory, without what an earlier build left at the output."""
+        at = os.path.join(self._scratch, place)
+        try:
+            shutil.copytree(self._directory, at, symlinks=True, ignore=self._leaves_out)
+        except (shutil.Error, OSError) as error:
+            reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error.args[0])[:300]
+            raise OutputError(
+                "copy-failed",
+                f"the working directory can't be copied: {reason}",
+                "set TMPDIR to a place with more room",
+            ) from error
+        return at
+
+    def _leaves_out(self, directory: str, names: list[str]) -> set[str]:
+        """What is not copied: the output of an earlier build, and our own directory, if it lies in this one."""
+        ours = {os.path.realpath(self._scratch)}
+        if self._output != ".":
+            ours.add(os.path.join(self._directory, self._output))
+        return {name for name in names if os.path.join(directory, name) in ours}
+
+    def _link_home(self, home: str) -> None:
+        """Another home that has all that the user's has: builds find their settings and caches."""
+        os.mkdir(home)
+        old = self._environment.get("HOME", "")
+        try:
+            names = os.listdir(old) if old else []
+        except OSError:
+            names = []
+        for name in names:
+            os.symlink(os.path.join(old, name), os.path.join(home, name))
+
+    def _other_locale(self) -> str:
+        now = self._environment.get("LC_ALL") or self._environment.get("LANG") or "C"
+        program = find_program("locale", self._environment)
+        known: list[str] = []
+        if program is not None:
+            done = subprocess.run([program, "-a"], capture_output=True, check=False)
+            known = done.stdout.decode(errors="replace").split()
+        others = [name for name in known if name not in ("C", "POSIX", now) and not name.startswith("C.")]
+        return others[0] if others else ("C.UTF-8" if now in ("C", "POSIX") else "C")
