@@ -108,7 +108,7 @@ def _check_zip(path: bytes, data: bytes) -> Iterator[Finding]:
     """Walk the central directory (APPNOTE 4.3.12) in place: the zipfile module makes an object of each of its entries,
     and thirty megabytes hold 700 thousand."""
     end = data.rfind(b"PK\5\6")
-    if end < 0:
+    if end < 0 or end + 22 > len(data):
         return  # what is no archive has no times
     size, at = int.from_bytes(data[end + 12 : end + 16], "little"), int.from_bytes(data[end + 16 : end + 20], "little")
     if data[at : at + 4] != b"PK\1\2":
