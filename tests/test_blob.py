@@ -7,6 +7,7 @@ import hashlib
 import subprocess
 import sys
 import textwrap
+import threading
 import zlib
 from collections.abc import Callable
 
@@ -269,3 +270,11 @@ def test_long_windows_that_engines_take() -> None:
     parameters = ZstdCompressionParameters(compression_level=1, window_log=27)
     squeeze = ZstdCompressor(compression_params=parameters).compressobj()
     assert read(squeeze.compress(TAR) + squeeze.flush())[0] == TAR
+
+
+def test_no_thread_is_left_behind_by_an_error() -> None:
+    """While the error, and with it every frame, is still held."""
+    with pytest.raises(LayerError) as caught:
+        audit(Bytes(gzip.compress(b"no tar at all" + bytes(8 << 20))))
+    assert caught.value.code == "header-checksum"
+    assert [thread.name for thread in threading.enumerate() if thread.name == "detlayer-blob"] == []

@@ -394,6 +394,15 @@ CASES = [
         "2025-01-02 03:04:06",
         "a fixed time",
     ),
+    Case(
+        "zip-times",
+        lambda: files(x_DOT_whl=b"PK launcher" + zipped(2025)),
+        "x.whl",
+        "time of x/y",
+        "2025-01-02 03:04:06",
+        "a fixed time",
+        name="behind a launcher",
+    ),
     Case("gzip-in-content", lambda: files(x_DOT_gz=gzip.compress(b"x", mtime=99)), "x.gz", "mtime", "99", "0"),
     Case(
         "gzip-in-content",
@@ -571,6 +580,14 @@ def test_build_paths_are_found_across_pieces(at: int) -> None:
         _, blob = layer_of([entry(b"a", bytes(data)), entry(b"b", b"/builds/acme/ap")], codec)
         found = audited(blob, build_paths=(b"/builds/other", path)).findings.kept
         assert found == [Finding("build-path-in-content", "a", f"offset {at}", path.decode(), "no path of the build")]
+
+
+@pytest.mark.parametrize("size", [0, 2, 10, 30, 46, 60, 90, 100])
+def test_zips_that_are_cut_have_no_times(size: int) -> None:
+    """An archive whose end is missing, or says nothing true, is left alone."""
+    cut = zipped(2025)[:size]
+    for data in (cut, b"PK" + cut + b"PK\5\6" + b"\xff" * 18, b"PKPK\5\6"):
+        assert audited(files(x_DOT_zip=data)).findings.counts == {}
 
 
 @pytest.mark.parametrize("path", [b"", b"/", b"//", b"/a"])

@@ -7,19 +7,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from io import BytesIO
-from zipfile import BadZipFile, ZipFile
 
 from detlayer import pyc
 from detlayer.errors import ConfigError, printable
 from detlayer.finding import Finding
 
-MAX_KEPT_BYTES = 64 << 20  # of a file that has to be looked at as a whole
+MAX_KEPT_BYTES = 32 << 20  # of a file that has to be looked at as a whole
 _ZIP_SUFFIXES = (b".zip", b".whl", b".jar", b".war", b".ear", b".egg", b".nupkg", b".aar")
 _GZIP_SUFFIXES = (b".gz", b".tgz", b".svgz")
 _ARCHIVE_SUFFIXES = (b".tar", b".a", b".deb", b".cpio")
 _ARCHIVES = _ZIP_SUFFIXES + _GZIP_SUFFIXES + _ARCHIVE_SUFFIXES
 _ZIP_EPOCHS = frozenset(((1980, 1, 1, 0, 0, 0), (1980, 2, 1, 0, 0, 0), (2020, 2, 2, 0, 0, 0), (2000, 1, 1, 0, 0, 0)))
+_ZIP_FIELDS = (12, 14, 28, 30, 32)  # time, date; lengths of name, extra and comment
 _EDITOR_NAMES = frozenset(
     (b".DS_Store", b".git", b".hg", b".svn", b"Thumbs.db", b"desktop.ini", b".idea", b".vscode", b".Spotlight-V100")
 )
@@ -106,16 +105,23 @@ def _check_pyc(path: bytes, data: bytes, source: tuple[int, int] | None) -> Iter
 
 
 def _check_zip(path: bytes, data: bytes) -> Iterator[Finding]:
-    try:
-        with ZipFile(BytesIO(data)) as archive:
-            for info in archive.infolist():
-                if info.date_time not in _ZIP_EPOCHS:
-                    when = "{:04}-{:02}-{:02} {:02}:{:02}:{:02}".format(*info.date_time)
-                    where = printable(info.filename)
-                    yield Finding("zip-times", printable(path), f"time of {where}", when, "a fixed time")
-                    return
-    except (BadZipFile, ValueError, NotImplementedError, OverflowError, IndexError):
+    """Walk the central directory (APPNOTE 4.3.12) in place: the zipfile module makes an object of each of its entries,
+    and thirty megabytes hold 700 thousand."""
+    end = data.rfind(b"PK\5\6")
+    if end < 0 or end + 22 > len(data):
         return  # what is no archive has no times
+    size, at = int.from_bytes(data[end + 12 : end + 16], "little"), int.from_bytes(data[end + 16 : end + 20], "little")
+    if data[at : at + 4] != b"PK\1\2":
+        at = max(end - size, 0)  # something stands before the archive, as a launcher
+    while data[at : at + 4] == b"PK\1\2" and at + 46 <= end:
+        time, date, name, extra, comment = (int.from_bytes(data[at + n : at + n + 2], "little") for n in _ZIP_FIELDS)
+        stamp = ((date >> 9) + 1980, date >> 5 & 15, date & 31, time >> 11, time >> 5 & 63, (time & 31) * 2)
+        if stamp not in _ZIP_EPOCHS:
+            when = "{:04}-{:02}-{:02} {:02}:{:02}:{:02}".format(*stamp)
+            where = printable(data[at + 46 : at + 46 + name])
+            yield Finding("zip-times", printable(path), f"time of {where}", when, "a fixed time")
+            return
+        at += 46 + name + extra + comment
 
 
 def _check_gzip(path: bytes, data: bytes) -> Iterator[Finding]:
