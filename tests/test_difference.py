@@ -315,7 +315,7 @@ def test_unreadable_inputs(tree: Path) -> None:
         "blob-truncated": data[:-20],
         "blob-corrupt": data[:-6] + b"\0\0" + data[-4:],
         "blob-garbage": data + b"garbage",
-        "header-number": b"no tar at all\n" * 100,
+        "header-checksum": b"no tar at all\n" * 100,
         "tar-truncated": packed(tree, "a.tar").read_bytes()[:700],
     }
     for code, blob in cases.items():

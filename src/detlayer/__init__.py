@@ -25,7 +25,10 @@ if TYPE_CHECKING:
     from detlayer.errors import LayerError as LayerError
     from detlayer.errors import OutputError as OutputError
     from detlayer.errors import TreeError as TreeError
+    from detlayer.inspection import LayerContents as LayerContents
+    from detlayer.inspection import inspect as inspect
     from detlayer.layer import Layer as Layer
+    from detlayer.normalisation import normalize as normalize
     from detlayer.oci import Descriptor as Descriptor
     from detlayer.oci import Digest as Digest
     from detlayer.packing import pack as pack
@@ -43,7 +46,9 @@ _HOMES = {
     "difference": ("DiffReport", "diff"),
     "entry": ("Mtime", "Owner", "Profile"),
     "errors": ("ConfigError", "DetlayerError", "IntegrityError", "LayerError", "OutputError", "TreeError"),
+    "inspection": ("LayerContents", "inspect"),
     "layer": ("Layer",),
+    "normalisation": ("normalize",),
     "oci": ("Descriptor", "Digest"),
     "packing": ("pack", "parse_source"),
     "ports": ("Reporter",),
