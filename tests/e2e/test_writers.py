@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+import detlayer
 from detlayer.audit import LayerReport, audit
 from detlayer.untar import Member, TarReader
 from tests.support import need_root, program
@@ -205,6 +206,11 @@ def _blob(layout: Path, digest: str) -> Path:
     return layout / "blobs" / digest.replace(":", "/")
 
 
+def _check_normalised(layer: Path, tree: Path) -> None:
+    """What `normalize` makes of another tool's layer is what `pack` writes from the tree."""
+    assert detlayer.normalize(layer).diff_id == detlayer.pack([f"{tree}:/app"]).diff_id
+
+
 def _check_layer(path: Path, wanted: set[str]) -> None:
     report, seen = read_back(path)
     with tarfile.open(path) as archive:
@@ -224,6 +230,7 @@ def test_umoci(tree: Path, tmp_path: Path) -> None:
     subprocess.run([umoci, "insert", "--image", f"{layout}:new", tree, "/app"], check=True, capture_output=True)
     (layer,) = _layers(layout)
     _check_layer(layer, {"mtime", "chunking", "umask"} if layer.stat().st_size > 1 << 22 else {"mtime", "umask"})
+    _check_normalised(layer, tree)
 
 
 def test_buildah(tree: Path, tmp_path: Path) -> None:
@@ -246,3 +253,4 @@ def test_buildah(tree: Path, tmp_path: Path) -> None:
     run("commit", "--signature-policy", str(policy), container, f"oci:{tmp_path / 'layout'}:made")
     (layer,) = _layers(tmp_path / "layout")
     _check_layer(layer, {"mtime", "umask"})
+    _check_normalised(layer, tree)
