@@ -24,7 +24,9 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def install(wheel: Path, *options: str) -> None:
-    pip = [sys.executable, "-m", "pip", "install", "--no-deps", "--no-index", "--quiet", *options]
+    # --ignore-installed, or pip would remove the detlayer that is being tested.
+    flags = ["--no-deps", "--no-index", "--ignore-installed", "--quiet"]
+    pip = [sys.executable, "-m", "pip", "install", *flags, *options]
     environment = {**os.environ, "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
     subprocess.run([*pip, str(wheel)], check=True, capture_output=True, env=environment)
 
