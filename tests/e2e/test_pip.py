@@ -73,7 +73,7 @@ def test_target_leaks_a_random_path(wheel: Path, tmp_path: Path) -> None:
         install(wheel, "--target", str(tmp_path / name))
     first, second = (detlayer.pack([str(tmp_path / name)]) for name in ("first", "second"))
     assert first.diff_id != second.diff_id
-    report = detlayer.diff(tmp_path / "first", tmp_path / "second", normalised=True)
+    report = detlayer.diff(tmp_path / "first", tmp_path / "second", normalised=True, explain_limit=1000)
     assert set(report.counts()) == {"pyc-path"}
     for name in ("first", "second"):
         for cache in (tmp_path / name).rglob("__pycache__"):
