@@ -6,7 +6,7 @@ import os
 import sys
 import time
 from contextlib import suppress
-from typing import TYPE_CHECKING, BinaryIO, Literal, TextIO
+from typing import TYPE_CHECKING, BinaryIO, Literal, NoReturn, TextIO
 
 from detlayer.errors import ConfigError, DetlayerError, OutputError
 
@@ -44,16 +44,31 @@ class Console:
 
     def result(self, text: str) -> None:
         """Print a result, in UTF-8 whatever the locale; raises OutputError where stdout does not take it."""
+        self.line(text)
+        self.flush()
+
+    def line(self, text: str) -> None:
+        """Print a line of a long result, buffered; `flush` or the next `result` brings it out."""
         if sys.stdout is None:  # closed by whoever started us
             return
         try:
             sys.stdout.buffer.write(text.encode("utf-8", "backslashreplace") + b"\n")
+        except OSError as error:
+            self._fail(error)
+
+    def flush(self) -> None:
+        if sys.stdout is None:
+            return
+        try:
             sys.stdout.buffer.flush()
         except OSError as error:
-            self.abandon_stdout()
-            raise OutputError(
-                "output-closed", f"the result can't be printed: {error.strerror}", "see where stdout goes"
-            ) from error
+            self._fail(error)
+
+    def _fail(self, error: OSError) -> NoReturn:
+        self.abandon_stdout()
+        raise OutputError(
+            "output-closed", f"the result can't be printed: {error.strerror}", "see where stdout goes"
+        ) from error
 
     def abandon_stdout(self) -> None:
         """Let what is still in stdout's buffer go nowhere: Python would complain once more when it exits."""
@@ -61,13 +76,6 @@ class Console:
             null = os.open(os.devnull, os.O_WRONLY)
             os.dup2(null, sys.stdout.fileno())
             os.close(null)
-
-    def line(self, text: str) -> None:
-        """Print a line of a long result, buffered; `flush` or the exit brings it out."""
-        sys.stdout.write(text + "\n")
-
-    def flush(self) -> None:
-        sys.stdout.flush()
 
     def note(self, text: str) -> None:
         """Say how it went; --quiet leaves it out."""

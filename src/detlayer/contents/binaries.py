@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from detlayer import pyc
 from detlayer.compare import first_difference
-from detlayer.contents.text import explain_bytes
+from detlayer.contents.text import explain_bytes, token_trap
 from detlayer.errors import printable
 from detlayer.finding import Change
 
@@ -119,13 +119,26 @@ def explain_elf(a: bytes, b: bytes) -> list[Change]:
             build_id.append(Change("content", "build-id", section.data[16:].hex(), twin.data[16:].hex()))
             continue
         at = first_difference(section.data, twin.data) or 0
-        for change in explain_bytes(section.data, twin.data, at):
+        for change in _explain_strings(section, twin) or explain_bytes(section.data, twin.data, at):
             found.append(change._replace(field=f"section {section.name}: {change.field}"))
     if build_id and not found:
         return [change._replace(field="build-id alone") for change in build_id]
     # What is told by a path or a time comes first: sizes and addresses of other sections follow from it.
     found.sort(key=lambda change: change.trap == "content")
     return found + build_id
+
+
+def _explain_strings(a: Section, b: Section) -> list[Change]:
+    """Compare tables of strings as sets: linkers order them by hashes, so that one path moves all the others."""
+    if a.name not in (".debug_str", ".debug_line_str"):
+        return []
+    old, new = (set(section.data.split(b"\0")) for section in (a, b))
+    pairs = zip(sorted(old - new), sorted(new - old), strict=False)
+    for left, right in ((one.decode("utf-8", "replace"), other.decode("utf-8", "replace")) for one, other in pairs):
+        trap = token_trap(left, right)
+        if trap != "content":
+            return [Change(trap, "string", printable(left[:200]), printable(right[:200]))]
+    return []
 
 
 def _sections(data: bytes) -> Iterator[Section]:
