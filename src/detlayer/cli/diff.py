@@ -10,6 +10,7 @@ from typing import Any, cast
 import click
 
 from detlayer.cli.console import Console, ProgressKind
+from detlayer.cli.options import expansion_option
 from detlayer.compare import Difference
 from detlayer.difference import EXPLAIN_LIMIT, DiffReport
 from detlayer.difference import diff as diff_sides
@@ -41,7 +42,7 @@ Examples:
     show_default=True,
     help="Look into so many contents that differ.",
 )
-@click.option("--max-expansion", type=click.IntRange(1), default=200, help="Tar bytes allowed per byte of a layer.")
+@expansion_option
 @click.option("--all", "show_all", is_flag=True, help=f"Show every difference, not the first {_SHOWN} of each kind.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead of text.")
 @click.option(

@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from detlayer.cli.console import Console, size
+from detlayer.cli.options import expansion_option
 from detlayer.entry import Entry
 from detlayer.errors import printable
 from detlayer.inspection import LayerContents, entry_document
@@ -32,14 +33,7 @@ Examples:
 @click.option(
     "--top", metavar="N", default=10, show_default=True, type=click.IntRange(0), help="How many biggest ones."
 )
-@click.option(
-    "--max-expansion",
-    metavar="N",
-    default=200,
-    show_default=True,
-    type=click.IntRange(1),
-    help="Refuse what grows to more than N times its size (beyond 1 GiB).",
-)
+@expansion_option
 def inspect(layer: str, **options: Any) -> None:
     """List what a layer file holds, its totals, its biggest files and directories; `-` is stdin.
 

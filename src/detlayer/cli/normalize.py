@@ -10,6 +10,7 @@ import click
 
 from detlayer.cli.options import (
     console_options,
+    expansion_option,
     make_console,
     output_options,
     read_output,
@@ -30,14 +31,7 @@ Example:
 @click.argument("layer", metavar="LAYER")
 @output_options
 @value_options
-@click.option(
-    "--max-expansion",
-    metavar="N",
-    default=200,
-    show_default=True,
-    type=click.IntRange(1),
-    help="Refuse what grows to more than N times its size (beyond 1 GiB).",
-)
+@expansion_option
 @click.option("--json", "as_json", is_flag=True, help="Print the OCI descriptor instead of the digest.")
 @console_options
 def normalize(layer: str, **options: Any) -> None:

@@ -108,6 +108,16 @@ _OUTPUT = (
 )
 
 
+expansion_option = click.option(
+    "--max-expansion",
+    metavar="N",
+    type=click.IntRange(1),
+    default=200,
+    show_default=True,
+    help="Refuse a layer that grows to more than N times its size, beyond the first GiB.",
+)
+
+
 def pack_options(command: _Decorated) -> _Decorated:
     """Add the options that decide what a pack writes."""
     return _with(_SELECTION + _VALUES, command)

@@ -11,6 +11,7 @@ from detlayer.cli import exits
 from detlayer.cli.options import (
     Ordered,
     console_options,
+    expansion_option,
     make_console,
     pack_options,
     read_patterns,
@@ -53,14 +54,7 @@ Examples:
     help="How to report: for people, programs, GitHub annotations, or as JUnit XML.",
 )
 @click.option("--json", "as_json", is_flag=True, help="The same as --format json.")
-@click.option(
-    "--max-expansion",
-    metavar="N",
-    type=click.IntRange(1),
-    default=200,
-    show_default=True,
-    help="Let a layer expand to at most N times its size, beyond the first GiB.",
-)
+@expansion_option
 @pack_options
 @console_options
 @click.pass_context
