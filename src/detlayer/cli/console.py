@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import sys
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, BinaryIO, Literal, TextIO
 
 from detlayer.errors import ConfigError, DetlayerError, OutputError
@@ -46,9 +47,14 @@ class Console:
         """Print a result, in UTF-8 whatever the locale; raises OutputError where stdout does not take it."""
         if sys.stdout is None:  # closed by whoever started us
             return
-        try:
+        with self._printing():
             sys.stdout.buffer.write(text.encode("utf-8", "backslashreplace") + b"\n")
             sys.stdout.buffer.flush()
+
+    @contextmanager
+    def _printing(self) -> Iterator[None]:
+        try:
+            yield
         except OSError as error:
             self.abandon_stdout()
             raise OutputError(
@@ -63,11 +69,15 @@ class Console:
             os.close(null)
 
     def line(self, text: str) -> None:
-        """Print a line of a long result, buffered; `flush` or the exit brings it out."""
-        sys.stdout.write(text + "\n")
+        """Print a line of a long result, buffered, as `result` would; that, `flush` or the exit brings it out."""
+        if sys.stdout is not None:
+            with self._printing():
+                sys.stdout.buffer.write(text.encode("utf-8", "backslashreplace") + b"\n")
 
     def flush(self) -> None:
-        sys.stdout.flush()
+        if sys.stdout is not None:
+            with self._printing():
+                sys.stdout.buffer.flush()
 
     def note(self, text: str) -> None:
         """Say how it went; --quiet leaves it out."""
@@ -151,6 +161,13 @@ def stdout_stream() -> BinaryIO:
     if _is_terminal(sys.stdout):
         raise ConfigError("stdout-terminal", "a layer is nothing for a terminal", "use -o FILE, or pipe it")
     return sys.stdout.buffer
+
+
+def stdin_stream() -> BinaryIO:
+    """Hand out stdin for a layer; raises ConfigError if there is none."""
+    if sys.stdin is None:
+        raise ConfigError("stdin-closed", "stdin is closed", "name a file, or pipe a layer in")
+    return sys.stdin.buffer
 
 
 def _is_terminal(stream: TextIO | None) -> bool:
