@@ -428,7 +428,25 @@ def test_layouts_that_lie(tree: Path, tmp_path: Path) -> None:
     stored.unlink()
     with pytest.raises(LayerError):
         diff(base, changed)
+    os.mkfifo(stored)
+    with pytest.raises(LayerError):
+        diff(base, changed)
+    (tmp_path / "other" / "index.json").unlink()
+    os.mkfifo(tmp_path / "other" / "index.json")
+    with pytest.raises(LayerError, match="no regular file"):
+        diff(base, changed)
+    (tmp_path / "other" / "index.json").unlink()
     for document in ("[]", "{", '{"manifests": [{"digest": "sha1:0"}]}', '{"manifests": 1}', "[" * 100_000):
         (tmp_path / "other" / "index.json").write_text(document)
         with pytest.raises(LayerError):
             diff(base, changed)
+
+
+def test_indexes_that_name_one_image_again_and_again(tree: Path, tmp_path: Path) -> None:
+    name = layout(tmp_path / "base", [packed(tree, "1.tar.gz")])
+    manifests = json.loads((tmp_path / "base" / "index.json").read_text())["manifests"]
+    for _ in range(3):
+        index = blob(tmp_path / "base", json.dumps({"manifests": manifests * 900}).encode(), "")
+        manifests = [index]
+    (tmp_path / "base" / "index.json").write_text(json.dumps({"manifests": manifests * 900}))
+    assert diff(name, name).same

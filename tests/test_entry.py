@@ -316,6 +316,11 @@ def test_written_path() -> None:
         (b"\xff", "\\xff"),
         ("\u202e".encode(), "\\u202e"),
         ("\udcff", "\\udcff"),
+        # GitHub's runner obeys lines of a log that begin with the one or hold the other.
+        ("::error::x", "\\x3a:error::x"),
+        (b"  ::add-mask::x", "  \\x3a:add-mask::x"),
+        ("a::b", "a::b"),
+        ("a##[stop-commands]b", "a#\\x23[stop-commands]b"),
     ],
 )
 def test_printable(raw: bytes | str, shown: str) -> None:

@@ -368,7 +368,7 @@ CASES = [
         "m.pyc",
         "mtime",
         "1763900000",
-        "its source is not in the layer",
+        "its source beside it",
     ),
     Case(
         "pyc-timestamp",

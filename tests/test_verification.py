@@ -123,6 +123,17 @@ def test_what_is_no_layer_is_an_error(tmp_path: Path) -> None:
         verify([tmp_path / "x.gz"])
 
 
+@pytest.mark.parametrize("suffix", [".tar", ".tar.gz", ".tgz", ".tar.zst"])
+def test_what_is_named_as_a_layer_is_no_source(tmp_path: Path, suffix: str) -> None:
+    """An empty or damaged layer is a source that packs reproducibly, too; nobody who verifies it wants to know that."""
+    (tmp_path / f"x{suffix}").write_bytes(b"")
+    report = verify([tmp_path / f"x{suffix}"])
+    assert (report.targets[0].kind, report.ok) == ("layer", False)
+    (tmp_path / f"x{suffix}").write_bytes(b"<html>not found</html>" * 100)
+    with pytest.raises(LayerError):
+        verify([tmp_path / f"x{suffix}"])
+
+
 def test_nothing_to_verify() -> None:
     with pytest.raises(ConfigError) as caught:
         verify([])
@@ -325,6 +336,45 @@ def test_an_attestation_has_no_layers_to_unpack(image: Image, tmp_path: Path) ->
     image.config["rootfs"]["diff_ids"] = ["sha256:" + "6" * 64]
     image.tag("v1")
     assert verify([image.write(tmp_path / "layout")]).ok
+
+
+def test_a_layer_without_an_image_is_judged(src: Path, tmp_path: Path) -> None:
+    (src / "a").write_text("a")
+    detlayer.pack([src], oci_layout=tmp_path / "oci")
+    assert [len(target.layers) for target in verify([f"oci:{tmp_path}/oci"]).targets] == [1]
+    detlayer.pack([src], oci_layout=tmp_path / "oci", profile=detlayer.Profile(mtime=detlayer.Mtime("fixed", 5)))
+    assert verify([f"oci:{tmp_path}/oci"]).targets[0].failures.counts == {"mtime": 1}
+
+
+def test_a_blob_that_no_image_leads_to(image: Image, written: Callable[[Image], str]) -> None:
+    image.tag("v1")
+    image.add(b"right", "")
+    report = verify([written(image)])
+    assert report.ok
+    assert "does not lead to: 1;" in report.targets[0].notes[0]
+    image.blobs["b" * 64] = b"wrong"
+    report = verify([written(image)])
+    assert report.is_corrupt
+    assert report.targets[0].failures.counts == {"blob-digest": 1}
+
+
+def test_a_layer_first_named_as_something_else_is_judged(image: Image, tmp_path: Path) -> None:
+    """One image calls a blob no layer, the next one does: it must not go by as seen."""
+    image.tag("v1")
+    digest, blob = next((digest, blob) for digest, blob in image.blobs.items() if blob[:2] == b"\x1f\x8b")
+    decoy = image.add(
+        json.dumps(
+            {
+                "config": image.add(b"{}", "application/x"),
+                "layers": [{"mediaType": "application/x", "digest": f"sha256:{digest}", "size": len(blob)}],
+            }
+        ).encode(),
+        MANIFEST,
+    )
+    image.index["manifests"].insert(0, decoy)
+    [target] = verify([image.write(tmp_path / "layout")]).targets
+    assert [layer.digest for layer in target.layers] == [f"sha256:{digest}"]
+    assert any("no layer that we know" in note for note in target.notes)
 
 
 def test_a_layer_that_is_no_tar_is_a_finding(image: Image, tmp_path: Path) -> None:

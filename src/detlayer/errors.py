@@ -38,8 +38,17 @@ class OutputError(DetlayerError):
 
 
 def printable(raw: bytes | str) -> str:
-    """Show a path on one line: control characters, line breaks and bytes that are not UTF-8 become escapes."""
+    """Show a path on one line: control characters, line breaks and bytes that are not UTF-8 become escapes.
+
+    So does what would make a command for GitHub's runner of a line of its log: `::` at the start, `##[` anywhere.
+    """
     text = raw.decode("utf-8", "backslashreplace") if isinstance(raw, bytes) else raw
-    if text.isprintable():
-        return text
-    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode("ascii") for c in text)
+    if not text.isprintable():
+        text = "".join(
+            c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode("ascii") for c in text
+        )
+    if "##[" in text:
+        text = text.replace("##[", "#\\x23[")
+    if "::" in text and text.lstrip().startswith("::"):
+        text = text.replace("::", "\\x3a:", 1)
+    return text

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -51,17 +52,24 @@ def read_images(directory: str, tag: str = "") -> list[Image]:
         tags = sorted({_annotation(one) for one in _list(index, "manifests")} - {""})
         hint = f"it has {', '.join(map(printable, tags[:10]))}" if tags else "its index.json names no manifest"
         raise LayerError("layout-image", f"{printable(directory)} has {what}", hint)
-    return [image for one in found for image in _images(directory, one, 3)]
+    seen: set[Digest] = set()
+    return [image for one in found for image in _images(directory, one, 3, seen)]
 
 
-def _images(directory: str, descriptor: dict[str, Any], depth: int) -> Iterator[Image]:
+def _images(directory: str, descriptor: dict[str, Any], depth: int, seen: set[Digest]) -> Iterator[Image]:
+    """Yield the images that a descriptor leads to, each once: indexes that name one image often would never end."""
     blob = _blob(directory, descriptor)
+    if blob.digest in seen:
+        return
+    seen.add(blob.digest)
+    if len(seen) > _MAX_MANIFESTS:
+        raise _invalid(f"{directory} has over {_MAX_MANIFESTS} indexes and manifests")
     document = _document(blob)
     if "manifests" in document:
         if not depth:
             raise _invalid(f"{directory}: indexes in indexes in indexes")
         for one in _list(document, "manifests"):
-            yield from _images(directory, one, depth - 1)
+            yield from _images(directory, one, depth - 1, seen)
         return
     config = document.get("config")
     if not isinstance(config, dict):
@@ -110,7 +118,10 @@ def _document(blob: Blob) -> dict[str, Any]:
 
 def _read(path: str) -> bytes:
     try:
-        with open(path, "rb") as file:
+        # Not blocking: a FIFO of that name must not hold us up.
+        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise _invalid(f"{path} is no regular file")
             data = file.read(MAX_DOCUMENT_BYTES + 1)
     except OSError as error:
         raise LayerError(

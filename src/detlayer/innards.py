@@ -95,7 +95,7 @@ def _check_pyc(path: bytes, data: bytes, source: tuple[int, int] | None) -> Iter
     shown = printable(path)
     if recorded is not None:
         if source is None:
-            yield Finding("pyc-timestamp", shown, "mtime", str(recorded.mtime), "its source is not in the layer")
+            yield Finding("pyc-timestamp", shown, "mtime", str(recorded.mtime), "its source beside it")
         elif not pyc.matches(recorded, *source):
             found, wanted = f"{recorded.mtime}, {recorded.size_bytes} bytes", f"{source[0]}, {source[1]} bytes"
             yield Finding("pyc-timestamp", shown, "mtime and size of the source", found, wanted)

@@ -22,6 +22,8 @@ from detlayer.untar import TarReader
 MAX_DOCUMENT_BYTES = 4 << 20  # what registries take for a manifest (distribution-spec)
 _MAX_MEMBERS = 100_000
 _PIECE_BYTES = 1 << 20
+_BLOBS = "blobs/sha256/"
+_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.zst")
 
 
 class Layout(Protocol):
@@ -29,6 +31,9 @@ class Layout(Protocol):
 
     def open(self, name: str) -> Readable | None:
         """Open a file; None if there is none. Closed with the layout, or by the next call."""
+
+    def blobs(self) -> list[str]:
+        """Name all that lies in blobs/sha256, in order."""
 
     def close(self) -> None:
         """Release what was opened."""
@@ -55,6 +60,15 @@ class DirLayout:
             return None
         self._file = os.fdopen(fd, "rb")
         return self._file
+
+    def blobs(self) -> list[str]:
+        directory = os.path.join(self._path, _BLOBS)
+        try:
+            return sorted(os.listdir(directory))
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        except OSError as error:
+            raise _unreadable(directory, error) from error
 
     def close(self) -> None:
         if self._file is not None:
@@ -119,6 +133,9 @@ class ArchiveLayout:
         place = self._places.get(name)
         return None if place is None else _Window(self._file, *place)
 
+    def blobs(self) -> list[str]:
+        return sorted(name.removeprefix(_BLOBS) for name in self._places if name.startswith(_BLOBS))
+
     def close(self) -> None:
         self._file.close()
 
@@ -157,7 +174,7 @@ def open_layout(path: str, *, is_archive: bool, max_expansion: int = 200) -> Ite
 
 def blob_name(digest: Digest) -> str:
     """Name the file that holds a blob."""
-    return f"blobs/sha256/{digest.hex}"
+    return f"{_BLOBS}{digest.hex}"
 
 
 def read_document(layout: Layout, name: str) -> bytes | None:
@@ -180,14 +197,23 @@ def read_document(layout: Layout, name: str) -> bytes | None:
 
 
 def looks_like_layer(path: str) -> bool:
-    """Tell whether a path is a regular file that begins like a tar, or like gzip or zstd."""
+    """Tell whether a path is a regular file that begins like a tar, or like gzip or zstd, or is named as a layer.
+
+    The name counts, so that a layer that is empty or damaged is not taken for a source, which may well be reproducible.
+    """
     try:
         if not os.path.isfile(path):
             return False
+        if path.endswith(_SUFFIXES):
+            return True
         with open(path, "rb") as file:
-            head = file.read(BLOCK_BYTES)
+            return begins_like_layer(file.read(BLOCK_BYTES))
     except (OSError, ValueError):
         return False  # what is wrong with it is for whoever packs it to say
+
+
+def begins_like_layer(head: bytes) -> bool:
+    """Tell whether these are the first bytes of a tar, or of gzip or zstd."""
     return head[:2] == b"\x1f\x8b" or head[:4] == b"\x28\xb5\x2f\xfd" or head[257:262] == b"ustar"
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -91,3 +93,35 @@ def test_inspect_of_what_is_no_layer(here: Path) -> None:
     done = run("inspect", "-", "--json", stdin=b"no tar" * 200, cwd=here)
     assert done.returncode == 3
     assert json.loads(done.stdout)["code"] == "header-checksum"
+
+
+@pytest.mark.parametrize("options", [[], ["--json"]])
+def test_inspect_prints_utf8_whatever_the_locale(here: Path, options: list[str]) -> None:
+    (here / "tree" / "é日").touch()
+    detlayer.pack([str(here / "tree")], output=here / "in.tar")
+    done = subprocess.run(
+        [sys.executable, "-m", "detlayer", "inspect", "in.tar", *options],
+        env={**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
+        capture_output=True,
+        cwd=here,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert "é日".encode() in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("command", "exit_code", "said"),
+    [
+        ("inspect in.tar >&-", 0, ""),
+        ("inspect in.tar --json >&-", 0, ""),
+        ("inspect in.tar >/dev/full", 7, "output-closed"),
+        ("inspect - <&-", 2, "stdin-closed"),
+        ("normalize - -o out.tar <&-", 2, "stdin-closed"),
+    ],
+)
+def test_streams_that_are_closed_or_full(here: Path, command: str, exit_code: int, said: str) -> None:
+    detlayer.pack([str(here / "tree")], output=here / "in.tar")
+    shell = ["sh", "-c", f"{shlex.quote(sys.executable)} -m detlayer {command}"]
+    done = subprocess.run(shell, capture_output=True, text=True, cwd=here, check=False)
+    assert (done.returncode, said in done.stderr, "bug" in done.stderr) == (exit_code, True, False)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import sys
 import time
-from contextlib import suppress
-from typing import TYPE_CHECKING, BinaryIO, Literal, NoReturn, TextIO
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, BinaryIO, Literal, TextIO
 
 from detlayer.errors import ConfigError, DetlayerError, OutputError
 
@@ -48,27 +49,25 @@ class Console:
         self.flush()
 
     def line(self, text: str) -> None:
-        """Print a line of a long result, buffered; `flush` or the next `result` brings it out."""
-        if sys.stdout is None:  # closed by whoever started us
-            return
-        try:
-            sys.stdout.buffer.write(text.encode("utf-8", "backslashreplace") + b"\n")
-        except OSError as error:
-            self._fail(error)
+        """Print a line of a long result, buffered, as `result` would; that, `flush` or the exit brings it out."""
+        if sys.stdout is not None:  # else closed by whoever started us
+            with self._printing():
+                sys.stdout.buffer.write(text.encode("utf-8", "backslashreplace") + b"\n")
 
     def flush(self) -> None:
-        if sys.stdout is None:
-            return
-        try:
-            sys.stdout.buffer.flush()
-        except OSError as error:
-            self._fail(error)
+        if sys.stdout is not None:
+            with self._printing():
+                sys.stdout.buffer.flush()
 
-    def _fail(self, error: OSError) -> NoReturn:
-        self.abandon_stdout()
-        raise OutputError(
-            "output-closed", f"the result can't be printed: {error.strerror}", "see where stdout goes"
-        ) from error
+    @contextmanager
+    def _printing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            self.abandon_stdout()
+            raise OutputError(
+                "output-closed", f"the result can't be printed: {error.strerror}", "see where stdout goes"
+            ) from error
 
     def abandon_stdout(self) -> None:
         """Let what is still in stdout's buffer go nowhere: Python would complain once more when it exits."""
@@ -159,6 +158,13 @@ def stdout_stream() -> BinaryIO:
     if _is_terminal(sys.stdout):
         raise ConfigError("stdout-terminal", "a layer is nothing for a terminal", "use -o FILE, or pipe it")
     return sys.stdout.buffer
+
+
+def stdin_stream() -> BinaryIO:
+    """Hand out stdin for a layer; raises ConfigError if there is none."""
+    if sys.stdin is None:
+        raise ConfigError("stdin-closed", "stdin is closed", "name a file, or pipe a layer in")
+    return sys.stdin.buffer
 
 
 def _is_terminal(stream: TextIO | None) -> bool:

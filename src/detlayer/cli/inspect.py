@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from typing import Any
 
 import click
 
-from detlayer.cli.console import Console, size
+from detlayer.cli.console import Console, size, stdin_stream
 from detlayer.cli.options import expansion_option
 from detlayer.entry import Entry
 from detlayer.errors import printable
@@ -42,7 +41,7 @@ def inspect(layer: str, **options: Any) -> None:
     console = Console(json=options["as_json"])
     show = _as_json(console) if options["as_json"] else _as_text(console)
     found = inspect_layer(
-        sys.stdin.buffer if layer == "-" else layer,
+        stdin_stream() if layer == "-" else layer,
         each=None if options["summary"] else show,
         top=options["top"],
         max_expansion=options["max_expansion"],
@@ -99,7 +98,11 @@ def _summarise(console: Console, found: LayerContents) -> None:
     kinds = ", ".join(f"{count:,} {kind}" for kind, count in sorted(found.kinds.items()))
     console.line("")
     console.line(f"digest    {facts.digest}, {size(facts.blob_bytes)}")
-    chunks = f"{facts.compression}, {len(facts.members):,} chunks" if facts.members else "not compressed"
+    chunks = (
+        f"{facts.compression}, {len(facts.members):,} chunk{'s'[len(facts.members) == 1 :]}"
+        if facts.members
+        else "not compressed"
+    )
     console.line(f"diff_id   {facts.diff_id}, {size(facts.tar_bytes)}, {chunks}")
     console.line(f"entries   {found.entries:,} ({kinds}), {size(found.content_bytes)} of content")
     for title, items in (("files", found.biggest_files), ("dirs", found.biggest_directories)):

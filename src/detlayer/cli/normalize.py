@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from typing import Any
 
 import click
 
+from detlayer.cli.console import stdin_stream
 from detlayer.cli.options import (
     console_options,
     expansion_option,
@@ -44,7 +44,7 @@ def normalize(layer: str, **options: Any) -> None:
     started = time.monotonic()
     try:
         made = normalize_layer(
-            sys.stdin.buffer if layer == "-" else layer,
+            stdin_stream() if layer == "-" else layer,
             output=read_output(options, as_json=options["as_json"]),
             oci_layout=options["oci"],
             descriptor=options["descriptor"],

@@ -7,6 +7,7 @@ types are those of image-spec and Docker. Never disk (`layout` reads), never the
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterator
 from typing import TypeVar
 
@@ -17,8 +18,9 @@ from detlayer.blob import Readable
 from detlayer.entry import Profile
 from detlayer.errors import LayerError, TreeError, printable
 from detlayer.finding import Finding
-from detlayer.layout import MAX_DOCUMENT_BYTES, Layout, blob_name, open_layout, read_document
+from detlayer.layout import MAX_DOCUMENT_BYTES, Layout, begins_like_layer, blob_name, open_layout, read_document
 from detlayer.oci import Digest, parse_digest
+from detlayer.tar import BLOCK_BYTES
 from detlayer.verification.layers import Expectation
 from detlayer.verification.report import LayerFacts, TargetReport, divide, facts_of
 
@@ -38,6 +40,7 @@ _LAYERS = (
 _FOREIGN = ("nondistributable", "rootfs.foreign")
 _NAMES = ("org.opencontainers.image.ref.name", "io.containerd.image.name")
 _Document = TypeVar("_Document")
+_DIGEST = re.compile("sha256:[0-9a-f]{64}")
 _MAX_DEPTH = 8
 _MAX_BLOBS = 20_000
 _PIECE_BYTES = 1 << 20
@@ -107,7 +110,8 @@ class _Check:
         self._strict = strict
         self._max_expansion = max_expansion
         self._documents: dict[str, bytes | None] = {}
-        self._blobs: dict[str, bool] = {}
+        self._blobs: dict[tuple[str, int], bool] = {}
+        self._followed: set[str] = set()
         self.layers: dict[str, LayerFacts | None] = {}
         self.failures = Findings()
         self.advice = Findings()
@@ -130,13 +134,42 @@ class _Check:
                 "see the annotations in its index.json",
             )
         if not wanted:
-            self.notes.append("index.json names no image")
+            self.notes.append("index.json names no image; all blobs were checked")
         for one in wanted:
             self._take_document(one, 0)
+        if not tag:
+            self._take_others(with_layers=not wanted)
+
+    def _take_others(self, *, with_layers: bool) -> None:
+        """Check the blobs that no image leads to; where there is no image (`pack --oci` makes none), layers, too."""
+        known = {digest for digest, _ in self._blobs}
+        others = 0
+        for name in self._layout.blobs():
+            digest = f"sha256:{name}"
+            if digest in known or _DIGEST.fullmatch(digest) is None:
+                continue
+            file = self._layout.open(blob_name(parse_digest(digest)))
+            if file is None:
+                continue
+            found, size = _measure(file)
+            is_right = str(found) == digest
+            self._remember(digest, size, is_right)
+            others += 1
+            if not is_right:
+                self.failures.add(Finding("blob-digest", digest, "digest", str(found), digest))
+            elif with_layers and self._begins_like_layer(digest):
+                self._audit(digest)
+        if others and not with_layers:
+            self.notes.append(f"blobs that index.json does not lead to: {others}; only their digests were checked")
+
+    def _begins_like_layer(self, digest: str) -> bool:
+        file = self._layout.open(blob_name(parse_digest(digest)))
+        return file is not None and begins_like_layer(file.read(BLOCK_BYTES))
 
     def _take_document(self, descriptor: _Descriptor, depth: int) -> None:
         """Follow an index or a manifest; anything else is a blob whose digest is checked."""
-        if descriptor.digest in self._documents:
+        if descriptor.digest in self._followed:
+            self._check_blob(descriptor)  # its size may be another here
             return
         if depth > _MAX_DEPTH:
             raise LayerError(
@@ -144,12 +177,16 @@ class _Check:
             )
         kind = descriptor.mediaType
         if kind and kind not in _INDEXES and kind not in _MANIFESTS:
-            self._check_blob(descriptor)
+            if self._check_blob(descriptor):
+                self._note(
+                    f"{descriptor.digest}: {printable(kind[:100])}, no image that we know; only its digest was checked"
+                )
             return
         data = self._document(descriptor)
         if data is None:
             return
         name = descriptor.digest
+        self._followed.add(name)
         if kind in _INDEXES or (not kind and _decode(data, _Either, name).manifests is not None):
             for one in _decode(data, _Index, name).manifests:
                 self._take_document(one, depth + 1)
@@ -176,15 +213,25 @@ class _Check:
 
     def _take_layer(self, descriptor: _Descriptor) -> None:
         digest = descriptor.digest
+        if not descriptor.mediaType.startswith(_LAYERS):
+            # Not remembered as seen: where it is named as a layer, it is looked into.
+            if self._check_blob(descriptor):
+                kind = printable(descriptor.mediaType[:100]) or "no media type"
+                self._note(f"{digest}: {kind}, no layer that we know; only its digest was checked")
+            return
         if digest in self.layers:
+            self._check_blob(descriptor)  # its size may be another here
             return
         self.layers[digest] = None
         if any(word in descriptor.mediaType for word in _FOREIGN) and not self._is_there(descriptor):
             self.notes.append(f"{printable(digest)}: a foreign layer, which lies elsewhere; not checked")
             return
-        if not self._check_blob(descriptor) or not descriptor.mediaType.startswith(_LAYERS):
+        if not self._check_blob(descriptor):
             return
-        file = self._layout.open(blob_name(self._digest(descriptor)))
+        self._audit(digest)
+
+    def _audit(self, digest: str) -> None:
+        file = self._layout.open(blob_name(parse_digest(digest)))
         if file is None:
             return
         try:
@@ -198,6 +245,10 @@ class _Check:
                 kept.counts[trap] = kept.counts.get(trap, 0) + count
             # A path alone does not say in which of the layers it is.
             kept.kept += [one._replace(path=f"{digest[:19]}:{one.path}" if one.path else digest) for one in found.kept]
+
+    def _note(self, note: str) -> None:
+        if note not in self.notes:
+            self.notes.append(note)
 
     # -- blobs
 
@@ -219,16 +270,19 @@ class _Check:
     def _check_blob(self, descriptor: _Descriptor) -> bool:
         """Compare a blob with its digest and size; False, with a finding, if it is another."""
         digest = descriptor.digest
-        known = self._blobs.get(digest)
+        known = self._blobs.get((digest, descriptor.size))
         if known is not None:
             return known
-        if len(self._blobs) >= _MAX_BLOBS:
-            raise LayerError("layout-invalid", f"over {_MAX_BLOBS} blobs", "no honest image has as many")
         findings = list(self._judge_blob(descriptor))
         for finding in findings:
             self.failures.add(finding)
-        self._blobs[digest] = not findings
+        self._remember(digest, descriptor.size, not findings)
         return not findings
+
+    def _remember(self, digest: str, size: int, is_right: bool) -> None:
+        if len(self._blobs) >= _MAX_BLOBS:
+            raise LayerError("layout-invalid", f"over {_MAX_BLOBS} blobs", "no honest image has as many")
+        self._blobs[digest, size] = is_right
 
     def _judge_blob(self, descriptor: _Descriptor) -> Iterator[Finding]:
         digest = self._digest(descriptor)
@@ -259,7 +313,7 @@ class _Check:
     def compare(self, expectation: Expectation) -> None:
         """Hold the layout against what was expected: one of its blobs, or a layer's diff_id, has to be that."""
         wanted = {expectation.either or expectation.digest, expectation.diff_id} - {""}
-        known = set(self._blobs)
+        known = {digest for digest, _ in self._blobs}
         for facts in self.layers.values():
             if facts is not None:
                 known |= {facts.diff_id, facts.key}
