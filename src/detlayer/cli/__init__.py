@@ -15,7 +15,7 @@ import click
 from detlayer import __version__
 from detlayer.cli import exits
 from detlayer.cli.console import Console
-from detlayer.errors import ConfigError, DetlayerError
+from detlayer.errors import ConfigError, DetlayerError, OutputError
 
 _COMMANDS = {
     "diff": "Say what differs between two directories, layers or images, and why.",
@@ -82,6 +82,8 @@ def run(args: list[str]) -> int:
         answer = detlayer.main(args, prog_name="detlayer", standalone_mode=False)
     except DetlayerError as error:
         console.error(error)
+        if isinstance(error, OutputError):  # it may have been stdout, with more in its buffer
+            console.abandon_stdout()
         return exits.exit_code(error)
     except click.exceptions.NoArgsIsHelpError as error:
         console.note(error.format_message())
