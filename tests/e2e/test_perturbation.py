@@ -296,6 +296,11 @@ def test_the_working_directory_may_hold_the_temporary_one(project: Path, monkeyp
     assert list((project / "tmp").iterdir()) == []
 
 
+def test_a_build_beside_a_fifo(project: Path) -> None:
+    os.mkfifo(project / "fifo")
+    assert rebuilt("mkdir -p out && echo a > out/a") == {}
+
+
 def test_bytecode_of_two_builds(project: Path) -> None:
     python = f"{sys.executable} -c"
     script = "import py_compile, os; py_compile.compile(os.path.abspath('out/m.py'), 'out/m.pyc')"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import stat
 import subprocess
 import tempfile
 import time
@@ -203,11 +204,11 @@ class _Session:
         return at
 
     def _leaves_out(self, directory: str, names: list[str]) -> set[str]:
-        """What is not copied: the output of an earlier build, and our own directory, if it lies in this one."""
+        """What is not copied: an earlier build's output, our own directory if it lies in this one, sockets and FIFOs."""
         ours = {os.path.realpath(self._scratch)}
         if self._output != ".":
             ours.add(os.path.join(self._directory, self._output))
-        return {name for name in names if os.path.join(directory, name) in ours}
+        return {name for name in names if (path := os.path.join(directory, name)) in ours or _is_special(path)}
 
     def _link_home(self, home: str) -> None:
         """Another home that has all that the user's has: builds find their settings and caches."""
@@ -229,3 +230,12 @@ class _Session:
             known = done.stdout.decode(errors="replace").split()
         others = [name for name in known if name not in ("C", "POSIX", now) and not name.startswith("C.")]
         return others[0] if others else ("C.UTF-8" if now in ("C", "POSIX") else "C")
+
+
+def _is_special(path: str) -> bool:
+    """Tell whether no copy can be made: a socket as git's file system monitor has one, a FIFO, a device."""
+    try:
+        mode = os.lstat(path).st_mode
+    except OSError:
+        return False  # the copy will say it
+    return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode) or stat.S_ISLNK(mode))
