@@ -107,7 +107,11 @@ def _summarise(console: Console, found: LayerContents) -> None:
     kinds = ", ".join(f"{count:,} {kind}" for kind, count in sorted(found.kinds.items()))
     console.line("")
     console.line(f"digest    {facts.digest}, {size(facts.blob_bytes)}")
-    chunks = f"{facts.compression}, {len(facts.members):,} chunk{'s'[len(facts.members) == 1 :]}" if facts.members else "not compressed"
+    chunks = (
+        f"{facts.compression}, {len(facts.members):,} chunk{'s'[len(facts.members) == 1 :]}"
+        if facts.members
+        else "not compressed"
+    )
     console.line(f"diff_id   {facts.diff_id}, {size(facts.tar_bytes)}, {chunks}")
     console.line(f"entries   {found.entries:,} ({kinds}), {size(found.content_bytes)} of content")
     for title, items in (("files", found.biggest_files), ("dirs", found.biggest_directories)):

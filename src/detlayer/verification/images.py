@@ -178,7 +178,9 @@ class _Check:
         kind = descriptor.mediaType
         if kind and kind not in _INDEXES and kind not in _MANIFESTS:
             if self._check_blob(descriptor):
-                self._note(f"{descriptor.digest}: {printable(kind[:100])}, no image that we know; only its digest was checked")
+                self._note(
+                    f"{descriptor.digest}: {printable(kind[:100])}, no image that we know; only its digest was checked"
+                )
             return
         data = self._document(descriptor)
         if data is None:
