@@ -8,6 +8,7 @@ import py_compile
 import stat
 import subprocess
 import sys
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -294,6 +295,42 @@ def test_the_working_directory_may_hold_the_temporary_one(project: Path, monkeyp
     monkeypatch.setattr("tempfile.tempdir", str(project / "tmp"))
     assert verify(rebuild="cat src/* > all", output="all", environment=os.environ).ok
     assert list((project / "tmp").iterdir()) == []
+
+
+def test_a_build_that_is_interrupted_leaves_no_process(project: Path) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "detlayer",
+        "verify",
+        "--rebuild",
+        "sleep 60 & echo $! > $PIDS; wait",
+        "--output",
+        "o",
+    ]
+    environment = {**os.environ, "PIDS": str(project / "pids")}
+    with subprocess.Popen(command, cwd=project, env=environment, stderr=subprocess.DEVNULL) as process:
+        while not (project / "pids").exists() or not (project / "pids").read_text():
+            assert process.poll() is None
+            time.sleep(0.05)
+        process.terminate()
+        assert process.wait() == 143
+    left = int((project / "pids").read_text())
+    for _ in range(100):  # it is dead at once, and gone when init has seen that
+        try:
+            state = Path(f"/proc/{left}/stat").read_text().rpartition(")")[2].split()[0]
+        except FileNotFoundError:
+            return
+        if state == "Z":
+            return
+        time.sleep(0.05)
+    os.kill(left, 9)
+    raise AssertionError("the build went on")
+
+
+def test_a_build_beside_a_fifo(project: Path) -> None:
+    os.mkfifo(project / "fifo")
+    assert rebuilt("mkdir -p out && echo a > out/a") == {}
 
 
 def test_bytecode_of_two_builds(project: Path) -> None:

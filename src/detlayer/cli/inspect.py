@@ -15,6 +15,7 @@ from detlayer.inspection import LayerContents, entry_document
 from detlayer.inspection import inspect as inspect_layer
 from detlayer.oci import canonical_json
 
+_KEPT_TIMES = 10_000  # a layer may have as many as entries
 _LETTERS = {"dir": "d", "file": "-", "symlink": "l", "hardlink": "h", "sparse file": "S", "FIFO": "p"}
 _BITS = ((0o400, "r"), (0o200, "w"), (0o100, "x"), (0o40, "r"), (0o20, "w"), (0o10, "x"), (4, "r"), (2, "w"), (1, "x"))
 
@@ -69,6 +70,8 @@ def _as_text(console: Console) -> Any:
             mode = modes[kind, entry.mode] = _LETTERS.get(kind, "?") + _permissions(entry.mode)
         when = times.get(entry.mtime)
         if when is None:
+            if len(times) == _KEPT_TIMES:
+                times.clear()
             when = times[entry.mtime] = _time(entry.mtime)
         line = f"{mode} {entry.uid}:{entry.gid} {entry.size_bytes:>12,} {when} {printable(entry.written_path)}"
         if entry.target:

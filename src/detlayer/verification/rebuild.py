@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
+import stat
 import subprocess
 import tempfile
 import time
 from collections.abc import Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -165,7 +167,8 @@ class _Session:
 
     def build(self, build: Build, command: str) -> None:
         """Run the command; what it says is shown only if it fails."""
-        done = subprocess.run(
+        # A session of its own, so that all that the command started can be ended with it.
+        process = subprocess.Popen(
             [*build.prefix, "sh", "-c", command],
             cwd=build.directory,
             env={**build.environment, "PWD": build.directory},
@@ -173,13 +176,20 @@ class _Session:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            check=False,
+            start_new_session=True,
         )
-        said = "\n  ".join(map(printable, done.stdout.decode(errors="replace").splitlines()[-_SAID_LINES:]))
-        if done.returncode:
+        with process:
+            try:
+                output, _ = process.communicate()
+            except BaseException:
+                with suppress(ProcessLookupError, PermissionError):
+                    os.killpg(process.pid, signal.SIGKILL)
+                raise
+        said = "\n  ".join(map(printable, output.decode(errors="replace").splitlines()[-_SAID_LINES:]))
+        if process.returncode:
             raise ConfigError(
                 "rebuild-failed",
-                f"the {build.name} build ended with {done.returncode}:\n  {said}",
+                f"the {build.name} build ended with {process.returncode}:\n  {said}",
                 "it has to succeed in a copy of the working directory"
                 + (", whatever zone, locale, umask and home" if build.name == "second" else ""),
             )
@@ -203,11 +213,11 @@ class _Session:
         return at
 
     def _leaves_out(self, directory: str, names: list[str]) -> set[str]:
-        """What is not copied: the output of an earlier build, and our own directory, if it lies in this one."""
+        """What is not copied: an earlier build's output, our own directory if it lies in this one, sockets, FIFOs."""
         ours = {os.path.realpath(self._scratch)}
         if self._output != ".":
             ours.add(os.path.join(self._directory, self._output))
-        return {name for name in names if os.path.join(directory, name) in ours}
+        return {name for name in names if (path := os.path.join(directory, name)) in ours or _is_special(path)}
 
     def _link_home(self, home: str) -> None:
         """Another home that has all that the user's has: builds find their settings and caches."""
@@ -229,3 +239,12 @@ class _Session:
             known = done.stdout.decode(errors="replace").split()
         others = [name for name in known if name not in ("C", "POSIX", now) and not name.startswith("C.")]
         return others[0] if others else ("C.UTF-8" if now in ("C", "POSIX") else "C")
+
+
+def _is_special(path: str) -> bool:
+    """Tell whether no copy can be made: a socket as git's file system monitor has one, a FIFO, a device."""
+    try:
+        mode = os.lstat(path).st_mode
+    except OSError:
+        return False  # the copy will say it
+    return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode) or stat.S_ISLNK(mode))
