@@ -198,3 +198,15 @@ def test_pack_and_verify_take_the_same_options() -> None:
 
     own = {"sources", "output", "oci", "descriptor", "depfile"}
     assert {one.name for one in pack.params} - own <= {one.name for one in verify.params}
+
+
+def test_formats_hold_errors_too(tmp_path: Path) -> None:
+    """CI reads stdout: no answer must not look like an empty one."""
+    github = run("missing", "--format", "github", cwd=tmp_path)
+    assert github.returncode == 3
+    assert github.stdout.startswith("::error title=detlayer source-missing::there is no ")
+    junit = run("missing", "--format", "junit", cwd=tmp_path)
+    error = ElementTree.fromstring(junit.stdout).find("testsuite/testcase/error")
+    assert error is not None
+    assert error.get("type") == "source-missing"
+    assert "error[source-missing]: " in junit.stderr

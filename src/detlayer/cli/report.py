@@ -8,7 +8,7 @@ from xml.etree import ElementTree
 
 from detlayer.audit import Findings
 from detlayer.cli.console import size
-from detlayer.errors import printable
+from detlayer.errors import DetlayerError, printable
 from detlayer.finding import TRAPS, Finding
 from detlayer.oci import canonical_json
 from detlayer.verification import LayerFacts, TargetReport, VerifyReport
@@ -75,6 +75,23 @@ def to_junit(report: VerifyReport) -> str:
             ElementTree.SubElement(case, "system-out").text = _xml("\n".join(map(_sentence, examples)))
     ElementTree.indent(root)
     return '<?xml version="1.0" encoding="UTF-8"?>\n' + ElementTree.tostring(root, encoding="unicode")
+
+
+def error_to(form: str, error: DetlayerError) -> str:
+    """Render what kept `verify` from an answer, for those who read only stdout; empty where nothing reads it so."""
+    if form == "github":
+        message = f"{error.message}; {error.hint}" if error.hint else error.message
+        return f"::error title={_property(f'detlayer {error.code}')}::{_data(message)}"
+    if form == "junit":
+        root = ElementTree.Element("testsuites", name="detlayer verify")
+        suite = ElementTree.SubElement(
+            root, "testsuite", name="verify", tests="1", failures="0", errors="1", skipped="0"
+        )
+        case = ElementTree.SubElement(suite, "testcase", classname="verify", name="answered")
+        ElementTree.SubElement(case, "error", type=error.code, message=_xml(error.message)).text = _xml(error.hint)
+        ElementTree.indent(root)
+        return '<?xml version="1.0" encoding="UTF-8"?>\n' + ElementTree.tostring(root, encoding="unicode")
+    return ""  # text has it on stderr, and JSON has its own
 
 
 FORMATS: dict[str, Callable[[VerifyReport], str]] = {

@@ -18,7 +18,8 @@ from detlayer.cli.options import (
     read_profile,
     read_selection,
 )
-from detlayer.cli.report import FORMATS, conclusion
+from detlayer.cli.report import FORMATS, conclusion, error_to
+from detlayer.errors import DetlayerError
 from detlayer.verification import DEFAULT_RUNS
 from detlayer.verification import verify as verify_targets
 
@@ -85,6 +86,11 @@ def verify(ctx: click.Context, /, **options: Any) -> None:
             max_expansion=options["max_expansion"],
             environment=os.environ,
         )
+    except DetlayerError as error:
+        console.close()
+        if said := error_to(form, error):
+            console.result(said)
+        raise
     finally:
         console.close()
     console.result(FORMATS[form](report))
