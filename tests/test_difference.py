@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import tarfile
 import tracemalloc
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,10 @@ import detlayer
 from detlayer import DetlayerError, LayerError
 from detlayer.codec import Codec
 from detlayer.difference import DiffReport, diff
-from detlayer.errors import ConfigError, IntegrityError
+from detlayer.difference.side import LayerSide
+from detlayer.errors import ConfigError, IntegrityError, TreeError
+from detlayer.layout import open_file
+from detlayer.ports import Silence
 
 EPOCH = 946684800
 
@@ -450,3 +454,44 @@ def test_indexes_that_name_one_image_again_and_again(tree: Path, tmp_path: Path)
         manifests = [index]
     (tmp_path / "base" / "index.json").write_text(json.dumps({"manifests": manifests * 900}))
     assert diff(name, name).same
+
+
+def test_more_images_than_are_held(tree: Path, tmp_path: Path) -> None:
+    name = layout(tmp_path / "base", [packed(tree, "1.tar.gz")])
+    index = json.loads((tmp_path / "base" / "index.json").read_text())
+    index["manifests"] = [{**index["manifests"][0], "platform": {"os": str(number)}} for number in range(1001)]
+    (tmp_path / "base" / "index.json").write_text(json.dumps(index))
+    with pytest.raises(LayerError, match="over 1000 images"):
+        diff(name, name)
+
+
+@pytest.mark.parametrize("mode", ["w:", "w:gz"])
+def test_archives_of_layouts(tree: Path, tmp_path: Path, mode: str) -> None:
+    """A layout is the same in an archive; layers of both are read side by side."""
+    one = packed(tree, "1.tar.gz")
+    (tree / "t.txt").write_text("changed\n")
+    other = packed(tree, "2.tar.gz")
+    names = []
+    for name, layers in (("a", [one, one]), ("b", [one, other])):
+        layout(tmp_path / name, layers)
+        with tarfile.open(tmp_path / f"{name}.tar", mode) as archive:  # type: ignore[call-overload]
+            archive.add(tmp_path / name, "")
+        names.append(f"oci-archive:{tmp_path / name}.tar")
+    assert diff(names[0], f"oci:{tmp_path}/a:v1").same
+    open_files = len(os.listdir("/dev/fd"))
+    report = diff(names[0], f"{names[1]}:v1")
+    assert len(os.listdir("/dev/fd")) == open_files
+    (layer,) = report.layers
+    assert (layer.a.name, lines(layer)) == (f"{names[0]}, layer 2", [("changed", "t.txt", ("content",))])
+    with pytest.raises(TreeError) as caught:
+        diff(names[0], f"oci-archive:{tmp_path}/none.tar")
+    assert caught.value.code == "layout-missing"
+
+
+def test_a_layer_that_changes_between_passes(tree: Path, tmp_path: Path) -> None:
+    one = LayerSide("one", partial(open_file, str(packed(tree, "1.tar"))), False, Silence(), max_expansion=200)
+    one.summaries()
+    os.utime(tree.with_name("1.tar"), (1, 1))
+    with pytest.raises(LayerError) as caught:
+        list(one.pieces())
+    assert caught.value.code == "input-changed"

@@ -377,6 +377,47 @@ def test_a_layer_first_named_as_something_else_is_judged(image: Image, tmp_path:
     assert any("no layer that we know" in note for note in target.notes)
 
 
+@pytest.mark.parametrize("of", ["layer", "manifest"])
+def test_one_digest_with_two_sizes(image: Image, written: Callable[[Image], str], of: str) -> None:
+    """The second mention must not go by as seen, nor the good one be lost if the first is wrong."""
+    manifest = image.tag("v1")
+    if of == "manifest":
+        image.index["manifests"].insert(0, {**manifest, "size": 1})
+    else:
+        image.layers = [{**image.layers[0], "size": 1}]
+        image.tag("v2")
+    target = written(image)
+    [finding] = verify([target]).findings
+    assert (finding.trap, finding.field, finding.wanted) == ("blob-digest", "size", "1")
+    assert len(verify([target]).targets[0].layers) == 1
+
+
+def test_a_manifest_first_named_as_something_else(image: Image, written: Callable[[Image], str]) -> None:
+    manifest = image.tag("v1")
+    image.index["manifests"].insert(0, {**manifest, "mediaType": "text/plain"})
+    [target] = verify([written(image)]).targets
+    assert (target.ok, len(target.layers)) == (True, 1)
+    assert list(target.notes) == [
+        f"{manifest['digest']}: text/plain, no image that we know; only its digest was checked"
+    ]
+
+
+def test_layers_of_an_archive_without_an_image(image: Image, written: Callable[[Image], str]) -> None:
+    [target] = verify([written(image)]).targets
+    assert [layer.digest for layer in target.layers] == [image.layers[0]["digest"]]
+
+
+def test_a_foreign_layer_of_two_images(image: Image, tmp_path: Path) -> None:
+    kind = "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip"
+    image.layers.insert(0, {"mediaType": kind, "digest": "sha256:" + "3" * 64, "size": 5})
+    image.config["rootfs"]["diff_ids"].insert(0, "sha256:" + "4" * 64)
+    image.tag("v1")
+    image.config["os"] = "linux"
+    image.tag("v2")
+    report = verify([image.write(tmp_path / "layout")])
+    assert (report.ok, len(report.targets[0].notes)) == (True, 1)
+
+
 def test_a_layer_that_is_no_tar_is_a_finding(image: Image, tmp_path: Path) -> None:
     image.layers.append(image.add(b"\x1f\x8bno", "application/vnd.oci.image.layer.v1.tar+gzip"))
     image.config["rootfs"]["diff_ids"].append("sha256:" + "7" * 64)

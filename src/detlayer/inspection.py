@@ -11,7 +11,7 @@ from typing import Any, BinaryIO
 from detlayer.blob import BlobFacts, BlobReader, Readable
 from detlayer.entry import Entry
 from detlayer.errors import printable
-from detlayer.normalisation import open_layer
+from detlayer.layout import open_layer
 from detlayer.packing import Path
 from detlayer.untar import Member, TarReader
 

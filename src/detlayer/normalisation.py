@@ -19,6 +19,7 @@ from detlayer.codec import Codec
 from detlayer.entry import Entry, Profile
 from detlayer.errors import LayerError, printable
 from detlayer.layer import Layer
+from detlayer.layout import open_layer
 from detlayer.merge import Held, Merger
 from detlayer.packing import Path, choose_codec, default_jobs, warn_of_class
 from detlayer.ports import Reporter, Silence
@@ -64,16 +65,6 @@ def normalize(
         spool.close()
     warn_of_class(made, reporter)
     return made
-
-
-def open_layer(path: Path) -> BinaryIO:
-    """Open a layer file for reading; raises LayerError."""
-    try:
-        return open(path, "rb", buffering=0)
-    except OSError as error:
-        raise LayerError(
-            "layer-unreadable", f"{printable(os.fspath(path))}: {error.strerror}", "check the path"
-        ) from error
 
 
 def _read(source: Readable, spool: Spool, selection: Selection, max_expansion: int, reporter: Reporter) -> Merger:

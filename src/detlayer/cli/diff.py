@@ -55,7 +55,8 @@ Examples:
 @click.option("-q", "--quiet", is_flag=True, help="Only the last line.")
 @click.pass_context
 def diff(ctx: click.Context, /, **options: Any) -> None:
-    """Say what differs between A and B, and why: directories, layer files, or OCI layouts as oci:DIR[:TAG].
+    """Say what differs between A and B, and why: directories, layer files, or OCI layouts as
+    oci:DIR[:TAG] or oci-archive:FILE[:TAG].
 
     Each line has the path, what it was in A and is in B, and in brackets the trap that explains it. Exits with 0 if
     nothing differs, 1 if something does, 3 if one of the two can't be read.

@@ -10,15 +10,16 @@ import os
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 
 from detlayer.compare import Difference, Summary, compare, first_out_of_order
-from detlayer.difference.image import diff_images, name_layout
+from detlayer.difference.image import ImageSide, NamedLayer, diff_images
 from detlayer.difference.report import Compared, DiffReport, Verdict
 from detlayer.difference.second import explain_contents, first_offset
 from detlayer.difference.side import FormLog, LayerSide, Side, TreeSide
 from detlayer.errors import ConfigError, printable
 from detlayer.finding import TRAPS, Change, Finding
-from detlayer.images import Blob
+from detlayer.layout import name_layout, open_file, open_layout
 from detlayer.ports import Reporter, Silence
 from detlayer.recognise import recognise
 
@@ -36,19 +37,24 @@ def diff(
     max_expansion: int = 200,
     reporter: Reporter | None = None,
 ) -> DiffReport:
-    """Compare two directories, layer files or OCI layouts (`oci:DIR[:TAG]`), and say what differs and why.
+    """Compare two directories, layer files or OCI layouts, and say what differs and why.
 
-    Directories are compared as they are: modes, owners, times, hard links and extended attributes included. With
-    `normalised`, both sides are compared with the values that `pack` would write (SPEC 4), and how a layer is written
-    does not count. `explain_limit` contents are looked into. Raises LayerError, TreeError, ConfigError, and
-    IntegrityError for a layout whose blobs are not what their names say.
+    A layout is `oci:DIR[:TAG]` or `oci-archive:FILE[:TAG]`. Directories are compared as they are: modes, owners, times,
+    hard links and extended attributes included. With `normalised`, both sides are compared with the values that `pack`
+    would write (SPEC 4), and how a layer is written does not count. `explain_limit` contents are looked into. Raises
+    LayerError, TreeError, ConfigError, and IntegrityError for a layout whose blobs are not what their names say.
     """
     names = os.fspath(a), os.fspath(b)
     recipe = _Recipe(normalised, explain_limit, max_expansion, reporter or Silence())
-    layouts = [name_layout(name) for name in names]
-    if layouts[0] is not None and layouts[1] is not None:
-        return diff_images(names, (layouts[0], layouts[1]), recipe.layers)
-    if layouts[0] is not None or layouts[1] is not None:
+    left, right = map(name_layout, names)
+    if left is not None and right is not None:
+        with (
+            open_layout(left, max_expansion=max_expansion) as old,
+            open_layout(right, max_expansion=max_expansion) as new,
+        ):
+            sides = ImageSide(names[0], left.tag, old), ImageSide(names[1], right.tag, new)
+            return diff_images(*sides, recipe.layers)
+    if left is not None or right is not None:
         raise ConfigError(
             "diff-kinds",
             f"{printable(names[0])} and {printable(names[1])} are an image and something else",
@@ -67,20 +73,22 @@ class _Recipe:
     def side(self, name: str) -> Side:
         if os.path.isdir(name):
             return TreeSide(name, self._normalised, self._reporter)
-        return LayerSide(name, name, self._normalised, self._reporter, max_expansion=self._max_expansion)
+        return LayerSide(
+            name, partial(open_file, name), self._normalised, self._reporter, max_expansion=self._max_expansion
+        )
 
-    def layers(self, names: tuple[str, str], blobs: tuple[Blob, Blob]) -> DiffReport:
+    def layers(self, *layers: NamedLayer) -> DiffReport:
         """Compare two layers of layouts."""
         a, b = (
             LayerSide(
-                name,
-                blob.path,
+                layer.name,
+                layer.opened,
                 self._normalised,
                 self._reporter,
                 max_expansion=self._max_expansion,
-                expected=blob.digest,
+                expected=layer.digest,
             )
-            for name, blob in zip(names, blobs, strict=True)
+            for layer in layers
         )
         return self.run(a, b)
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import zip_longest
 from typing import Any, NamedTuple
 
@@ -11,36 +11,37 @@ from detlayer.contents.text import token_trap
 from detlayer.difference.report import Compared, DiffReport, Verdict
 from detlayer.errors import LayerError, printable
 from detlayer.finding import Change
-from detlayer.images import Blob, Image, read_images
+from detlayer.layout import Blob, Image, Layout, OpenFile
+from detlayer.oci import Digest
 
-DiffLayers = Callable[[tuple[str, str], tuple[Blob, Blob]], DiffReport]
-_PREFIX = "oci:"
 _RANKS: tuple[Verdict, ...] = ("same", "compressor", "form", "config", "entries")
+_MAX_IMAGES = 1000
 # What follows from the layers and the config says nothing of its own.
 _FOLLOWS = ("config.digest", "config.size", "layers", "rootfs.diff_ids")
 
 
-class Named(NamedTuple):
-    """A layout as it was named."""
+class ImageSide(NamedTuple):
+    """The images of a layout that have a tag, or all: its name for messages, the tag, and the layout."""
 
-    directory: str
+    name: str
     tag: str
+    layout: Layout
 
 
-def name_layout(text: str) -> Named | None:
-    """Read `oci:DIR[:TAG]`; None if it is something else."""
-    if not text.startswith(_PREFIX):
-        return None
-    rest = text.removeprefix(_PREFIX)
-    directory, colon, tag = rest.rpartition(":")
-    if not colon or os.path.isdir(rest):
-        return Named(rest, "")
-    return Named(directory, tag)
+class NamedLayer(NamedTuple):
+    """A layer of an image: its name for messages, how it is opened, and what its digest should be."""
+
+    name: str
+    opened: Callable[[], OpenFile]
+    digest: Digest
 
 
-def diff_images(names: tuple[str, str], layouts: tuple[Named, Named], diff_layers: DiffLayers) -> DiffReport:
+DiffLayers = Callable[[NamedLayer, NamedLayer], DiffReport]
+
+
+def diff_images(a: ImageSide, b: ImageSide, diff_layers: DiffLayers) -> DiffReport:
     """Compare the images of two layouts; layers of equal digest are not read."""
-    images = [_by_platform(name, read_images(*named)) for name, named in zip(names, layouts, strict=True)]
+    images = [_by_platform(side.name, _read_images(side)) for side in (a, b)]
     old, new = images
     if len(old) == len(new) == 1:  # one each: what differs in their platforms shows in their configs
         new = dict(zip(old, new.values(), strict=True))
@@ -52,21 +53,27 @@ def diff_images(names: tuple[str, str], layouts: tuple[Named, Named], diff_layer
         if one is None or other is None:
             config.append(Change("content", "platform", *(platform if image else "" for image in (one, other))))
             continue
-        if one.digest == other.digest:
+        if one.blob.digest == other.blob.digest:
             continue
-        for part, was, now in (("manifest", one.manifest, other.manifest), ("config", one.config, other.config)):
+        settings = one.settings(), other.settings()
+        for part, was, now in (("manifest", one.manifest, other.manifest), ("config", *settings)):
             config += (change._replace(field=f"{where}{part} {change.field}") for change in _changes(was, now))
         for number, pair in enumerate(zip_longest(one.layers, other.layers), 1):
             config += _sole_layer(f"{where}layer {number}", pair)
             if pair[0] is not None and pair[1] is not None and pair[0].digest != pair[1].digest:
-                both = [f"{name}, {where}layer {number}" for name in names]
-                layers.append(diff_layers((both[0], both[1]), (pair[0], pair[1])))
+                both = (
+                    NamedLayer(
+                        f"{side.name}, {where}layer {number}", partial(side.layout.open, blob.digest), blob.digest
+                    )
+                    for side, blob in ((a, pair[0]), (b, pair[1]))
+                )
+                layers.append(diff_layers(*both))
     ranks = [_RANKS.index(layer.verdict) for layer in layers]
     if config:
         ranks.append(_RANKS.index("config"))
     left, right = (
-        Compared(name, "image", digest=str(next(iter(found.values())).digest) if len(found) == 1 else "")
-        for name, found in zip(names, images, strict=True)
+        Compared(side.name, "image", digest=str(next(iter(found.values())).blob.digest) if len(found) == 1 else "")
+        for side, found in zip((a, b), images, strict=True)
     )
     return DiffReport(
         _RANKS[max(ranks, default=0)],
@@ -77,11 +84,29 @@ def diff_images(names: tuple[str, str], layouts: tuple[Named, Named], diff_layer
     )
 
 
-def _by_platform(name: str, images: list[Image]) -> dict[str, Image]:
+def _read_images(side: ImageSide) -> Iterator[Image]:
+    manifests = side.layout.manifests()
+    wanted = [one for one in manifests if not side.tag or one.is_named(side.tag)]
+    if not wanted:
+        what = f"no image with the tag {printable(side.tag)}" if side.tag else "no image"
+        tags = sorted({one.tag for one in manifests} - {""})
+        hint = f"it has {', '.join(map(printable, tags[:10]))}" if tags else "its index.json names no manifest"
+        raise LayerError("layout-image", f"{printable(side.name)} has {what}", hint)
+    for number, found in enumerate(side.layout.images(wanted)):
+        if number >= _MAX_IMAGES:
+            what = f"{printable(side.name)} has over {_MAX_IMAGES} images"
+            raise LayerError("layout-image", what, "name one by its tag: oci:DIR:TAG")
+        if isinstance(found, Blob):
+            what = f"{found.digest} is neither an index nor an image manifest"
+            raise LayerError("layout-invalid", f"{printable(side.name)}: {what}", "name an image by its tag")
+        yield found
+
+
+def _by_platform(name: str, images: Iterator[Image]) -> dict[str, Image]:
     found: dict[str, Image] = {}
     for image in images:
-        platform = image.platform or "no platform"
-        if platform in found and found[platform].digest != image.digest:
+        platform = image.platform() or "no platform"
+        if platform in found and found[platform].blob.digest != image.blob.digest:
             raise LayerError(
                 "layout-image",
                 f"{printable(name)} has several images for {platform}",

@@ -6,9 +6,8 @@ Joins tree, blob, untar and form. Contents go by in pieces; what stays is a summ
 from __future__ import annotations
 
 import os
-import stat
-from collections.abc import Iterable, Iterator, Mapping
-from typing import BinaryIO, Protocol
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Protocol
 
 import msgspec
 from blake3 import blake3
@@ -19,6 +18,7 @@ from detlayer.entry import Content, Entry, Mtime, Profile, normalise
 from detlayer.errors import ConfigError, IntegrityError, LayerError, printable
 from detlayer.finding import Finding
 from detlayer.form import check_form
+from detlayer.layout import OpenFile
 from detlayer.oci import Digest
 from detlayer.patterns import Pattern, parse_patterns, read_ignore_file
 from detlayer.ports import Reporter
@@ -149,12 +149,12 @@ class TreeSide:
 
 
 class LayerSide:
-    """A layer file. `facts` is complete after `summaries`; `expected` is what a manifest says of it."""
+    """A layer, opened for each pass. `facts` is complete after `summaries`; `expected` is a manifest's word for it."""
 
     def __init__(
         self,
         name: str,
-        path: str,
+        opened: Callable[[], OpenFile],
         normalised: bool,
         reporter: Reporter,
         *,
@@ -162,7 +162,7 @@ class LayerSide:
         expected: Digest | None = None,
     ) -> None:
         self.name = name
-        self._path = path
+        self._open = opened
         self._normalised = normalised
         self._reporter = reporter
         self._max_expansion = max_expansion
@@ -172,36 +172,22 @@ class LayerSide:
         self.form = FormLog()
         self.entries = 0
 
-    def blob(self) -> BinaryIO:
-        """Open the file; the caller closes it. Raises LayerError for what can't be read twice, or has changed."""
-        try:
-            # Not blocking: what was named may be a FIFO, which nobody writes to.
-            fd = os.open(self._path, os.O_RDONLY | os.O_NONBLOCK)
-        except OSError as error:
-            raise LayerError(
-                "input-unreadable",
-                f"{printable(self.name)}: {error.strerror}",
-                "name a directory, a layer file or oci:DIR[:TAG]",
-            ) from error
-        status = os.fstat(fd)
-        seen = (status.st_ino, status.st_size, status.st_mtime_ns)
-        if not stat.S_ISREG(status.st_mode) or self._seen not in (None, seen):
-            os.close(fd)
-            if self._seen is None:
-                raise LayerError(
-                    "input-unreadable", f"{printable(self.name)} is no file that can be read twice", "save it as a file"
-                )
+    def blob(self) -> OpenFile:
+        """Open the blob; the caller closes it. Raises LayerError for what can't be read twice, or has changed."""
+        file = self._open()
+        if self._seen not in (None, file.stamp):
+            file.close()
             raise LayerError("input-changed", f"{printable(self.name)} changed while it was read", "try again")
-        self._seen = seen
-        return os.fdopen(fd, "rb")
+        self._seen = file.stamp
+        return file
 
     def pieces(self) -> Iterator[bytes]:
         """The tar bytes, from the start."""
         with self.blob() as file:
             yield from self._read(self._reader(file))
 
-    def _reader(self, file: BinaryIO) -> BlobReader:
-        return BlobReader(_Translating(file, self.name), max_expansion=self._max_expansion)
+    def _reader(self, file: OpenFile) -> BlobReader:
+        return BlobReader(file, max_expansion=self._max_expansion)
 
     def _read(self, reader: BlobReader) -> Iterator[bytes]:
         try:
@@ -209,8 +195,13 @@ class LayerSide:
                 self._reporter.progress(self.entries, reader.facts.tar_bytes)
                 yield piece
         except LayerError as error:
-            # Of two inputs, say which.
-            raise LayerError(error.code, f"{printable(self.name)}: {error.message}", error.hint) from error
+            raise self._named(error) from error.__cause__
+
+    def _named(self, error: LayerError) -> LayerError:
+        """Of two inputs, say which."""
+        if error.message.startswith(printable(self.name)):
+            return error
+        return LayerError(error.code, f"{printable(self.name)}: {error.message}", error.hint)
 
     def summaries(self) -> list[Summary]:
         gathering = Gathering(self._normalised)
@@ -249,9 +240,7 @@ class LayerSide:
                     digest = hashed.digest(DIGEST_BYTES)
                 gathering.add(entry, digest, member.special, member.sparse)
         except LayerError as error:
-            if error.message.startswith(printable(self.name)):
-                raise
-            raise LayerError(error.code, f"{printable(self.name)}: {error.message}", error.hint) from error
+            raise self._named(error) from error.__cause__
 
     def contents(self, wanted: Mapping[int, bytes]) -> Iterator[tuple[bytes, Pieces]]:
         left = len(wanted)
@@ -262,22 +251,6 @@ class LayerSide:
                     left -= 1
                     if not left:
                         return
-
-
-class _Translating:
-    """Reads a file; what the system says becomes a LayerError."""
-
-    def __init__(self, file: BinaryIO, name: str) -> None:
-        self._file = file
-        self._name = name
-
-    def read(self, size: int, /) -> bytes:
-        try:
-            return self._file.read(size)
-        except OSError as error:
-            raise LayerError(
-                "input-unreadable", error.strerror or str(error), "check the disk that it is on"
-            ) from error
 
 
 def _pieces(content: Content | None) -> Pieces:

@@ -13,7 +13,7 @@ from detlayer import packing
 from detlayer.codec import DEFAULT_CODEC, Codec, parse_compression
 from detlayer.entry import Profile
 from detlayer.errors import ConfigError
-from detlayer.layout import looks_like_layer
+from detlayer.layout import LayoutName, looks_like_layer, name_layout
 from detlayer.patterns import parse_patterns
 from detlayer.tree import Selection, Source
 from detlayer.verification.images import check_layout
@@ -25,7 +25,6 @@ from detlayer.verification.report import LayerFacts, Perturbation, TargetReport,
 __all__ = ["LayerFacts", "Perturbation", "TargetReport", "VerifyReport", "verify"]
 
 DEFAULT_RUNS = 3
-_LAYOUTS = {"oci:": False, "oci-archive:": True}
 
 Path = str | os.PathLike[str]
 
@@ -50,11 +49,12 @@ def verify(
 ) -> VerifyReport:
     """Prove targets reproducible, or name the traps.
 
-    A target is `oci:DIR[:TAG]`, `oci-archive:FILE`, a layer file, or else a source as `pack` takes it; all sources are
-    one layer, packed once plainly and `runs` times perturbed. `against` is a digest, a diff_id, a descriptor's JSON or
-    a layer. `rebuild` is a shell command that makes `output` in a copy of the working directory. `environment` is what
-    processes are started with, such as `os.environ`; by default they get none but what is perturbed. `strict` counts
-    suspicious contents as failures. `max_expansion` bounds how far a foreign layer may expand.
+    A target is `oci:DIR[:TAG]`, `oci-archive:FILE[:TAG]`, a layer file, or else a source as `pack` takes it; all
+    sources are one layer, packed once plainly and `runs` times perturbed. `against` is a digest, a diff_id, a
+    descriptor's JSON or a layer. `rebuild` is a shell command that makes `output` in a copy of the working directory.
+    `environment` is what processes are started with, such as `os.environ`; by default they get none but what is
+    perturbed. `strict` counts suspicious contents as failures. `max_expansion` bounds how far a foreign layer may
+    expand.
 
     A "no" is in the report. Raises ConfigError, TreeError, LayerError or OutputError where there is no answer.
     """
@@ -70,21 +70,18 @@ def verify(
     reports: list[TargetReport] = []
     sources: list[Source | Path] = []
     for target in targets:
-        kind, rest = _kind_of(target)
-        if kind == "sources":
+        name = _name(target)
+        if name is None:
             sources.append(target)
-        elif kind == "layer":
+        elif isinstance(name, str):
             reports.append(
-                check_layer(rest, profile=profile, expectation=expectation, strict=strict, max_expansion=max_expansion)
+                check_layer(name, profile=profile, expectation=expectation, strict=strict, max_expansion=max_expansion)
             )
         else:
-            path, tag = _split_tag(rest, is_archive=_LAYOUTS[kind])
             reports.append(
                 check_layout(
-                    kind + rest,
-                    path,
-                    tag=tag,
-                    is_archive=_LAYOUTS[kind],
+                    str(target),
+                    name,
                     profile=profile,
                     expectation=expectation,
                     strict=strict,
@@ -126,19 +123,9 @@ def verify(
     return VerifyReport(tuple(reports))
 
 
-def _kind_of(target: Source | Path) -> tuple[str, str]:
-    """Tell what a target is by its prefix, or by what is there."""
+def _name(target: Source | Path) -> LayoutName | str | None:
+    """Tell a layout by its prefix and a layer by how it begins; None for sources."""
     if isinstance(target, Source):
-        return "sources", ""
+        return None
     text = os.fspath(target)
-    for prefix in _LAYOUTS:
-        if text.startswith(prefix):
-            return prefix, text[len(prefix) :]
-    return ("layer" if looks_like_layer(text) else "sources"), text
-
-
-def _split_tag(text: str, *, is_archive: bool) -> tuple[str, str]:
-    """Divide PATH[:TAG]; a path that is there as a whole has no tag."""
-    is_there = os.path.isfile(text) if is_archive else os.path.isdir(text)
-    path, colon, tag = text.rpartition(":")
-    return (path, tag) if colon and not is_there else (text, "")
+    return name_layout(text) or (text if looks_like_layer(text) else None)

@@ -16,7 +16,7 @@ from detlayer.entry import Profile
 from detlayer.errors import ConfigError, printable
 from detlayer.finding import Finding
 from detlayer.layer import ANNOTATION_PREFIX
-from detlayer.layout import MAX_DOCUMENT_BYTES, BlobFile
+from detlayer.layout import MAX_DOCUMENT_BYTES, open_file, read_bounded
 from detlayer.oci import parse_digest
 from detlayer.verification.contrast import Run, contrast
 from detlayer.verification.report import LayerFacts, TargetReport, divide, facts_of
@@ -72,11 +72,14 @@ def parse_expectation(text: str, *, max_expansion: int = 200) -> Expectation:
         return Expectation(text, either=text)
     if not os.path.isfile(text):
         raise _odd(text, "is neither a digest nor a file")
-    with BlobFile(text) as file:
+    opened = partial(open_file, text)
+    with opened() as file:
         head = file.read(1)
         if head == b"{":
-            return _parse_descriptor(text, head + _read_all(file, text))
-    opened = partial(BlobFile, text)
+            rest = read_bounded(file, MAX_DOCUMENT_BYTES)
+            if rest is None:
+                raise _odd(text, "is too long for a descriptor")
+            return _parse_descriptor(text, head + rest)
     with opened() as file:
         facts = facts_of(text, audit(file, contents=False, keep=0, max_expansion=max_expansion))
     return Expectation(text, "", facts.digest, facts.diff_id, facts.key, facts.codec_class, opened)
@@ -90,8 +93,8 @@ def check_layer(
     strict: bool = False,
     max_expansion: int = 200,
 ) -> TargetReport:
-    """Judge a layer file; raises LayerError where it can't be read as one, TreeError where it can't be read."""
-    opened = partial(BlobFile, path)
+    """Judge a layer file; raises LayerError where it can't be read, or not as one."""
+    opened = partial(open_file, path)
     with opened() as file:
         report = audit(file, profile=profile, max_expansion=max_expansion)
     facts = facts_of(path, report)
@@ -99,17 +102,6 @@ def check_layer(
     if expectation is not None:
         failures.extend(expectation.check(facts, opened, max_expansion=max_expansion))
     return TargetReport(path, "layer", (facts,), failures, advice)
-
-
-def _read_all(file: Readable, name: str) -> bytes:
-    parts = []
-    left = MAX_DOCUMENT_BYTES
-    while left and (part := file.read(left)):
-        parts.append(part)
-        left -= len(part)
-    if not left:
-        raise _odd(name, "is too long for a descriptor")
-    return b"".join(parts)
 
 
 def _parse_descriptor(name: str, data: bytes) -> Expectation:

@@ -20,7 +20,7 @@ from detlayer.codec import Codec
 from detlayer.entry import Profile
 from detlayer.errors import ConfigError
 from detlayer.finding import Finding
-from detlayer.layout import BlobFile
+from detlayer.layout import open_file
 from detlayer.packing import default_jobs
 from detlayer.tree import Selection, Source, takes
 from detlayer.verification.contrast import Run, contrast
@@ -111,7 +111,7 @@ class _Session:
         output = os.path.join(self._scratch, "plain")
         request = Request(self._sources, self._profile, self._selection, self._codec, jobs, output)
         self.warnings = run_replica(request, environment=self._environment, cwd=os.getcwd(), umask=0o022)
-        run = Run("the plain run", partial(BlobFile, output))
+        run = Run("the plain run", partial(open_file, output))
         with run.open() as file:
             return run, audit(file, profile=self._profile, max_expansion=_TRUSTED)
 
@@ -123,7 +123,7 @@ class _Session:
         with ExitStack() as stack:
             stack.callback(shutil.rmtree, home, ignore_errors=True)
             self._pack(variation, home, output, stack)
-            run = Run(f"run {variation.number}", partial(BlobFile, output))
+            run = Run(f"run {variation.number}", partial(open_file, output))
             with run.open() as file:
                 report = audit(file, profile=self._profile, contents=False, keep=0, max_expansion=_TRUSTED)
             if report.facts.diff_id != expected.facts.diff_id:

@@ -22,7 +22,7 @@ from detlayer.audit import audit
 from detlayer.codec import Codec
 from detlayer.entry import Profile
 from detlayer.errors import ConfigError, OutputError, printable
-from detlayer.layout import BlobFile
+from detlayer.layout import open_file
 from detlayer.packing import pack, parse_source
 from detlayer.patterns import Pattern
 from detlayer.tree import Selection
@@ -98,7 +98,7 @@ def check_rebuild(
             for label, name in (("home", "HOME"), ("time zone", "TZ")):
                 if len(build.environment.get(name, "")) > 3:
                     marks[label] = os.fsencode(build.environment[name])
-            runs.append(Run(f"the {build.name} build", partial(BlobFile, blob), marks))
+            runs.append(Run(f"the {build.name} build", partial(open_file, blob), marks))
             with runs[-1].open() as file:
                 reports.append(audit(file, profile=profile, max_expansion=_TRUSTED))
         failures, advice = divide(reports[0].findings, strict=strict)
