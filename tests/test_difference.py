@@ -456,6 +456,28 @@ def test_indexes_that_name_one_image_again_and_again(tree: Path, tmp_path: Path)
     assert diff(name, name).same
 
 
+def test_configs_that_are_no_json(tree: Path, tmp_path: Path) -> None:
+    """Nobody can say what differs in an artifact's config; that something does is seen by its digest."""
+    one = packed(tree, "1.tar.gz")
+    names = []
+    for name, data in (("a", b"model"), ("b", b"other"), ("c", b"a longer model")):
+        names.append(layout(tmp_path / name, [one]))
+        index = json.loads((tmp_path / name / "index.json").read_text())
+        stored = tmp_path / name / "blobs" / "sha256" / index["manifests"][0]["digest"][7:]
+        manifest = json.loads(stored.read_text())
+        manifest["config"] = blob(tmp_path / name, data, "application/x-model")
+        index["manifests"] = [blob(tmp_path / name, json.dumps(manifest).encode(), index["manifests"][0]["mediaType"])]
+        (tmp_path / name / "index.json").write_text(json.dumps(index))
+    assert diff(names[0], names[0]).same
+    report = diff(*names[:2])
+    assert report.verdict == "config"
+    assert [(change.trap, change.field) for change in report.config] == [("content", "manifest config.digest")]
+    report = diff(names[0], names[2])
+    assert [change.field for change in report.config] == ["manifest config.digest", "manifest config.size"]
+    report = diff(names[0], layout(tmp_path / "d", [one]))  # the other one's is JSON
+    assert "manifest config.digest" in [change.field for change in report.config]
+
+
 def test_more_images_than_are_held(tree: Path, tmp_path: Path) -> None:
     name = layout(tmp_path / "base", [packed(tree, "1.tar.gz")])
     index = json.loads((tmp_path / "base" / "index.json").read_text())

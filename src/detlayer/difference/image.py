@@ -16,8 +16,9 @@ from detlayer.oci import Digest
 
 _RANKS: tuple[Verdict, ...] = ("same", "compressor", "form", "config", "entries")
 _MAX_IMAGES = 1000
-# What follows from the layers and the config says nothing of its own.
-_FOLLOWS = ("config.digest", "config.size", "layers", "rootfs.diff_ids")
+# What follows from the layers and the config says nothing of its own, where these are compared themselves.
+_FOLLOWS = ("layers", "rootfs.diff_ids")
+_OF_CONFIG = ("config.digest", "config.size")
 
 
 class ImageSide(NamedTuple):
@@ -56,8 +57,12 @@ def diff_images(a: ImageSide, b: ImageSide, diff_layers: DiffLayers) -> DiffRepo
         if one.blob.digest == other.blob.digest:
             continue
         settings = one.settings(), other.settings()
-        for part, was, now in (("manifest", one.manifest, other.manifest), ("config", *settings)):
-            config += (change._replace(field=f"{where}{part} {change.field}") for change in _changes(was, now))
+        are_read = one.config_data is not None and other.config_data is not None
+        for part, follows, was, now in (
+            ("manifest", _FOLLOWS + _OF_CONFIG * are_read, one.manifest, other.manifest),
+            ("config", _FOLLOWS, *settings),
+        ):
+            config += (change._replace(field=f"{where}{part} {change.field}") for change in _changes(was, now, follows))
         for number, pair in enumerate(zip_longest(one.layers, other.layers), 1):
             config += _sole_layer(f"{where}layer {number}", pair)
             if pair[0] is not None and pair[1] is not None and pair[0].digest != pair[1].digest:
@@ -123,11 +128,11 @@ def _sole_layer(what: str, pair: tuple[Blob | None, Blob | None]) -> Iterator[Ch
         yield Change("compressor-class", f"{what}, media type", pair[0].media_type, pair[1].media_type)
 
 
-def _changes(a: dict[str, Any], b: dict[str, Any]) -> Iterator[Change]:
+def _changes(a: dict[str, Any], b: dict[str, Any], follows: tuple[str, ...]) -> Iterator[Change]:
     old, new = dict(_flat(a, "")), dict(_flat(b, ""))
     for key in sorted(old.keys() | new.keys()):
         left, right = old.get(key, ""), new.get(key, "")
-        if left != right and not key.startswith(_FOLLOWS):
+        if left != right and not key.startswith(follows):
             yield Change(token_trap(left, right), key, printable(left[:200]), printable(right[:200]))
 
 
