@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from typing import Any, cast
+from typing import Any
 
 import click
 
-from detlayer.cli.console import Console, ProgressKind
-from detlayer.cli.options import expansion_option
+from detlayer.cli.options import expansion_option, make_console, progress_option
 from detlayer.compare import Difference
 from detlayer.difference import EXPLAIN_LIMIT, DiffReport
 from detlayer.difference import diff as diff_sides
@@ -45,13 +43,7 @@ Examples:
 @expansion_option
 @click.option("--all", "show_all", is_flag=True, help=f"Show every difference, not the first {_SHOWN} of each kind.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead of text.")
-@click.option(
-    "--progress",
-    type=click.Choice(["auto", "bar", "plain", "none"]),
-    default="auto",
-    show_default=True,
-    help="How to show progress; auto is a bar on a terminal.",
-)
+@progress_option
 @click.option("-q", "--quiet", is_flag=True, help="Only the last line.")
 @click.pass_context
 def diff(ctx: click.Context, /, **options: Any) -> None:
@@ -61,8 +53,7 @@ def diff(ctx: click.Context, /, **options: Any) -> None:
     Each line has the path, what it was in A and is in B, and in brackets the trap that explains it. Exits with 0 if
     nothing differs, 1 if something does, 3 if one of the two can't be read.
     """
-    console = Console(json=options["as_json"], quiet=options["quiet"], progress=cast(ProgressKind, options["progress"]))
-    console.use_colour(os.environ.get("NO_COLOR"))
+    console = make_console(options, json=options["as_json"])
     try:
         report = diff_sides(
             options["a"],

@@ -88,17 +88,15 @@ _VALUES = (
     ),
 )
 
-_CONSOLE = (
-    click.option(
-        "--progress",
-        type=click.Choice(["auto", "bar", "plain", "none"]),
-        default="auto",
-        show_default=True,
-        help="How to show progress; auto is a bar on a terminal.",
-    ),
-    click.option("-q", "--quiet", is_flag=True, help="Only warnings and errors."),
-    click.option("-v", "--verbose", is_flag=True, help="Say more."),
+progress_option = click.option(
+    "--progress",
+    type=click.Choice(["auto", "bar", "plain", "none"]),
+    default="auto",
+    show_default=True,
+    help="How to show progress; auto is a bar on a terminal.",
 )
+quiet_option = click.option("-q", "--quiet", is_flag=True, help="Only warnings and errors.")
+_CONSOLE = (progress_option, quiet_option, click.option("-v", "--verbose", is_flag=True, help="Say more."))
 
 
 _OUTPUT = (
@@ -145,12 +143,12 @@ def _with(options: tuple[Callable[[_Decorated], _Decorated], ...], command: _Dec
 
 
 def make_console(options: dict[str, Any], *, json: bool) -> Console:
-    """Make the console of a command with `console_options`."""
+    """Make the console of a command with all or some of `console_options`."""
     console = Console(
         json=json,
         quiet=options["quiet"],
-        verbose=options["verbose"],
-        progress=cast(ProgressKind, options["progress"]),
+        verbose=options.get("verbose", False),
+        progress=cast(ProgressKind, options.get("progress", "auto")),
     )
     console.use_colour(os.environ.get("NO_COLOR"))
     return console

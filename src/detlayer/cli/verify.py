@@ -10,10 +10,10 @@ import click
 from detlayer.cli import exits
 from detlayer.cli.options import (
     Ordered,
-    console_options,
     expansion_option,
     make_console,
     pack_options,
+    quiet_option,
     read_patterns,
     read_profile,
     read_selection,
@@ -57,7 +57,7 @@ Examples:
 @click.option("--json", "as_json", is_flag=True, help="The same as --format json.")
 @expansion_option
 @pack_options
-@console_options
+@quiet_option
 @click.pass_context
 def verify(ctx: click.Context, /, **options: Any) -> None:
     """Prove a layer, image, tree or build reproducible, or name what keeps it from being so.

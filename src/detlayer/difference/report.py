@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from detlayer.compare import Difference
-from detlayer.finding import TRAPS, Change
+from detlayer.finding import Change
 
 Verdict = Literal["same", "compressor", "form", "entries", "config"]
 
@@ -65,10 +65,6 @@ class DiffReport:
         for layer in self.layers:
             found.update(layer.counts())
         return dict(found.most_common())
-
-    def hints(self) -> dict[str, str]:
-        """What to do about each trap."""
-        return {trap: TRAPS[trap] for trap in self.counts()}
 
     def to_document(self) -> dict[str, Any]:
         """Shape the report for JSON."""
