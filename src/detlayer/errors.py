@@ -37,6 +37,26 @@ class OutputError(DetlayerError):
     """The result could not be written: no space, no permission, no such directory."""
 
 
+class RegistryError(DetlayerError):
+    """A registry did not do what was asked."""
+
+
+class AuthError(RegistryError):
+    """The registry, or its token service, does not let us."""
+
+
+class NotFoundError(RegistryError):
+    """The registry has no such thing, or does not say so to us."""
+
+
+class RejectedError(RegistryError):
+    """The registry refuses for good: trying again would not help."""
+
+
+class UnavailableError(RegistryError):
+    """The registry can't be reached, or can't answer now: trying again may help."""
+
+
 def printable(raw: bytes | str) -> str:
     """Show a path on one line: control characters, line breaks and bytes that are not UTF-8 become escapes.
 

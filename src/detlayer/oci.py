@@ -1,10 +1,12 @@
-"""OCI nouns: digests, descriptors, and the canonical bytes of JSON documents. Never where bytes live.
+"""OCI nouns: digests, platforms, descriptors, and the canonical bytes of JSON documents. Never where bytes live.
 
-Sources: image-spec descriptor.md (descriptor, digest grammar), layer.md (media types); SPEC 7.
+Sources: image-spec descriptor.md (descriptor, digest grammar), layer.md (media types), image-index.md (platforms);
+SPEC 7.
 """
 
 from __future__ import annotations
 
+import hashlib
 import re
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,6 +15,18 @@ import msgspec
 
 MEDIA_TYPE_LAYER = "application/vnd.oci.image.layer.v1."
 MEDIA_TYPE_INDEX = "application/vnd.oci.image.index.v1+json"
+MEDIA_TYPE_MANIFEST = "application/vnd.oci.image.manifest.v1+json"
+MEDIA_TYPE_CONFIG = "application/vnd.oci.image.config.v1+json"
+MEDIA_TYPE_DOCKER_LIST = "application/vnd.docker.distribution.manifest.list.v2+json"
+MEDIA_TYPE_DOCKER_MANIFEST = "application/vnd.docker.distribution.manifest.v2+json"
+MEDIA_TYPE_DOCKER_CONFIG = "application/vnd.docker.container.image.v1+json"
+INDEX_TYPES = frozenset((MEDIA_TYPE_INDEX, MEDIA_TYPE_DOCKER_LIST))
+MANIFEST_TYPES = frozenset((MEDIA_TYPE_MANIFEST, MEDIA_TYPE_DOCKER_MANIFEST))
+CONFIG_TYPES = frozenset((MEDIA_TYPE_CONFIG, MEDIA_TYPE_DOCKER_CONFIG))
+MAX_DOCUMENT_BYTES = 4 << 20  # what registries take for a manifest (distribution-spec, "Pushing manifests")
+REF_NAME = "org.opencontainers.image.ref.name"
+BASE_NAME = "org.opencontainers.image.base.name"
+BASE_DIGEST = "org.opencontainers.image.base.digest"
 OCI_LAYOUT_VERSION = "1.0.0"
 
 _SHA256 = re.compile(r"sha256:([0-9a-f]{64})\Z")
@@ -36,14 +50,58 @@ def parse_digest(text: str) -> Digest:
     return Digest(match[1])
 
 
+def digest_of(data: bytes | bytearray | memoryview) -> Digest:
+    """Compute the digest of bytes."""
+    return Digest(hashlib.sha256(data).hexdigest())
+
+
+@dataclass(frozen=True, slots=True)
+class Platform:
+    """What an image runs on (image-index.md): `linux/arm64/v8`; `os.version` is for Windows."""
+
+    os: str
+    architecture: str
+    variant: str = ""
+    os_version: str = ""
+
+    def __str__(self) -> str:
+        return "/".join(filter(None, (self.os, self.architecture, self.variant)))
+
+    def to_document(self) -> dict[str, Any]:
+        named = {
+            "os": self.os,
+            "architecture": self.architecture,
+            "variant": self.variant,
+            "os.version": self.os_version,
+        }
+        return {key: value for key, value in named.items() if value}
+
+
 @dataclass(frozen=True, slots=True)
 class Descriptor:
-    """Names a blob: media type, digest, size in bytes, and annotations."""
+    """Names a blob: media type, digest, size in bytes, annotations; `urls` are other places that have it."""
 
     media_type: str
     digest: Digest
     size_bytes: int
     annotations: dict[str, str] = field(default_factory=dict)
+    platform: Platform | None = None
+    artifact_type: str = ""
+    urls: tuple[str, ...] = ()
+
+    @property
+    def is_index(self) -> bool:
+        return self.media_type in INDEX_TYPES
+
+    @property
+    def is_manifest(self) -> bool:
+        """Whether it is an image manifest (also an artifact's), not an index."""
+        return self.media_type in MANIFEST_TYPES
+
+    @property
+    def is_foreign(self) -> bool:
+        """Whether it may lie elsewhere, and registries don't want it (nondistributable, Docker's foreign layers)."""
+        return "nondistributable" in self.media_type or "rootfs.foreign" in self.media_type
 
     def to_document(self) -> dict[str, Any]:
         document: dict[str, Any] = {
@@ -53,6 +111,12 @@ class Descriptor:
         }
         if self.annotations:
             document["annotations"] = dict(sorted(self.annotations.items()))
+        if self.platform is not None:
+            document["platform"] = self.platform.to_document()
+        if self.artifact_type:
+            document["artifactType"] = self.artifact_type
+        if self.urls:
+            document["urls"] = list(self.urls)
         return document
 
     def to_bytes(self) -> bytes:

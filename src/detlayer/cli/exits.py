@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
-from detlayer.errors import ConfigError, DetlayerError, IntegrityError, LayerError, OutputError, TreeError
+from detlayer.errors import (
+    ConfigError,
+    DetlayerError,
+    IntegrityError,
+    LayerError,
+    OutputError,
+    RegistryError,
+    TreeError,
+    UnavailableError,
+)
 
 NO = 1  # checked, and the answer is no
 USAGE = 2
@@ -15,6 +24,8 @@ _TABLE: tuple[tuple[type[DetlayerError], int], ...] = (
     (ConfigError, USAGE),
     (TreeError, 3),
     (LayerError, 3),
+    (UnavailableError, 5),
+    (RegistryError, 4),
     (IntegrityError, INTEGRITY),
     (OutputError, OUTPUT),
 )
