@@ -7,12 +7,9 @@ documents, their number and their depth are bounded.
 from __future__ import annotations
 
 from detlayer.layout.file import OpenFile, begins_like_layer, looks_like_layer, open_file, open_layer, read_bounded
-from detlayer.layout.images import Blob, Image, Layout, LayoutName, Measure, name_layout, open_layout
-from detlayer.layout.place import MAX_DOCUMENT_BYTES
+from detlayer.layout.images import Image, Layout, LayoutName, Measure, name_layout, open_layout
 
 __all__ = [
-    "MAX_DOCUMENT_BYTES",
-    "Blob",
     "Image",
     "Layout",
     "LayoutName",

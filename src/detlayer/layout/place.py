@@ -12,11 +12,10 @@ from typing import Protocol
 from detlayer.blob import BlobReader
 from detlayer.errors import LayerError, TreeError, printable
 from detlayer.layout.file import OpenFile, open_regular, read_bounded, unreadable
-from detlayer.oci import Digest
+from detlayer.oci import MAX_DOCUMENT_BYTES, Digest
 from detlayer.tar import padding
 from detlayer.untar import TarReader
 
-MAX_DOCUMENT_BYTES = 4 << 20  # what registries take for a manifest (distribution-spec)
 _MAX_MEMBERS = 100_000
 _PIECE_BYTES = 1 << 20
 _BLOBS = "blobs/sha256/"
