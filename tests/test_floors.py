@@ -21,7 +21,9 @@ FLOORS = {
     **dict.fromkeys(("compare", "contents"), 1),
     **dict.fromkeys(("documents", "plan", "lanes", "image", "config", "graph"), 1),
     **dict.fromkeys(("tree", "sink", "spool", "layout", "registry", "store", "engine"), 2),
-    **dict.fromkeys(("packing", "normalisation", "inspection", "difference", "verification", "remote", "publishing"), 3),
+    **dict.fromkeys(
+        ("packing", "normalisation", "inspection", "difference", "verification", "remote", "publishing"), 3
+    ),
     "cli": 4,
 }
 OUTSIDE = {"os", "time", "random", "socket", "httpx", "click", "sqlite3", "pathlib", "subprocess"}

@@ -71,7 +71,9 @@ def gather(source: ImageSource, root: Document) -> Wanted:
                 )
             data = source.document(child)
             if digest_of(data) != child.digest or len(data) != child.size_bytes:
-                raise IntegrityError("blob-digest", f"{child.digest} is something else", "fetch or make the image again")
+                raise IntegrityError(
+                    "blob-digest", f"{child.digest} is something else", "fetch or make the image again"
+                )
             visit(parse_document(data, key, child.media_type), depth + 1)
         found[str(document.digest)] = document
 

@@ -137,8 +137,12 @@ def push(
                 results.append(PushResult(name, root.digest, (), given[name], moved=moved))
                 continue
             whole = whole or Wanted(gather(image, root).documents, fresh)
-            survey.investigate(whole, hints)
-            plan = survey.plan(whole)
+            plan = given.get(name)
+            if plan is not None:
+                survey.adopt(plan)
+            else:
+                survey.investigate(whole, hints)
+                plan = survey.plan(whole)
             origin = next((one for one in hints.sources), None)
             carrier = Carrier(
                 survey.repository,

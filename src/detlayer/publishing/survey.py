@@ -44,6 +44,15 @@ class Survey:
         while questions := ask(wanted, self.tags, self.facts):
             self._answer(questions)
 
+    def adopt(self, plan: Plan) -> None:
+        """Take a plan that was made earlier for what is known, instead of asking again."""
+        for blob in plan.blobs:
+            if blob.action in ("present", "inferred"):
+                self.facts.proofs[blob.digest] = "inferred"
+        for document in plan.manifests:
+            if document.action == "present":
+                self.facts.proofs[document.digest] = "inferred"
+
     def plan(self, wanted: Wanted) -> Plan:
         return plan(self.repository.name, wanted, self.tags, self.facts, asked=self._asked)
 
@@ -74,6 +83,7 @@ class Survey:
     # -- from the registry
 
     def _answer(self, questions: Sequence[Question]) -> None:
+        self._asked += sum(not question.free for question in questions)
         jobs = [Job(lambda question=question: self._answer_one(question)) for question in questions]  # type: ignore[misc]
         if jobs:
             work_off(jobs)
@@ -83,7 +93,6 @@ class Survey:
         if question.about == "document":
             self._read_old(question)
             return
-        self._asked += 1
         if question.about == "tag":
             facts.tags[question.target] = repository.head_manifest(question.target)
             return
@@ -106,7 +115,6 @@ class Survey:
                 data = self._memory.document(digest)
                 self.facts.documents[digest] = None if data is None else parse_document(data, question.target)
                 return
-            self._asked += 1
             document = self.repository.get_manifest(question.target)
         except (LayerError, NotFoundError, AuthError):
             self.facts.documents[digest] = None
