@@ -31,20 +31,19 @@ class RemoteImage:
         """Fetch a manifest; raises RegistryError, IntegrityError and LayerError."""
         if descriptor.digest == self.root.digest:
             return self.root.data
-        return fetch_document(self._repository, descriptor, self._memory).data
+        return self.child(descriptor).data
+
+    def child(self, descriptor: Descriptor) -> Document:
+        """Fetch a manifest that an index names, by its digest; raises RegistryError, IntegrityError and LayerError."""
+        known = self._memory.document(descriptor.digest)
+        if known is not None:
+            return parse_document(known, str(descriptor.digest), descriptor.media_type)
+        document = self._repository.get_manifest(str(descriptor.digest))
+        self._memory.keep_document(document.data)
+        return document
 
     def body(self, descriptor: Descriptor) -> Body | None:
         return RemoteBody(self._repository, descriptor)
-
-
-def fetch_document(repository: Repository, descriptor: Descriptor, memory: Memory) -> Document:
-    """Recall a manifest, or else fetch it by digest and keep it; raises RegistryError, IntegrityError, LayerError."""
-    known = memory.document(descriptor.digest)
-    if known is not None:
-        return parse_document(known, str(descriptor.digest), descriptor.media_type)
-    document = repository.get_manifest(str(descriptor.digest))
-    memory.keep_document(document.data)
-    return document
 
 
 def gather(source: ImageSource, root: Document) -> Wanted:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from detlayer.documents import Document
 from detlayer.errors import DetlayerError, IntegrityError, LayerError, RejectedError
 from detlayer.lanes import Job, work_off
-from detlayer.oci import Descriptor, Digest, parse_digest
+from detlayer.oci import Descriptor, Digest
 from detlayer.plan import BlobStep, Facts, Plan, TagStep, Wanted
 from detlayer.ports import Body, ImageSource, Memory, Place, Proof, Session, TransferReporter
 from detlayer.registry.answer import RefusedError
@@ -222,12 +222,3 @@ def _levels(wanted: Wanted) -> Iterable[Sequence[Digest]]:
     for document in wanted.documents[:-1]:
         depth[document.digest] = 1 + max((depth.get(child.digest, 0) for child in document.children), default=0)
     return [[digest for digest, at in depth.items() if at == level] for level in sorted(set(depth.values()))]
-
-
-def is_digest(target: str) -> bool:
-    """Tell whether a step's target is a digest, not a tag."""
-    try:
-        parse_digest(target)
-    except ValueError:
-        return False
-    return True

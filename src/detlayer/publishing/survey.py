@@ -31,6 +31,9 @@ class Survey:
         self.facts = Facts()
         self._memory = memory
         self._asked = 0
+        # From the start: with less than the right to push, a token service may know nothing of a repository that is
+        # still to be made.
+        repository.expect_push()
 
     def ask_tags(self, root_only: Wanted) -> bool:
         """Ask what the tags name; tells whether all of them name the image already. Raises RegistryError."""

@@ -121,7 +121,7 @@ class Repository:
                 return self._head_by_get(target)
             return Descriptor(media_type, digest, length)
         finally:
-            answer.close()
+            answer.drain()  # to its end, though there is nothing: so the connection can be used again
 
     def _head_by_get(self, target: str) -> Descriptor | None:
         try:
@@ -188,7 +188,8 @@ class Repository:
     def head_blob(self, digest: Digest) -> int | None:
         """Ask for a blob: its size in bytes, or None if it is not there. Raises RegistryError."""
         answer = self.fetch("HEAD", f"blobs/{digest}", {})
-        answer.close()
+        if answer.status in (200, 403, 404, 405):
+            answer.drain()
         if answer.status == 200:
             return answer.length or 0
         if answer.status in (403, 404, 405):  # after a redirect to a signed address, 403 may mean that, too
@@ -301,6 +302,10 @@ class Repository:
             answer = self.transport.send(
                 method, url, headers=sent, body=body, span=span, data=data, progress=progress, repeat=repeat
             )
+            if answer.status in (307, 308) and method not in ("GET", "HEAD"):
+                target = follow(answer, allow_other_hosts=True)
+                answer.drain()
+                return self._sent_on(method, target or url, headers, body, span, data, progress, repeat)
             if answer.status != 401 or not is_own:
                 return answer
             if not self._authorizer.learn(answer, used):
@@ -309,6 +314,25 @@ class Repository:
             answer.drain()
         what = f"push to {self.name.repository}" if self._wants_push else f"pull {self.name.repository}"
         raise error_of(answer.refusal(method), what, self.name.registry)
+
+    def _sent_on(
+        self,
+        method: Method,
+        url: str,
+        headers: Mapping[str, str],
+        body: Body | None,
+        span: tuple[int, int] | None,
+        data: bytes | None,
+        progress: Callable[[int], None] | None,
+        repeat: bool,
+    ) -> Answer:
+        """Send a request where the registry sent us with it, without credentials, and no further."""
+        answer = self.transport.send(
+            method, url, headers=headers, body=body, span=span, data=data, progress=progress, repeat=repeat
+        )
+        if answer.status in (307, 308):
+            raise garbage(self.name.registry, "a redirect to a redirect")
+        return answer
 
     def location(self, answer: Answer) -> str:
         """Read where an upload goes on: relative or not, on this host by HTTPS if that is how we speak to it."""

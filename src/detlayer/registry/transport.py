@@ -43,8 +43,7 @@ Method = Literal["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"]
 class Network:
     """How hosts are reached. Times in seconds.
 
-    `insecure` names hosts (with ports) that may be spoken to over plain HTTP, or with a certificate that nobody
-    vouches for. `retries` bounds how often a request is sent again, `max_wait_s` how long one wait may be, whatever the
+    `insecure` names hosts (with ports) that are spoken to over plain HTTP. `retries` bounds how often a request is sent again, `max_wait_s` how long one wait may be, whatever the
     registry asks for.
     """
 
@@ -332,8 +331,6 @@ class Transport:
     def _client(self, url: str) -> httpx.Client:
         parts = urlsplit(url)
         kind = parts.scheme
-        if kind == "https" and parts.netloc in self.network.insecure:
-            kind = "unverified"
         if is_loopback(parts.netloc):
             kind += "-direct"
         with self._lock:
@@ -420,17 +417,11 @@ def _no_cookies() -> CookieJar:
 
 def _context(network: Network, kind: str) -> ssl.SSLContext:
     """Make the TLS context of a kind of client: the system's trust store, and what was named beside it."""
-    if kind.startswith(("http-", "http")) and not kind.startswith("https"):
+    if not kind.startswith("https"):
         return ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # never used; loading certificates would take time
-    context: ssl.SSLContext
-    if kind.startswith("unverified"):
-        context = ssl.create_default_context()
-        context.check_hostname = False
-        context.verify_mode = ssl.CERT_NONE
-    else:
-        import truststore
+    import truststore
 
-        context = truststore.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context: ssl.SSLContext = truststore.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     try:
         if network.ca_file is not None:
             context.load_verify_locations(cafile=network.ca_file)
@@ -459,7 +450,7 @@ def _translated(host: str) -> Iterator[None]:
             raise RejectedError(
                 "registry-tls",
                 f"the certificate of {shown} does not hold: {reason}",
-                f"name its CA with --ca-file, or trust it blindly with --insecure-registry {shown}",
+                "name the CA that signed it with --ca-file; a registry without TLS wants --insecure-registry",
             ) from error
         raise UnavailableError(
             "registry-unreachable", f"{shown} can't be reached: {error}", "check the name, the port and the network"

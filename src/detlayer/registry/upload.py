@@ -74,42 +74,51 @@ class _Upload:
         self._body: Body | None = None
         self._progress = progress
         self._sent = 0
+        self._reached = 0
         self._in_chunks = self._may_chunk() and blob.size_bytes >= CHUNKED_FROM_BYTES
         self._chunk_bytes = min(_CHUNK_BYTES, _LONGEST_CHUNK_BYTES.get(repository.name.host, _CHUNK_BYTES))
 
     def run(self, mount_from: RepositoryName | None, resume: Session | None) -> Outcome:
         session = self._recover(resume) if resume is not None else None
         last: Exception | None = None
-        for _ in range(_MAX_STARTS):
+        starts = 0
+        while starts < _MAX_STARTS:
             try:
                 if session is None:
-                    begun = self._begin(mount_from)
-                    if begun is None:
+                    session = self._begin(mount_from)
+                    if session is None:
                         self._progress.on_session(None)
                         return "mounted"
-                    session, mount_from = begun, None
+                    mount_from = None
                     self._progress.on_session(session)
                 self._send(session)
             except _Lost as lost:
-                last = lost
+                last, session = lost, None
             except _TooLarge as error:
                 if self._in_chunks and self._chunk_bytes <= _SMALLEST_CHUNK_BYTES:
                     raise self._refused(error) from error
                 if self._in_chunks:
                     self._chunk_bytes = max(self._chunk_bytes // 4, _SMALLEST_CHUNK_BYTES)
+                    starts -= 1  # as often as it takes to find a size that is taken
                 self._in_chunks = True
-                last = error
+                last, session = error, None
             except UnavailableError as error:
                 # The answer to the last request may be all that was lost.
                 if self._repository.head_blob(self._blob.digest) is not None:
                     self._progress.on_session(None)
                     return "uploaded"
                 last = error
+                self._take_back(self._sent)
+                before = self._reached
+                session = self._recover(session) if session is not None and self._in_chunks else None
+                if session is not None and session.offset > before:
+                    continue  # it goes on, however slowly
             else:
                 self._progress.on_session(None)
                 return "uploaded"
-            self._take_back(self._sent)
-            session = None
+            starts += 1
+            if session is None:
+                self._take_back(self._sent)
         if isinstance(last, UnavailableError):
             raise last
         raise self._refused(last) from last
@@ -164,6 +173,7 @@ class _Upload:
             answer.drain()
             return None
         self._in_chunks = True
+        self._reached = max(self._reached, offset)
         self._advance(offset)
         if not answer.header("location"):
             answer.drain()
@@ -209,6 +219,7 @@ class _Upload:
                 answer.drain()
                 raise _Lost
             self._take_back(end - reached)
+            self._reached = max(self._reached, reached)
             return self._session(answer, reached)
         raise self._error(answer, "PATCH")
 
