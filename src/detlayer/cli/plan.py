@@ -95,7 +95,7 @@ def show_plan(console: Console, plans: Sequence[Plan], *, as_json: bool) -> None
         return
     for one in plans:
         console.line(str(one.name))
-        rows = [
+        rows: list[tuple[str, str, str, str]] = [
             (blob.action, str(blob.digest)[:_SHOWN_DIGEST], size(blob.size_bytes), blob.reason) for blob in one.blobs
         ]
         rows += [

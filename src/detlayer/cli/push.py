@@ -119,18 +119,13 @@ def _show(console: Console, report: PushReport, transfers: Transfers, *, as_json
 
 
 def _say(console: Console, result: PushResult) -> None:
-    for tag in result.moved:
+    for moved in result.moved:
         console.warning(
-            "plan-stale", f"{result.name}:{tag} has moved since the plan was made: nothing was pushed there"
+            "plan-stale", f"{result.name}:{moved} has moved since the plan was made: nothing was pushed there"
         )
+    words = {"present": "is up to date", "pushed": "pushed", "failed": "failed"}
     for tag in result.tags:
-        place = f"{result.name}@{tag.tag}" if tag.tag.startswith("sha256:") else f"{result.name}:{tag.tag}"
-        match tag.state:
-            case "present":
-                console.note(f"{place} is up to date")
-            case "pushed":
-                console.note(f"{place} pushed")
-            case _:
-                console.note(f"{place} failed")
+        joint = "@" if tag.tag.startswith("sha256:") else ":"
+        console.note(f"{result.name}{joint}{tag.tag} {words[tag.state]}")
     if result.error is not None:
         console.note(f"{result.name} failed")
