@@ -142,6 +142,17 @@ def _with(options: tuple[Callable[[_Decorated], _Decorated], ...], command: _Dec
     return command
 
 
+_CACHE = (
+    click.option("--cache-dir", metavar="DIR", help="Keep what is remembered here; else $DETLAYER_CACHE_DIR."),
+    click.option("--no-cache", is_flag=True, help="Remember nothing, and recall nothing."),
+)
+
+
+def cache_options(command: _Decorated) -> _Decorated:
+    """Add the options that say where things are remembered."""
+    return _with(_CACHE, command)
+
+
 def make_console(options: dict[str, Any], *, json: bool) -> Console:
     """Make the console of a command with all or some of `console_options`."""
     console = Console(

@@ -1,0 +1,1 @@
+"""Registries: the distribution API, tokens, retries, uploads. Never plans, never what an image means."""
