@@ -49,7 +49,8 @@ def test_what_is_small_does_not_wait_behind_data() -> None:
         return True
 
     assert CONTROL_LANES == 1
-    assert all(work_off([*[Job(wait, is_data=True)] * DATA_LANES, Job(small)]))
+    jobs: list[Job[bool]] = [Job(wait, is_data=True) for _ in range(DATA_LANES)]
+    assert all(work_off([*jobs, Job(small)]))
 
 
 def test_after_a_failure_nothing_is_begun() -> None:

@@ -70,9 +70,8 @@ def test_the_best_is_chosen(wanted: str, offered: list[str], found: str | None) 
 
 
 def test_the_first_of_equals_wins() -> None:
-    first, second = (
-        Descriptor(MEDIA_TYPE_MANIFEST, Digest(f"{n:064x}"), n, platform=Platform("linux", "amd64")) for n in (1, 2)
-    )
+    platform = Platform("linux", "amd64")
+    first, second = (Descriptor(MEDIA_TYPE_MANIFEST, Digest(f"{n:064x}"), n, platform=platform) for n in (1, 2))
     assert select([first, second], platform) is first
 
 
