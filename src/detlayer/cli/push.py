@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from detlayer.cli import exits
+from detlayer.cli.common import cache_options, console_options, make_console
 from detlayer.cli.console import Console, size
 from detlayer.cli.network import network_options, open_memory, open_registries
-from detlayer.cli.options import cache_options, console_options, make_console
 from detlayer.cli.plan import open_blob_named, open_image_named, read_hints, read_references, show_plan, source_options
 from detlayer.cli.transfers import Transfers
 from detlayer.errors import ConfigError, printable
