@@ -16,7 +16,8 @@ from detlayer.cli.transfers import Transfers
 from detlayer.errors import ConfigError
 
 if TYPE_CHECKING:
-    from detlayer.names import Reference
+    from detlayer.layout import OpenedBlob
+    from detlayer.names import Reference, RepositoryName
     from detlayer.plan import Plan
     from detlayer.ports import Memory
     from detlayer.publishing import Hints, Image
@@ -27,7 +28,8 @@ _Decorated = TypeVar("_Decorated", bound=Callable[..., Any])
 _SHOWN_DIGEST = 19
 
 _SOURCE = (
-    click.option("--as-blob", is_flag=True, help="IMAGE is a layer file, which is pushed as an artifact of its own."),
+    click.option("--as-blob", is_flag=True, help="IMAGE is a layer file, which goes alone; each REF is a repository."),
+    click.option("--index", "whole_index", is_flag=True, help="Take a layout's index.json itself as the image."),
     click.option(
         "--source",
         metavar="REPOSITORY",
@@ -66,18 +68,20 @@ def plan(ctx: click.Context, /, **options: Any) -> None:
     For each blob: present (seen or pushed earlier), inferred (a manifest that is there lists it), mount (another
     repository of the registry has it), upload, or foreign (registries do not take it).
     """
-    from detlayer.publishing import plan_push
+    from detlayer.publishing import plan_blobs, plan_push
 
     console = make_console(options, json=options["as_json"])
     transfers = Transfers(console)
-    references = read_references(options["references"])
+    hints = read_hints(options)
     try:
-        with (
-            open_registries(options, transfers) as registries,
-            open_memory(options, transfers) as memory,
-            open_image_named(options, registries, memory) as image,
-        ):
-            plans = plan_push(image, references, registries, memory=memory, hints=read_hints(options))
+        with open_registries(options, transfers) as registries, open_memory(options, transfers) as memory:
+            if options["as_blob"]:
+                with open_blob_named(options) as (blob, names):
+                    plans = plan_blobs(blob.descriptor, names, registries, memory=memory, hints=hints)
+            else:
+                references = read_references(options["references"])
+                with open_image_named(options, registries, memory) as image:
+                    plans = plan_push(image, references, registries, memory=memory, hints=hints)
     finally:
         console.close()
     show_plan(console, plans, as_json=options["as_json"])
@@ -95,7 +99,7 @@ def show_plan(console: Console, plans: Sequence[Plan], *, as_json: bool) -> None
         return
     for one in plans:
         console.line(str(one.name))
-        rows = [
+        rows: list[tuple[str, str, str, str]] = [
             (blob.action, str(blob.digest)[:_SHOWN_DIGEST], size(blob.size_bytes), blob.reason) for blob in one.blobs
         ]
         rows += [
@@ -129,6 +133,19 @@ def read_hints(options: dict[str, Any]) -> Hints:
 
 
 @contextmanager
+def open_blob_named(options: dict[str, Any]) -> Iterator[tuple[OpenedBlob, list[RepositoryName]]]:
+    """Open a layer file, and read where it goes; raises ConfigError and LayerError."""
+    from detlayer.layout import open_blob
+    from detlayer.names import parse_repository
+
+    if options["whole_index"]:
+        raise ConfigError("usage", "--as-blob and --index are about different things", "give one of them")
+    names = [parse_repository(text) for text in options["references"]]
+    with open_blob(options["image"]) as blob:
+        yield blob, names
+
+
+@contextmanager
 def open_image_named(options: dict[str, Any], registries: Registries, memory: Memory) -> Iterator[Image]:
     """Open IMAGE, of whatever kind; raises ConfigError, TreeError, LayerError, IntegrityError and RegistryError."""
     text: str = options["image"]
@@ -136,13 +153,13 @@ def open_image_named(options: dict[str, Any], registries: Registries, memory: Me
         from detlayer.names import parse_reference
         from detlayer.remote import RemoteImage
 
-        if options["as_blob"]:
-            raise ConfigError("usage", "--as-blob is for layer files", "leave it out")
+        if options["whole_index"]:
+            raise ConfigError("usage", "--index is for layouts", "leave it out")
         reference = parse_reference(text.removeprefix(REMOTE))
         repository = registries.repository(reference.name)
         yield RemoteImage(repository, repository.get_manifest(reference.target), memory)
         return
     from detlayer.layout import open_image
 
-    with open_image(text, as_blob=options["as_blob"]) as image:
+    with open_image(text, whole_index=options["whole_index"]) as image:
         yield image

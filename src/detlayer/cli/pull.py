@@ -33,9 +33,10 @@ Examples:
 @cache_options
 @console_options
 def pull(**options: Any) -> None:
-    """Fetch REF into an OCI layout and print its digest. What is there is not fetched again, and what broke off goes on.
+    """Fetch REF into an OCI layout and print its digest.
 
-    Everything is held against its digest before it gets its name.
+    What is there is not fetched again, and what broke off is gone on with. Everything is held against its digest before
+    it gets its name.
     """
     from detlayer.names import is_tag, parse_reference
     from detlayer.oci import canonical_json

@@ -11,11 +11,12 @@ from detlayer.cli import exits
 from detlayer.cli.console import Console, size
 from detlayer.cli.network import network_options, open_memory, open_registries
 from detlayer.cli.options import cache_options, console_options, make_console
-from detlayer.cli.plan import open_image_named, read_hints, read_references, show_plan, source_options
+from detlayer.cli.plan import open_blob_named, open_image_named, read_hints, read_references, show_plan, source_options
 from detlayer.cli.transfers import Transfers
 from detlayer.errors import ConfigError, printable
 
 if TYPE_CHECKING:
+    from detlayer.layout import OpenedBlob
     from detlayer.plan import Plan
     from detlayer.publishing import PushReport, PushResult
 
@@ -44,34 +45,39 @@ def push(ctx: click.Context, /, **options: Any) -> None:
     IMAGE is oci:DIR[:TAG], oci-archive:FILE[:TAG], docker-archive:FILE[:NAME], docker://REF in a registry, or a layer
     file with --as-blob. REF is registry/repository[:tag]. A push that changes nothing is one request.
     """
-    from detlayer.publishing import plan_push
+    from detlayer.publishing import plan_blobs, plan_push, push_blob
     from detlayer.publishing import push as push_image
 
     console = make_console(options, json=options["as_json"])
     transfers = Transfers(console, as_events=options["as_json"])
     started = time.monotonic()
-    references = read_references(options["references"])
     plans = _read_plans(options["plan_file"])
+    hints = read_hints(options)
     try:
-        with (
-            open_registries(options, transfers) as registries,
-            open_memory(options, transfers) as memory,
-            open_image_named(options, registries, memory) as image,
-        ):
-            hints = read_hints(options)
-            if options["dry_run"]:
-                made = plan_push(image, references, registries, memory=memory, hints=hints)
-                show_plan(console, made, as_json=options["as_json"])
+        with open_registries(options, transfers) as registries, open_memory(options, transfers) as memory:
+            if options["as_blob"]:
+                with open_blob_named(options) as (blob, names):
+                    if options["dry_run"]:
+                        made = plan_blobs(blob.descriptor, names, registries, memory=memory, hints=hints)
+                    else:
+                        made = push_blob(
+                            blob.descriptor, blob, names, registries, memory=memory, hints=hints, reporter=transfers
+                        )
+                console.close()
+                if options["dry_run"]:
+                    show_plan(console, made, as_json=options["as_json"])
+                else:
+                    _show_blob(console, blob, made, as_json=options["as_json"])
                 return
-            report = push_image(
-                image,
-                references,
-                registries,
-                memory=memory,
-                hints=hints,
-                plans=plans,
-                reporter=transfers,
-            )
+            references = read_references(options["references"])
+            with open_image_named(options, registries, memory) as image:
+                if options["dry_run"]:
+                    made = plan_push(image, references, registries, memory=memory, hints=hints)
+                    show_plan(console, made, as_json=options["as_json"])
+                    return
+                report = push_image(
+                    image, references, registries, memory=memory, hints=hints, plans=plans, reporter=transfers
+                )
     finally:
         console.close()
     _show(console, report, transfers, as_json=options["as_json"], started=started)
@@ -79,6 +85,19 @@ def push(ctx: click.Context, /, **options: Any) -> None:
         raise report.first_error
     if report.has_moved:
         ctx.exit(exits.NO)
+
+
+def _show_blob(console: Console, blob: OpenedBlob, made: list[Plan], *, as_json: bool) -> None:
+    if as_json:
+        from detlayer.oci import canonical_json
+
+        results = [{"repository": str(one.name), "action": one.blobs[0].action} for one in made]
+        document = {"type": "result", "descriptor": blob.descriptor.to_document(), "results": results}
+        console.result(canonical_json(document).decode())
+    else:
+        console.result(str(blob.descriptor.digest))
+    for one in made:
+        console.note(f"{one.name}@{one.root} {'is up to date' if one.is_done else 'pushed'}")
 
 
 def _read_plans(path: str | None) -> list[Plan] | None:
@@ -119,18 +138,13 @@ def _show(console: Console, report: PushReport, transfers: Transfers, *, as_json
 
 
 def _say(console: Console, result: PushResult) -> None:
-    for tag in result.moved:
+    for moved in result.moved:
         console.warning(
-            "plan-stale", f"{result.name}:{tag} has moved since the plan was made: nothing was pushed there"
+            "plan-stale", f"{result.name}:{moved} has moved since the plan was made: nothing was pushed there"
         )
+    words = {"present": "is up to date", "pushed": "pushed", "failed": "failed"}
     for tag in result.tags:
-        place = f"{result.name}@{tag.tag}" if tag.tag.startswith("sha256:") else f"{result.name}:{tag.tag}"
-        match tag.state:
-            case "present":
-                console.note(f"{place} is up to date")
-            case "pushed":
-                console.note(f"{place} pushed")
-            case _:
-                console.note(f"{place} failed")
+        joint = "@" if tag.tag.startswith("sha256:") else ":"
+        console.note(f"{result.name}{joint}{tag.tag} {words[tag.state]}")
     if result.error is not None:
         console.note(f"{result.name} failed")

@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 
 from blake3 import blake3
 
+from detlayer.names import RepositoryName
+
 
 @dataclass(frozen=True, slots=True)
 class Credentials:
@@ -17,3 +19,15 @@ class Credentials:
     @property
     def principal(self) -> str:
         return blake3(self.username.encode()).hexdigest()[:16]
+
+
+class CredentialStore:
+    def __init__(self, username: str, password: str) -> None:
+        self._explicit = Credentials(username, password) if username or password else None
+
+    def find(self, name: RepositoryName) -> Credentials | None:
+        return self._explicit
+
+
+def read_environment(environ: object, username: str, password: str) -> tuple[str, str]:
+    return username, password
