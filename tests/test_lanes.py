@@ -50,7 +50,9 @@ def test_what_is_small_does_not_wait_behind_data() -> None:
 
     assert CONTROL_LANES == 1
     jobs: list[Job[bool]] = [Job(wait, is_data=True) for _ in range(DATA_LANES)]
-    assert all(work_off([*jobs, Job(small)]))
+    jobs.append(Job(small))
+    results = work_off(jobs)
+    assert all(results)
 
 
 def test_after_a_failure_nothing_is_begun() -> None:

@@ -348,11 +348,6 @@ def plan(name: RepositoryName, wanted: Wanted, tags: Sequence[str], facts: Facts
     return Plan(name, root.digest, tuple(blobs), manifests, tuple(steps), len(root.data), asked)
 
 
-def plan_blob(name: RepositoryName, blob: Descriptor, facts: Facts, *, asked: int) -> Plan:
-    """Say what to do about one blob that belongs to no image."""
-    return Plan(name, blob.digest, (_blob_step(blob, facts, False),), (), (), 0, asked)
-
-
 _REASONS: dict[Proof, str] = {
     "uploaded": "uploaded earlier",
     "mounted": "mounted earlier",

@@ -9,15 +9,14 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from detlayer.cli import exits
+from detlayer.cli.common import cache_options, console_options, make_console
 from detlayer.cli.console import Console, size
 from detlayer.cli.network import network_options, open_memory, open_registries
-from detlayer.cli.options import cache_options, console_options, make_console
 from detlayer.cli.transfers import Transfers
 from detlayer.errors import ConfigError
 
 if TYPE_CHECKING:
-    from detlayer.layout import OpenedBlob
-    from detlayer.names import Reference, RepositoryName
+    from detlayer.names import Reference
     from detlayer.plan import Plan
     from detlayer.ports import Memory
     from detlayer.publishing import Hints, Image
@@ -28,7 +27,7 @@ _Decorated = TypeVar("_Decorated", bound=Callable[..., Any])
 _SHOWN_DIGEST = 19
 
 _SOURCE = (
-    click.option("--as-blob", is_flag=True, help="IMAGE is a layer file, which goes alone; each REF is a repository."),
+    click.option("--as-blob", is_flag=True, help="IMAGE is a layer file, which is pushed as an artifact of its own."),
     click.option("--index", "whole_index", is_flag=True, help="Take a layout's index.json itself as the image."),
     click.option(
         "--source",
@@ -68,20 +67,19 @@ def plan(ctx: click.Context, /, **options: Any) -> None:
     For each blob: present (seen or pushed earlier), inferred (a manifest that is there lists it), mount (another
     repository of the registry has it), upload, or foreign (registries do not take it).
     """
-    from detlayer.publishing import plan_blobs, plan_push
+    from detlayer.publishing import plan_push
 
     console = make_console(options, json=options["as_json"])
     transfers = Transfers(console)
+    references = read_references(options["references"])
     hints = read_hints(options)
     try:
-        with open_registries(options, transfers) as registries, open_memory(options, transfers) as memory:
-            if options["as_blob"]:
-                with open_blob_named(options) as (blob, names):
-                    plans = plan_blobs(blob.descriptor, names, registries, memory=memory, hints=hints)
-            else:
-                references = read_references(options["references"])
-                with open_image_named(options, registries, memory) as image:
-                    plans = plan_push(image, references, registries, memory=memory, hints=hints)
+        with (
+            open_registries(options, transfers) as registries,
+            open_memory(options, transfers) as memory,
+            open_image_named(options, registries, memory) as image,
+        ):
+            plans = plan_push(image, references, registries, memory=memory, hints=hints)
     finally:
         console.close()
     show_plan(console, plans, as_json=options["as_json"])
@@ -133,19 +131,6 @@ def read_hints(options: dict[str, Any]) -> Hints:
 
 
 @contextmanager
-def open_blob_named(options: dict[str, Any]) -> Iterator[tuple[OpenedBlob, list[RepositoryName]]]:
-    """Open a layer file, and read where it goes; raises ConfigError and LayerError."""
-    from detlayer.layout import open_blob
-    from detlayer.names import parse_repository
-
-    if options["whole_index"]:
-        raise ConfigError("usage", "--as-blob and --index are about different things", "give one of them")
-    names = [parse_repository(text) for text in options["references"]]
-    with open_blob(options["image"]) as blob:
-        yield blob, names
-
-
-@contextmanager
 def open_image_named(options: dict[str, Any], registries: Registries, memory: Memory) -> Iterator[Image]:
     """Open IMAGE, of whatever kind; raises ConfigError, TreeError, LayerError, IntegrityError and RegistryError."""
     text: str = options["image"]
@@ -153,13 +138,14 @@ def open_image_named(options: dict[str, Any], registries: Registries, memory: Me
         from detlayer.names import parse_reference
         from detlayer.remote import RemoteImage
 
-        if options["whole_index"]:
-            raise ConfigError("usage", "--index is for layouts", "leave it out")
+        for name, flag in (("whole_index", "--index"), ("as_blob", "--as-blob")):
+            if options[name]:
+                raise ConfigError("usage", f"{flag} is not for {REMOTE}", "leave it out")
         reference = parse_reference(text.removeprefix(REMOTE))
         repository = registries.repository(reference.name)
         yield RemoteImage(repository, repository.get_manifest(reference.target), memory)
         return
     from detlayer.layout import open_image
 
-    with open_image(text, whole_index=options["whole_index"]) as image:
+    with open_image(text, whole_index=options["whole_index"], as_blob=options["as_blob"]) as image:
         yield image

@@ -7,9 +7,9 @@ from typing import Any
 
 import click
 
+from detlayer.cli.common import cache_options, console_options, make_console
 from detlayer.cli.console import size
 from detlayer.cli.network import network_options, open_memory, open_registries
-from detlayer.cli.options import cache_options, console_options, make_console
 from detlayer.cli.transfers import Transfers
 from detlayer.errors import ConfigError, printable
 

@@ -8,15 +8,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from detlayer.cli import exits
+from detlayer.cli.common import cache_options, console_options, make_console
 from detlayer.cli.console import Console, size
 from detlayer.cli.network import network_options, open_memory, open_registries
-from detlayer.cli.options import cache_options, console_options, make_console
-from detlayer.cli.plan import open_blob_named, open_image_named, read_hints, read_references, show_plan, source_options
+from detlayer.cli.plan import open_image_named, read_hints, read_references, show_plan, source_options
 from detlayer.cli.transfers import Transfers
 from detlayer.errors import ConfigError, printable
 
 if TYPE_CHECKING:
-    from detlayer.layout import OpenedBlob
     from detlayer.plan import Plan
     from detlayer.publishing import PushReport, PushResult
 
@@ -45,39 +44,28 @@ def push(ctx: click.Context, /, **options: Any) -> None:
     IMAGE is oci:DIR[:TAG], oci-archive:FILE[:TAG], docker-archive:FILE[:NAME], docker://REF in a registry, or a layer
     file with --as-blob. REF is registry/repository[:tag]. A push that changes nothing is one request.
     """
-    from detlayer.publishing import plan_blobs, plan_push, push_blob
+    from detlayer.publishing import plan_push
     from detlayer.publishing import push as push_image
 
     console = make_console(options, json=options["as_json"])
     transfers = Transfers(console, as_events=options["as_json"])
     started = time.monotonic()
+    references = read_references(options["references"])
     plans = _read_plans(options["plan_file"])
     hints = read_hints(options)
     try:
-        with open_registries(options, transfers) as registries, open_memory(options, transfers) as memory:
-            if options["as_blob"]:
-                with open_blob_named(options) as (blob, names):
-                    if options["dry_run"]:
-                        made = plan_blobs(blob.descriptor, names, registries, memory=memory, hints=hints)
-                    else:
-                        made = push_blob(
-                            blob.descriptor, blob, names, registries, memory=memory, hints=hints, reporter=transfers
-                        )
-                console.close()
-                if options["dry_run"]:
-                    show_plan(console, made, as_json=options["as_json"])
-                else:
-                    _show_blob(console, blob, made, as_json=options["as_json"])
+        with (
+            open_registries(options, transfers) as registries,
+            open_memory(options, transfers) as memory,
+            open_image_named(options, registries, memory) as image,
+        ):
+            if options["dry_run"]:
+                made = plan_push(image, references, registries, memory=memory, hints=hints)
+                show_plan(console, made, as_json=options["as_json"])
                 return
-            references = read_references(options["references"])
-            with open_image_named(options, registries, memory) as image:
-                if options["dry_run"]:
-                    made = plan_push(image, references, registries, memory=memory, hints=hints)
-                    show_plan(console, made, as_json=options["as_json"])
-                    return
-                report = push_image(
-                    image, references, registries, memory=memory, hints=hints, plans=plans, reporter=transfers
-                )
+            report = push_image(
+                image, references, registries, memory=memory, hints=hints, plans=plans, reporter=transfers
+            )
     finally:
         console.close()
     _show(console, report, transfers, as_json=options["as_json"], started=started)
@@ -85,19 +73,6 @@ def push(ctx: click.Context, /, **options: Any) -> None:
         raise report.first_error
     if report.has_moved:
         ctx.exit(exits.NO)
-
-
-def _show_blob(console: Console, blob: OpenedBlob, made: list[Plan], *, as_json: bool) -> None:
-    if as_json:
-        from detlayer.oci import canonical_json
-
-        results = [{"repository": str(one.name), "action": one.blobs[0].action} for one in made]
-        document = {"type": "result", "descriptor": blob.descriptor.to_document(), "results": results}
-        console.result(canonical_json(document).decode())
-    else:
-        console.result(str(blob.descriptor.digest))
-    for one in made:
-        console.note(f"{one.name}@{one.root} {'is up to date' if one.is_done else 'pushed'}")
 
 
 def _read_plans(path: str | None) -> list[Plan] | None:

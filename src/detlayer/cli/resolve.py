@@ -6,8 +6,8 @@ from typing import Any
 
 import click
 
+from detlayer.cli.common import console_options, make_console
 from detlayer.cli.network import network_options, open_registries
-from detlayer.cli.options import console_options, make_console
 from detlayer.cli.transfers import Transfers
 
 

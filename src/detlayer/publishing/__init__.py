@@ -12,13 +12,12 @@ from detlayer.names import Reference, RepositoryName
 from detlayer.oci import Descriptor, Digest
 from detlayer.plan import Plan, Wanted
 from detlayer.ports import Amnesia, Body, Memory, SilentTransfers, TransferReporter
-from detlayer.publishing.blob import plan_blobs, push_blob
 from detlayer.publishing.carry import Carrier, TagResult
 from detlayer.publishing.survey import Hints, Survey
 from detlayer.registry.client import Registries
 from detlayer.remote import gather
 
-__all__ = ["Hints", "Image", "PushReport", "PushResult", "TagResult", "plan_blobs", "plan_push", "push", "push_blob"]
+__all__ = ["Hints", "Image", "PushReport", "PushResult", "TagResult", "plan_push", "push"]
 
 
 class Image(Protocol):

@@ -59,7 +59,8 @@ class Carrier:
         """
         if plan.is_done:
             return [TagResult(step.tag, "present") for step in plan.tags]
-        self.bring(plan)
+        self._repository.expect_push(one.source for one in plan.sends if one.source is not None)
+        work_off([Job(self._bring(step), step.size_bytes > _SMALL_BYTES) for step in plan.sends])
         wanted = self._wanted.by_digest
         puts = {one.digest for one in plan.puts}
         for level in _levels(self._wanted):
@@ -72,11 +73,6 @@ class Carrier:
         return results
 
     # -- blobs
-
-    def bring(self, plan: Plan) -> None:
-        """Mount and upload blobs; raises RegistryError, IntegrityError and LayerError."""
-        self._repository.expect_push(one.source for one in plan.sends if one.source is not None)
-        work_off([Job(self._bring(step), step.size_bytes > _SMALL_BYTES) for step in plan.sends])
 
     def _bring(self, step: BlobStep) -> Callable[[], None]:
         return lambda: self._upload(self._descriptors[step.digest], step)
