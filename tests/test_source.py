@@ -17,7 +17,7 @@ import pytest
 import zstandard
 
 from detlayer.errors import ConfigError, DetlayerError, IntegrityError, LayerError, TreeError
-from detlayer.layout import OpenedImage, open_blob, open_image
+from detlayer.layout import OpenedFile, OpenedImage, open_image
 from detlayer.names import RepositoryName
 from detlayer.oci import MEDIA_TYPE_CONFIG, MEDIA_TYPE_INDEX, MEDIA_TYPE_MANIFEST, Descriptor, Digest
 from detlayer.ports import Body, ImageSource
@@ -413,23 +413,35 @@ def test_foreign_layers_of_docker_archives(tmp_path: Path) -> None:
     ("make", "suffix"), [(bytes, "tar"), (gzip.compress, "tar+gzip"), (zstandard.compress, "tar+zstd")]
 )
 def test_a_layer_file_as_a_blob(tmp_path: Path, make: Callable[[bytes], bytes], suffix: str) -> None:
+    """It gets a manifest, which a tag can name, and without which a registry may remove it."""
     data = make(LAYERS[0])
+    path = str(tmp_path / "layer")
     (tmp_path / "layer").write_bytes(data)
-    with open_blob(str(tmp_path / "layer")) as opened:
-        source: ImageSource = opened
-        descriptor = opened.descriptor
-        assert descriptor.media_type == f"application/vnd.oci.image.layer.v1.{suffix}"
-        assert (descriptor.digest.hex, descriptor.size_bytes) == (hashlib.sha256(data).hexdigest(), len(data))
-        body = source.body(descriptor)
+    with open_image(path, as_blob=True) as opened:
+        assert isinstance(opened, OpenedFile)
+        blob, config = opened.blob, opened.root.config
+        assert blob.media_type == opened.root.artifact_type == f"application/vnd.oci.image.layer.v1.{suffix}"
+        assert (blob.digest.hex, blob.size_bytes) == (hashlib.sha256(data).hexdigest(), len(data))
+        assert opened.root.blobs == (config, blob)
+        assert contents(opened) == [data]
+        assert config is not None
+        # As image-spec has it, so that registries have it already.
+        assert str(config.digest) == "sha256:44136fa355b3678a1146ad16f7e8649e94fb4fc21fe77e8310c060f61caaff8a"
+        empty = opened.body(config)
+        assert empty is not None
+        with empty.open() as first, empty.open(1) as second:
+            assert (first.read(9), second.read(9)) == (b"{}", b"}")
+        body = opened.body(blob)
         assert body is not None
         with body.open(3) as file:
             assert file.read(1 << 20) == data[3:]
-        assert source.body(Descriptor("x/y", Digest("0" * 64), 1)) is None
+        assert opened.body(Descriptor("x/y", Digest("0" * 64), 1)) is None
+        manifest = opened.root.data
+    with open_image(path, as_blob=True) as opened:
+        assert opened.root.data == manifest
 
 
 def test_what_is_no_layer_file(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "fifo")
     for name in ("fifo", "none", "."):
-        with pytest.raises(LayerError) as caught, open_blob(str(tmp_path / name)):
-            raise AssertionError("it opened")
-        assert checked(caught.value) == "input-unreadable"
+        assert refused(str(tmp_path / name), as_blob=True).code == "input-unreadable"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from detlayer.layout.file import OpenFile, begins_like_layer, looks_like_layer, open_file, open_layer, read_bounded
 from detlayer.layout.images import Image, Layout, LayoutName, Measure, name_layout, open_layout
-from detlayer.layout.source import SOURCE, FileBody, OpenedBlob, OpenedImage, open_blob, open_image
+from detlayer.layout.source import SOURCE, FileBody, OpenedFile, OpenedImage, open_image
 
 __all__ = [
     "SOURCE",
@@ -18,12 +18,11 @@ __all__ = [
     "LayoutName",
     "Measure",
     "OpenFile",
-    "OpenedBlob",
+    "OpenedFile",
     "OpenedImage",
     "begins_like_layer",
     "looks_like_layer",
     "name_layout",
-    "open_blob",
     "open_file",
     "open_image",
     "open_layer",

@@ -7,6 +7,7 @@ descriptor in index.json says which repository has it, by an annotation.
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,10 +19,14 @@ from detlayer.layout.images import Layout, LayoutName, Measure, checked_document
 from detlayer.layout.place import blob_name
 from detlayer.layout.saved import PREFIX, open_saved
 from detlayer.names import RepositoryName, parse_repository
-from detlayer.oci import Descriptor, Digest
+from detlayer.oci import MEDIA_TYPE_MANIFEST, Descriptor, Digest, canonical_json, digest_of
+from detlayer.ports import Body
 
 SOURCE = "dev.detlayer.source"
 """The annotation of a descriptor in index.json that names the repository which has the blobs that are not here."""
+_NOTHING = b"{}"
+EMPTY = Descriptor("application/vnd.oci.empty.v1+json", digest_of(_NOTHING), len(_NOTHING))
+"""What stands for a config where there is none (image-spec manifest.md)."""
 _FORMS = "oci:DIR[:TAG], oci-archive:FILE[:TAG], docker-archive:FILE[:REPOSITORY:TAG], or a layer file with --as-blob"
 
 Find = Callable[[Digest], OpenFile | None]
@@ -44,6 +49,16 @@ class FileBody:
             return file.stretch(offset, self.size_bytes - offset)
 
 
+@dataclass(frozen=True, slots=True)
+class EmptyBody:
+    """The config of what has none (`ports.Body`)."""
+
+    size_bytes: int = EMPTY.size_bytes
+
+    def open(self, offset: int = 0) -> io.BytesIO:
+        return io.BytesIO(_NOTHING[offset:])
+
+
 class OpenedBlobs:
     """Blobs in files, by their digests (`ports.ImageSource`). Safe to use from several threads."""
 
@@ -62,7 +77,7 @@ class OpenedBlobs:
             )
         return checked_document(file, descriptor, self.path)
 
-    def body(self, descriptor: Descriptor) -> FileBody | None:
+    def body(self, descriptor: Descriptor) -> Body | None:
         """Name a blob's bytes; None if they are not here. Raises IntegrityError where their number is another."""
         file = self._find(descriptor.digest)
         if file is None:
@@ -98,27 +113,35 @@ class OpenedImage(OpenedBlobs):
         return super().document(descriptor)
 
 
-class OpenedBlob(OpenedBlobs):
-    """One layer file, as a blob with no image around it."""
+class OpenedFile(OpenedImage):
+    """A layer file, and the artifact manifest around it that is made here; `blob` is the file itself."""
 
-    def __init__(self, path: str, find: Find, descriptor: Descriptor) -> None:
-        super().__init__(path, find)
-        self.descriptor = descriptor
+    def __init__(self, path: str, find: Find, root: Document, blob: Descriptor) -> None:
+        super().__init__(path, find, root)
+        self.blob = blob
+
+    def body(self, descriptor: Descriptor) -> Body | None:
+        return EmptyBody() if descriptor == EMPTY else super().body(descriptor)
 
 
 @contextmanager
-def open_image(text: str, *, whole_index: bool = False, max_expansion: int = 200) -> Iterator[OpenedImage]:
+def open_image(
+    text: str, *, whole_index: bool = False, as_blob: bool = False, max_expansion: int = 200
+) -> Iterator[OpenedImage]:
     """Open `oci:DIR[:TAG]`, `oci-archive:FILE[:TAG]` or `docker-archive:FILE[:REPOSITORY:TAG]`.
 
     As with crane, a layout without a tag has to have one image, and its own index.json is the image only when that is
-    asked for by `whole_index`. Raises ConfigError, TreeError, LayerError and IntegrityError.
+    asked for by `whole_index`. With `as_blob`, `text` is the path of a layer file. Raises ConfigError, TreeError,
+    LayerError and IntegrityError.
     """
-    name = name_layout(text)
+    name = None if as_blob else name_layout(text)
     if whole_index and (name is None or name.tag):
         raise ConfigError(
             "image-index", f"{printable(text)} is not a whole layout", "an index is of oci:DIR or oci-archive:FILE"
         )
-    if name is not None:
+    if as_blob:
+        yield _open_file(text)
+    elif name is not None:
         with open_layout(name, max_expansion=max_expansion) as layout:
             yield _open_all(layout, name) if whole_index else _open_one(layout, name)
     elif text.startswith(PREFIX):
@@ -128,17 +151,29 @@ def open_image(text: str, *, whole_index: bool = False, max_expansion: int = 200
         raise ConfigError("image-invalid", f"{printable(text)!r} does not say what kind of image it is", _FORMS)
 
 
-@contextmanager
-def open_blob(path: str) -> Iterator[OpenedBlob]:
-    """Open a layer file as a blob; raises LayerError, also for what can't be read twice."""
+def _open_file(path: str) -> OpenedFile:
+    """Wrap a layer file into an artifact, as image-spec has it (manifest.md, "Guidelines for Artifact Usage").
+
+    A registry may remove a blob that no manifest names, and a tag can only name a manifest.
+    """
     with open_file(path) as file:
         head = file.read(4)
     found = measure(open_file(path))
+    blob = Descriptor(layer_type(head), found.digest, found.size_bytes)
+    manifest = canonical_json(
+        {
+            "schemaVersion": 2,
+            "mediaType": MEDIA_TYPE_MANIFEST,
+            "artifactType": blob.media_type,
+            "config": EMPTY.to_document(),
+            "layers": [blob.to_document()],
+        }
+    )
 
     def find(digest: Digest) -> OpenFile | None:
-        return open_file(path) if digest == found.digest else None
+        return open_file(path) if digest == blob.digest else None
 
-    yield OpenedBlob(path, find, Descriptor(layer_type(head), found.digest, found.size_bytes))
+    return OpenedFile(path, find, parse_document(manifest, path), blob)
 
 
 def _open_all(layout: Layout, name: LayoutName) -> OpenedImage:
