@@ -77,7 +77,7 @@ def open_registries(options: dict[str, Any], transfers: Transfers) -> Iterator[R
         connect_s=min(15.0, options["timeout"]),
         user_agent=f"detlayer/{__version__}",
     )
-    store = CredentialStore(*read_environment(os.environ, *_explicit(options)))
+    store = CredentialStore(read_environment(os.environ, *_explicit(options)))
     log = transfers.log if options.get("verbose") else None
     with Registries(Transport(network, log=log), store.find) as registries:
         try:
