@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from detlayer import __version__
+from detlayer.cli.common import cache_directory
+from detlayer.cli.console import Console
 from detlayer.cli.transfers import Transfers
 from detlayer.errors import ConfigError
 
@@ -125,8 +127,14 @@ def _explicit(options: dict[str, Any]) -> tuple[str, str]:
 
 
 @contextmanager
-def open_memory(options: dict[str, Any], transfers: Transfers) -> Iterator[Memory]:
-    """Open what is remembered from run to run."""
-    from detlayer.ports import Amnesia
+def open_memory(options: dict[str, Any], console: Console) -> Iterator[Memory]:
+    """Open what is remembered from run to run; nothing is opened in earnest before it is asked."""
+    if options["no_cache"]:
+        from detlayer.ports import Amnesia
 
-    yield Amnesia()
+        yield Amnesia()
+        return
+    from detlayer.store import Store
+
+    with Store(cache_directory(options), reporter=console) as store:
+        yield store.memory
