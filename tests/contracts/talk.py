@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ssl
 from http.cookiejar import CookieJar, DefaultCookiePolicy
 
 import httpx
@@ -20,7 +21,7 @@ def client(server: Server, *, token: str = "") -> httpx.Client:
 
 
 def client_at(url: str, *, token: str = "") -> httpx.Client:
-    verify = httpx.create_ssl_context(verify=str(ca_path()), trust_env=False) if url.startswith("https") else False
+    verify = ssl.create_default_context(cafile=str(ca_path())) if url.startswith("https") else False
     headers = {"Authorization": f"Bearer {token}"} if token else {}
     jar = CookieJar(DefaultCookiePolicy(allowed_domains=()))
     return httpx.Client(base_url=url, headers=headers, verify=verify, cookies=jar, trust_env=False, timeout=20)
