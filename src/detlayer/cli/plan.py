@@ -75,8 +75,8 @@ def plan(ctx: click.Context, /, **options: Any) -> None:
     hints = read_hints(options)
     try:
         with (
-            open_registries(options, transfers) as registries,
-            open_memory(options, transfers) as memory,
+            open_registries(options, transfers, references) as registries,
+            open_memory(options, console) as memory,
             open_image_named(options, registries, memory) as image,
         ):
             plans = plan_push(image, references, registries, memory=memory, hints=hints)

@@ -55,8 +55,8 @@ def push(ctx: click.Context, /, **options: Any) -> None:
     hints = read_hints(options)
     try:
         with (
-            open_registries(options, transfers) as registries,
-            open_memory(options, transfers) as memory,
+            open_registries(options, transfers, references) as registries,
+            open_memory(options, console) as memory,
             open_image_named(options, registries, memory) as image,
         ):
             if options["dry_run"]:
