@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from detlayer.entry import Entry, Kind
-from detlayer.errors import LayerError
+from detlayer.errors import DetlayerError
 from detlayer.layer import BytesContent
 from detlayer.tar import END, encode_header
 
@@ -21,7 +21,7 @@ class Bytes:
         return data
 
 
-def checked(error: LayerError) -> str:
+def checked(error: DetlayerError) -> str:
     """The code of an error that says what is wrong and what to do."""
     assert error.code
     assert error.message

@@ -19,9 +19,11 @@ FLOORS = {
     **dict.fromkeys(("tar", "chunk", "codec", "layer", "patterns", "pyc", "depfile"), 1),
     **dict.fromkeys(("blob", "untar", "form", "places", "innards", "audit", "recognise", "merge"), 1),
     **dict.fromkeys(("compare", "contents"), 1),
-    **dict.fromkeys(("documents", "plan", "image", "config", "graph"), 1),
+    **dict.fromkeys(("documents", "plan", "platforms", "lanes", "image", "config", "graph"), 1),
     **dict.fromkeys(("tree", "sink", "spool", "layout", "registry", "store", "engine"), 2),
-    **dict.fromkeys(("packing", "normalisation", "inspection", "difference", "verification"), 3),
+    **dict.fromkeys(
+        ("packing", "normalisation", "inspection", "difference", "verification", "remote", "publishing", "pulling"), 3
+    ),
     "cli": 4,
 }
 OUTSIDE = {"os", "time", "random", "socket", "httpx", "click", "sqlite3", "pathlib", "subprocess"}

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from detlayer.errors import IntegrityError, LayerError, TreeError
-from detlayer.layout import Blob, Image, LayoutName, name_layout, open_file, open_layer, open_layout
-from detlayer.oci import Digest
+from detlayer.layout import Image, LayoutName, name_layout, open_file, open_layer, open_layout
+from detlayer.oci import Descriptor, Digest
 
 KIND = "application/vnd.oci.image."
 
@@ -37,7 +37,7 @@ class Made:
     def index(self, *manifests: dict[str, Any], kind: str = "index.v1+json") -> dict[str, Any]:
         return self.add({"manifests": manifests}, kind)
 
-    def read(self, *manifests: dict[str, Any]) -> list[Image | Blob]:
+    def read(self, *manifests: dict[str, Any]) -> list[Image | Descriptor]:
         (self.path / "index.json").write_text(json.dumps({"manifests": manifests}))
         with open_layout(LayoutName(str(self.path), "", False)) as layout:
             return list(layout.images(layout.manifests()))
@@ -63,21 +63,21 @@ def test_names(tmp_path: Path) -> None:
 )
 def test_tags(tag: str, found: bool) -> None:
     notes = {"org.opencontainers.image.ref.name": "example.org/app:v1"}
-    assert Blob("", Digest("0" * 64), 0, notes).is_named(tag or "v2") is found
+    assert Descriptor("", Digest("0" * 64), 0, notes).is_named(tag or "v2") is found
 
 
 def test_platforms(made: Made) -> None:
     """One manifest may serve two platforms; the config says it where the descriptor does not."""
     arm = {"os": "linux", "architecture": "arm", "variant": "v7"}
     images = made.read(made.index(made.image(), made.image(platform=arm)), made.image())
-    assert [one.platform() for one in images if isinstance(one, Image)] == ["linux/amd64", "linux/arm/v7"]
+    assert [str(one.platform()) for one in images if isinstance(one, Image)] == ["linux/amd64", "linux/arm/v7"]
 
 
 def test_what_is_no_document_is_a_blob(made: Made) -> None:
     manifest = made.image()
     odd = {**manifest, "mediaType": "text/plain"}
     first, second = made.read(odd, manifest)
-    assert isinstance(first, Blob)
+    assert isinstance(first, Descriptor)
     assert isinstance(second, Image)
 
 
@@ -107,13 +107,17 @@ def test_a_document_is_read_once_for_all_platforms(made: Made) -> None:
     (made.path / "index.json").write_text(json.dumps({"manifests": manifests}))
     read: list[str] = []
 
-    def document(blob: Blob) -> bytes:
+    def document(blob: Descriptor) -> bytes:
         read.append(str(blob.digest))
         return layout.document(blob)
 
     with open_layout(LayoutName(str(made.path), "", False)) as layout:
         found = list(layout.images(layout.manifests(), document))
-    assert [one.platform() for one in found if isinstance(one, Image)] == ["0", "linux/amd64", *map(str, range(1, 50))]
+    assert [str(one.platform()) for one in found if isinstance(one, Image)] == [
+        "0",
+        "linux/amd64",
+        *map(str, range(1, 50)),
+    ]
     assert sorted(read) == sorted([image["digest"], inner["digest"], made.config["digest"]])
 
 
@@ -123,7 +127,7 @@ def test_bounds(made: Made) -> None:
         deep = made.index(deep)
     long = made.add(b" " * (4 << 20) + b"{}")
     many = [{"digest": f"sha256:{number:064}", "size": 1, "mediaType": "x/y"} for number in range(20_001)]
-    for manifests, code in (([deep], "layout-invalid"), ([long], "document-too-long"), (many, "layout-invalid")):
+    for manifests, code in (([deep], "layout-invalid"), ([long], "document-too-long"), (many, "document-invalid")):
         with pytest.raises(LayerError) as caught:
             made.read(*manifests)
         assert caught.value.code == code

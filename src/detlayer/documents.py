@@ -77,11 +77,13 @@ def parse_document(data: bytes, name: str, media_type: str = "") -> Document:
             "registries refuse such manifests",
         )
     raw = _decode(data, name)
-    own = raw.get("mediaType", "")
-    kind = media_type or (own if isinstance(own, str) and own else "")
+    own = raw.get("mediaType") or ""
+    if not isinstance(own, str):
+        raise _invalid(name, "has a mediaType that is no text")
+    kind = media_type or own
     if not kind:
-        kind = MEDIA_TYPE_INDEX if raw.get("manifests") is not None else MEDIA_TYPE_MANIFEST
-    if isinstance(own, str) and own and own != kind:
+        kind = MEDIA_TYPE_INDEX if "manifests" in raw and raw.get("config") is None else MEDIA_TYPE_MANIFEST
+    if own and own != kind:
         raise _invalid(name, f"was named as {printable(kind)}, and says that it is {printable(own)}")
     if kind.startswith(_SCHEMA1):
         raise LayerError(
@@ -97,7 +99,7 @@ def parse_document(data: bytes, name: str, media_type: str = "") -> Document:
             raise _invalid(name, "is an index with layers")
         index = _convert(raw, _Index, name)
         subject = _descriptor(index.subject, name) if index.subject else None
-        children = tuple(_descriptor(one, name) for one in index.manifests)
+        children = tuple(_descriptor(one, name) for one in index.manifests or ())
         return _bounded(
             Document(
                 kind,
@@ -120,7 +122,7 @@ def parse_document(data: bytes, name: str, media_type: str = "") -> Document:
             data,
             digest_of(data),
             config=config,
-            layers=tuple(_descriptor(one, name) for one in manifest.layers),
+            layers=tuple(_descriptor(one, name) for one in manifest.layers or ()),
             subject=_descriptor(manifest.subject, name) if manifest.subject else None,
             # A manifest without artifactType is of the type of its config (distribution-spec, "Listing Referrers").
             artifact_type=manifest.artifactType or "",
@@ -146,7 +148,7 @@ def parse_config(data: bytes, name: str) -> ConfigFacts:
     if config.os and config.architecture:
         version = raw.get("os.version")
         platform = Platform(config.os, config.architecture, config.variant, version if isinstance(version, str) else "")
-    return ConfigFacts(platform, tuple(config.rootfs.diff_ids) if config.rootfs else ())
+    return ConfigFacts(platform, tuple(config.rootfs.diff_ids or ()) if config.rootfs else ())
 
 
 def parse_descriptor(document: Any, name: str) -> Descriptor:
@@ -171,8 +173,11 @@ class _Descriptor(msgspec.Struct):
     urls: list[str] | None = None
 
 
+# Go writes null for an empty list: umoci does in the index of a new layout, others for an artifact without layers.
+
+
 class _Index(msgspec.Struct):
-    manifests: list[_Descriptor]
+    manifests: list[_Descriptor] | None
     subject: _Descriptor | None = None
     artifactType: str | None = None
     annotations: dict[str, str] | None = None
@@ -180,14 +185,14 @@ class _Index(msgspec.Struct):
 
 class _Manifest(msgspec.Struct):
     config: _Descriptor
-    layers: list[_Descriptor] = []
+    layers: list[_Descriptor] | None = None
     subject: _Descriptor | None = None
     artifactType: str | None = None
     annotations: dict[str, str] | None = None
 
 
 class _RootFs(msgspec.Struct):
-    diff_ids: list[str] = []
+    diff_ids: list[str] | None = None
 
 
 class _Config(msgspec.Struct):

@@ -23,8 +23,15 @@ MEDIA_TYPE_DOCKER_CONFIG = "application/vnd.docker.container.image.v1+json"
 INDEX_TYPES = frozenset((MEDIA_TYPE_INDEX, MEDIA_TYPE_DOCKER_LIST))
 MANIFEST_TYPES = frozenset((MEDIA_TYPE_MANIFEST, MEDIA_TYPE_DOCKER_MANIFEST))
 CONFIG_TYPES = frozenset((MEDIA_TYPE_CONFIG, MEDIA_TYPE_DOCKER_CONFIG))
+_LAYER_TYPES = (
+    "application/vnd.oci.image.layer.v1.tar",
+    "application/vnd.oci.image.layer.nondistributable.v1.tar",
+    "application/vnd.docker.image.rootfs.diff.tar",
+    "application/vnd.docker.image.rootfs.foreign.diff.tar",
+)
 MAX_DOCUMENT_BYTES = 4 << 20  # what registries take for a manifest (distribution-spec, "Pushing manifests")
 REF_NAME = "org.opencontainers.image.ref.name"
+_CONTAINERD_NAME = "io.containerd.image.name"
 BASE_NAME = "org.opencontainers.image.base.name"
 BASE_DIGEST = "org.opencontainers.image.base.digest"
 OCI_LAYOUT_VERSION = "1.0.0"
@@ -99,9 +106,29 @@ class Descriptor:
         return self.media_type in MANIFEST_TYPES
 
     @property
+    def is_config(self) -> bool:
+        """Whether it is the config of an image; artifacts have others."""
+        return self.media_type in CONFIG_TYPES
+
+    @property
+    def is_layer(self) -> bool:
+        """Whether it is a tar to unpack; what attestations call layers is not."""
+        return self.media_type.startswith(_LAYER_TYPES)
+
+    @property
     def is_foreign(self) -> bool:
         """Whether it may lie elsewhere, and registries don't want it (nondistributable, Docker's foreign layers)."""
         return "nondistributable" in self.media_type or "rootfs.foreign" in self.media_type
+
+    @property
+    def tag(self) -> str:
+        """The name that a layout has for it."""
+        return self.annotations.get(REF_NAME, "")
+
+    def is_named(self, tag: str) -> bool:
+        """Tell whether a layout knows it by a tag, which may stand behind the name of a repository."""
+        names = [self.annotations.get(name, "") for name in (REF_NAME, _CONTAINERD_NAME)]
+        return any(name == tag or name.endswith(":" + tag) for name in names)
 
     def to_document(self) -> dict[str, Any]:
         document: dict[str, Any] = {

@@ -136,3 +136,35 @@ class Amnesia:
 
     def keep_document(self, data: bytes) -> None:
         return
+
+
+class TransferReporter(Protocol):
+    """Hears of transfers and of what was done; called from several threads."""
+
+    def transfer(self, name: str, total_bytes: int) -> None:
+        """Say that a blob of this size is on its way."""
+
+    def advance(self, name: str, count_bytes: int) -> None:
+        """Say that so many more bytes of it went; a negative number takes back what was sent in vain."""
+
+    def done(self, name: str, how: str) -> None:
+        """Say that it has arrived, and how: `uploaded`, `mounted`, `seen`, `pulled`."""
+
+    def warning(self, code: str, message: str) -> None:
+        """Say something that the user should know though it is no error."""
+
+
+class SilentTransfers:
+    """A reporter of transfers that says nothing."""
+
+    def transfer(self, name: str, total_bytes: int) -> None:
+        return
+
+    def advance(self, name: str, count_bytes: int) -> None:
+        return
+
+    def done(self, name: str, how: str) -> None:
+        return
+
+    def warning(self, code: str, message: str) -> None:
+        return

@@ -22,6 +22,10 @@ _COMMANDS = {
     "inspect": "List what a layer holds.",
     "normalize": "Make a layer of any tool canonical.",
     "pack": "Turn directories and files into one reproducible layer.",
+    "plan": "Say what a push would do, blob by blob, and why.",
+    "pull": "Fetch an image into an OCI layout.",
+    "push": "Push an image, sending only what the registry does not have.",
+    "resolve": "Print what a reference names now.",
     "verify": "Prove a layer, image, tree or build reproducible, or name what keeps it from being so.",
 }
 

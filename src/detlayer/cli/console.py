@@ -144,6 +144,34 @@ class Console:
         if self._task is not None:
             self._bar.update(self._task, description=f"{entries:,} entries, {size(tar_bytes)}")
 
+    # -- transfers
+
+    @property
+    def shows_bars(self) -> bool:
+        """Whether progress is shown as bars: asked for, or on a terminal."""
+        return not self._quiet and (self._kind == "bar" or (self._kind == "auto" and _is_terminal(sys.stderr)))
+
+    @property
+    def shows_plain(self) -> bool:
+        return not self._quiet and self._kind == "plain"
+
+    def bars(self) -> Progress:
+        """Put bars for transfers on the screen, or hand out those that are there; `close` takes them off."""
+        if self._bar is None:
+            from rich.console import Console as RichConsole
+            from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+
+            self._bar = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                DownloadColumn(binary_units=True),
+                TransferSpeedColumn(),
+                console=RichConsole(stderr=True, no_color=not self._colour),
+                transient=True,
+            )
+            self._bar.start()
+        return self._bar
+
     def close(self) -> None:
         """Take the bar off the screen."""
         if self._bar is not None:

@@ -9,10 +9,11 @@ from typing import Any, NamedTuple
 
 from detlayer.contents.text import token_trap
 from detlayer.difference.report import Compared, DiffReport, Verdict
+from detlayer.documents import decode_object
 from detlayer.errors import LayerError, printable
 from detlayer.finding import Change
-from detlayer.layout import Blob, Image, Layout, OpenFile
-from detlayer.oci import Digest
+from detlayer.layout import Image, Layout, OpenFile
+from detlayer.oci import Descriptor, Digest
 
 _RANKS: tuple[Verdict, ...] = ("same", "compressor", "form", "config", "entries")
 _MAX_IMAGES = 1000
@@ -54,12 +55,12 @@ def diff_images(a: ImageSide, b: ImageSide, diff_layers: DiffLayers) -> DiffRepo
         if one is None or other is None:
             config.append(Change("content", "platform", *(platform if image else "" for image in (one, other))))
             continue
-        if one.blob.digest == other.blob.digest:
+        if one.descriptor.digest == other.descriptor.digest:
             continue
-        settings = one.settings(), other.settings()
+        settings = _settings(one), _settings(other)
         are_read = one.config_data is not None and other.config_data is not None
         for part, follows, was, now in (
-            ("manifest", _FOLLOWS + _OF_CONFIG * are_read, one.manifest, other.manifest),
+            ("manifest", _FOLLOWS + _OF_CONFIG * are_read, _manifest(one), _manifest(other)),
             ("config", _FOLLOWS, *settings),
         ):
             config += (change._replace(field=f"{where}{part} {change.field}") for change in _changes(was, now, follows))
@@ -77,7 +78,9 @@ def diff_images(a: ImageSide, b: ImageSide, diff_layers: DiffLayers) -> DiffRepo
     if config:
         ranks.append(_RANKS.index("config"))
     left, right = (
-        Compared(side.name, "image", digest=str(next(iter(found.values())).blob.digest) if len(found) == 1 else "")
+        Compared(
+            side.name, "image", digest=str(next(iter(found.values())).descriptor.digest) if len(found) == 1 else ""
+        )
         for side, found in zip((a, b), images, strict=True)
     )
     return DiffReport(
@@ -101,17 +104,26 @@ def _read_images(side: ImageSide) -> Iterator[Image]:
         if number >= _MAX_IMAGES:
             what = f"{printable(side.name)} has over {_MAX_IMAGES} images"
             raise LayerError("layout-image", what, "name one by its tag: oci:DIR:TAG")
-        if isinstance(found, Blob):
+        if isinstance(found, Descriptor):
             what = f"{found.digest} is neither an index nor an image manifest"
             raise LayerError("layout-invalid", f"{printable(side.name)}: {what}", "name an image by its tag")
         yield found
 
 
+def _manifest(image: Image) -> dict[str, Any]:
+    return decode_object(image.manifest.data, str(image.manifest.digest))
+
+
+def _settings(image: Image) -> dict[str, Any]:
+    """Read the config, whatever it is of; empty if it is no JSON."""
+    return {} if image.config_data is None else decode_object(image.config_data, str(image.config.digest))
+
+
 def _by_platform(name: str, images: Iterator[Image]) -> dict[str, Image]:
     found: dict[str, Image] = {}
     for image in images:
-        platform = image.platform() or "no platform"
-        if platform in found and found[platform].blob.digest != image.blob.digest:
+        platform = str(image.platform() or "no platform")
+        if platform in found and found[platform].descriptor.digest != image.descriptor.digest:
             raise LayerError(
                 "layout-image",
                 f"{printable(name)} has several images for {platform}",
@@ -121,7 +133,7 @@ def _by_platform(name: str, images: Iterator[Image]) -> dict[str, Image]:
     return found
 
 
-def _sole_layer(what: str, pair: tuple[Blob | None, Blob | None]) -> Iterator[Change]:
+def _sole_layer(what: str, pair: tuple[Descriptor | None, Descriptor | None]) -> Iterator[Change]:
     if pair[0] is None or pair[1] is None:
         yield Change("content", what, *(f"{blob.digest}, {blob.size_bytes} bytes" if blob else "" for blob in pair))
     elif pair[0].media_type != pair[1].media_type:

@@ -12,98 +12,43 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple
 
-import msgspec
-
+from detlayer.documents import ConfigFacts, Document, parse_config, parse_document
 from detlayer.errors import IntegrityError, LayerError, TreeError, printable
 from detlayer.layout.file import OpenFile
-from detlayer.layout.place import MAX_DOCUMENT_BYTES, Archive, Directory, Place, blob_name, read_document
-from detlayer.oci import Descriptor, Digest, parse_digest
+from detlayer.layout.place import Directory, Place, blob_name, read_document
+from detlayer.oci import MAX_DOCUMENT_BYTES, Descriptor, Digest, Platform, digest_of
 
 _ARCHIVES = {"oci:": False, "oci-archive:": True}
-_INDEXES = frozenset(
-    ("application/vnd.oci.image.index.v1+json", "application/vnd.docker.distribution.manifest.list.v2+json")
-)
-_MANIFESTS = frozenset(
-    ("application/vnd.oci.image.manifest.v1+json", "application/vnd.docker.distribution.manifest.v2+json")
-)
-_CONFIGS = frozenset(("application/vnd.oci.image.config.v1+json", "application/vnd.docker.container.image.v1+json"))
-_LAYERS = (
-    "application/vnd.oci.image.layer.v1.tar",
-    "application/vnd.oci.image.layer.nondistributable.v1.tar",
-    "application/vnd.docker.image.rootfs.diff.tar",
-    "application/vnd.docker.image.rootfs.foreign.diff.tar",
-)
-_FOREIGN = ("nondistributable", "rootfs.foreign")
-_NAMES = ("org.opencontainers.image.ref.name", "io.containerd.image.name")
 _HEX = re.compile("[0-9a-f]{64}")
 _MAX_DEPTH = 8
 _MAX_BLOBS = 20_000
 _PIECE_BYTES = 1 << 20
-_Document = TypeVar("_Document")
-
-
-@dataclass(frozen=True, slots=True)
-class Blob(Descriptor):
-    """A blob as a stranger's descriptor names it. `platform` is `os/architecture[/variant]`, as far as that says it."""
-
-    platform: str = ""
-
-    @property
-    def is_index(self) -> bool:
-        return self.media_type in _INDEXES
-
-    @property
-    def is_config(self) -> bool:
-        """Whether it is the config of an image; artifacts have others."""
-        return self.media_type in _CONFIGS
-
-    @property
-    def is_layer(self) -> bool:
-        """Whether it is a tar to unpack; what attestations call layers is not."""
-        return self.media_type.startswith(_LAYERS)
-
-    @property
-    def is_foreign(self) -> bool:
-        """Whether it may lie elsewhere."""
-        return any(word in self.media_type for word in _FOREIGN)
-
-    @property
-    def may_be_document(self) -> bool:
-        """Whether it is an index or a manifest, as far as its media type tells."""
-        return not self.media_type or self.is_index or self.media_type in _MANIFESTS
-
-    @property
-    def tag(self) -> str:
-        return self.annotations.get(_NAMES[0], "")
-
-    def is_named(self, tag: str) -> bool:
-        names = [self.annotations.get(name, "") for name in _NAMES]
-        return any(name == tag or name.endswith(":" + tag) for name in names)
 
 
 @dataclass(frozen=True, slots=True)
 class Image:
     """One manifest. `config_data` is None if the config is no JSON, or could not be had."""
 
-    blob: Blob
-    manifest: dict[str, Any]
-    config: Blob
+    descriptor: Descriptor
+    manifest: Document
+    config: Descriptor
     config_data: bytes | None
-    layers: tuple[Blob, ...]
 
-    def settings(self) -> dict[str, Any]:
-        """Read the config; empty if it is no JSON. Raises LayerError."""
-        return {} if self.config_data is None else _decode(self.config_data, str(self.config.digest))
+    @property
+    def layers(self) -> tuple[Descriptor, ...]:
+        return self.manifest.layers
 
-    def diff_ids(self) -> list[str]:
-        """Say what the config of an image says of its layers; raises LayerError."""
-        return _convert(self.settings(), _Config, str(self.config.digest)).rootfs.diff_ids
+    def facts(self) -> ConfigFacts:
+        """Read what the config of an image says; raises LayerError."""
+        if self.config_data is None or not self.config.is_config:
+            return ConfigFacts(None, ())
+        return parse_config(self.config_data, str(self.config.digest))
 
-    def platform(self) -> str:
-        """Name it as `os/architecture[/variant]`, by its descriptor or by its config; raises LayerError."""
-        return self.blob.platform or _platform(self.settings())
+    def platform(self) -> Platform | None:
+        """Say what it runs on, by its descriptor or by its config; raises LayerError."""
+        return self.descriptor.platform or self.facts().platform
 
 
 class Measure(NamedTuple):
@@ -113,7 +58,7 @@ class Measure(NamedTuple):
     size_bytes: int
 
 
-Read = Callable[[Blob], bytes | None]
+Read = Callable[[Descriptor], bytes | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,20 +67,20 @@ class _Walk:
 
     read: Read
     # Digest, media type, size and platform of documents; of what was only named, and may be a manifest, less.
-    _seen: set[tuple[Digest, str | None, int, str]] = field(default_factory=set)
-    # What a document was, by its digest and size, and whether it was called an index: None if it was one.
-    found: dict[tuple[Digest, int, bool], Image | None] = field(default_factory=dict)
+    _seen: set[tuple[Digest, str | None, int, Platform | None]] = field(default_factory=set)
+    # What a document was, by its digest, size and media type: None if it was an index.
+    found: dict[tuple[Digest, int, str], Image | None] = field(default_factory=dict)
 
-    def enter(self, blob: Blob) -> bool:
+    def enter(self, blob: Descriptor) -> bool:
         """Tell whether a document is to be followed."""
         place = (blob.digest, blob.media_type, blob.size_bytes, blob.platform)
         return place not in self._seen and self._add(place)
 
-    def count(self, blob: Blob) -> None:
+    def count(self, blob: Descriptor) -> None:
         """Count a blob that is only named."""
-        self._add((blob.digest, None, 0, ""))
+        self._add((blob.digest, None, 0, None))
 
-    def _add(self, place: tuple[Digest, str | None, int, str]) -> bool:
+    def _add(self, place: tuple[Digest, str | None, int, Platform | None]) -> bool:
         self._seen.add(place)
         if len(self._seen) > _MAX_BLOBS:
             raise LayerError("layout-invalid", f"over {_MAX_BLOBS} blobs", "no honest image has as many")
@@ -149,8 +94,8 @@ class Layout:
         self._path = path
         self._place = place
 
-    def manifests(self) -> list[Blob]:
-        """Read what index.json names; raises TreeError if there is none."""
+    def index(self) -> Document:
+        """Read index.json; raises TreeError if there is none, and LayerError."""
         file = self._place.open("index.json")
         if file is None and self._place.holds("index.json"):
             raise _invalid(f"{self._path}/index.json is no regular file")
@@ -160,9 +105,17 @@ class Layout:
                 f"{printable(self._path)} has no index.json",
                 "name an OCI layout: oci:DIR or oci-archive:FILE",
             )
-        return _index(_decode(read_document(file, "index.json"), "index.json"), "index.json")
+        name = f"{self._path}/index.json"
+        index = parse_document(read_document(file, name), name)
+        if not index.is_index:
+            raise _invalid(f"{name} is a manifest, not an index")
+        return index
 
-    def images(self, manifests: Iterable[Blob], read: Read | None = None) -> Iterator[Image | Blob]:
+    def manifests(self) -> tuple[Descriptor, ...]:
+        """Read what index.json names; raises TreeError if there is none, and LayerError."""
+        return self.index().children
+
+    def images(self, manifests: Iterable[Descriptor], read: Read | None = None) -> Iterator[Image | Descriptor]:
         """Follow indexes to the images, each once for a platform; what is neither comes as the blob that it is.
 
         `read` is how documents are read: it may refuse one, by None, and go on; by default it is `document`.
@@ -171,8 +124,8 @@ class Layout:
         for blob in manifests:
             yield from self._follow(blob, walk, 0)
 
-    def _follow(self, blob: Blob, walk: _Walk, depth: int) -> Iterator[Image | Blob]:
-        if not blob.may_be_document:
+    def _follow(self, blob: Descriptor, walk: _Walk, depth: int) -> Iterator[Image | Descriptor]:
+        if blob.media_type and not blob.is_index and not blob.is_manifest:
             walk.count(blob)
             yield blob
             return
@@ -182,29 +135,26 @@ class Layout:
             raise LayerError(
                 "layout-invalid", f"indexes in indexes, over {_MAX_DEPTH} deep", "no honest image has these"
             )
-        place = (blob.digest, blob.size_bytes, blob.is_index)
+        place = (blob.digest, blob.size_bytes, blob.media_type)
         if place in walk.found:  # for another platform: it is not read again
             known = walk.found[place]
             if known is not None:
-                yield replace(known, blob=blob)
+                yield replace(known, descriptor=blob)
             return
         data = _bounded(blob, walk.read)
         if data is None:
             return
-        name = str(blob.digest)
-        document = _decode(data, name)
-        if blob.is_index or (not blob.media_type and document.get("manifests") is not None):
+        document = parse_document(data, str(blob.digest), blob.media_type)
+        if document.config is None:
             walk.found[place] = None
-            for one in _index(document, name):
+            for one in document.children:
                 yield from self._follow(one, walk, depth + 1)
             return
-        manifest = _convert(document, _Manifest, name)
-        config = _blob(manifest.config)
-        layers = tuple(map(_blob, manifest.layers))
-        for one in (config, *layers):
+        for one in document.blobs:
             walk.count(one)
+        config = document.config
         is_json = config.media_type.endswith("json")  # an artifact's may be anything
-        image = Image(blob, document, config, _bounded(config, walk.read) if is_json else None, layers)
+        image = Image(blob, document, config, _bounded(config, walk.read) if is_json else None)
         walk.found[place] = image
         yield image
 
@@ -212,16 +162,20 @@ class Layout:
         """Name the blobs that are there, in order, whether or not anything leads to them; raises LayerError."""
         return [Digest(name) for name in self._place.blobs() if _HEX.fullmatch(name)]
 
+    def find(self, digest: Digest) -> OpenFile | None:
+        """Open a blob, unchecked; None if it is not there. Raises LayerError."""
+        return self._place.open(blob_name(digest))
+
     def has(self, digest: Digest) -> bool:
         """Tell whether there is a file for a blob."""
-        file = self._place.open(blob_name(digest))
+        file = self.find(digest)
         if file is not None:
             file.close()
         return file is not None
 
     def open(self, digest: Digest) -> OpenFile:
         """Open a blob, unchecked; raises LayerError if it is not there."""
-        file = self._place.open(blob_name(digest))
+        file = self.find(digest)
         if file is None:
             raise LayerError(
                 "input-unreadable", f"{printable(self._path)} has no {blob_name(digest)}", "is the OCI layout complete?"
@@ -230,26 +184,35 @@ class Layout:
 
     def measure(self, digest: Digest) -> Measure | None:
         """Read a blob through, and say what it is; None if it is not there. Raises LayerError."""
-        file = self._place.open(blob_name(digest))
-        if file is None:
-            return None
-        sha, size_bytes = hashlib.sha256(), 0
-        with file:
-            while piece := file.read(_PIECE_BYTES):
-                sha.update(piece)
-                size_bytes += len(piece)
-        return Measure(Digest(sha.hexdigest()), size_bytes)
+        file = self.find(digest)
+        return None if file is None else measure(file)
 
-    def document(self, blob: Blob) -> bytes:
+    def document(self, descriptor: Descriptor) -> bytes:
         """Read a whole blob that is what its descriptor says; raises IntegrityError if it is not, and LayerError."""
-        data = read_document(self.open(blob.digest), blob_name(blob.digest))
-        if len(data) != blob.size_bytes or hashlib.sha256(data).hexdigest() != blob.digest.hex:
-            raise IntegrityError(
-                "blob-digest",
-                f"{blob_name(blob.digest)} of {printable(self._path)} does not hold {blob.digest}",
-                "fetch or make the layout again",
-            )
-        return data
+        return checked_document(self.open(descriptor.digest), descriptor, self._path)
+
+
+def measure(file: OpenFile) -> Measure:
+    """Read what is left of a file, say what it is, and close it; raises LayerError."""
+    sha, size_bytes = hashlib.sha256(), 0
+    with file:
+        while piece := file.read(_PIECE_BYTES):
+            sha.update(piece)
+            size_bytes += len(piece)
+    return Measure(Digest(sha.hexdigest()), size_bytes)
+
+
+def checked_document(file: OpenFile, descriptor: Descriptor, path: str) -> bytes:
+    """Read a whole file that is what a descriptor says, and close it; raises IntegrityError if it is not."""
+    name = blob_name(descriptor.digest)
+    data = read_document(file, name)
+    if len(data) != descriptor.size_bytes or digest_of(data) != descriptor.digest:
+        raise IntegrityError(
+            "blob-digest",
+            f"{name} of {printable(path)} does not hold {descriptor.digest}",
+            "fetch or make the image again",
+        )
+    return data
 
 
 class LayoutName(NamedTuple):
@@ -267,87 +230,39 @@ def name_layout(text: str) -> LayoutName | None:
     """
     for prefix, is_archive in _ARCHIVES.items():
         if text.startswith(prefix):
-            rest = text.removeprefix(prefix)
-            is_there = os.path.isfile(rest) if is_archive else os.path.isdir(rest)
-            path, colon, tag = rest.rpartition(":")
-            return LayoutName(path, tag, is_archive) if colon and not is_there else LayoutName(rest, "", is_archive)
+            path, tag = split_name(text.removeprefix(prefix), os.path.isfile if is_archive else os.path.isdir)
+            return LayoutName(path, tag, is_archive)
     return None
+
+
+def split_name(text: str, is_there: Callable[[str], bool]) -> tuple[str, str]:
+    """Divide a path from what is named in it: the longest path that is there, or else what is before the first `:`."""
+    path = text
+    while not is_there(path):
+        path, colon, _ = path.rpartition(":")
+        if not colon:
+            path, _, name = text.partition(":")
+            return path, name
+    return path, text[len(path) + 1 :]
 
 
 @contextmanager
 def open_layout(name: LayoutName, *, max_expansion: int = 200) -> Iterator[Layout]:
     """Open a layout for reading; raises TreeError where there is none, LayerError for an archive that is no tar."""
-    place = Archive(name.path, max_expansion=max_expansion) if name.is_archive else Directory(name.path)
+    place: Place
+    if name.is_archive:
+        from detlayer.layout.archive import Archive  # reads tars, which a directory has no need of
+
+        place = Archive(name.path, max_expansion=max_expansion)
+    else:
+        place = Directory(name.path)
     try:
         yield Layout(name.path, place)
     finally:
         place.close()
 
 
-class _Descriptor(msgspec.Struct):
-    digest: str
-    size: int
-    mediaType: str = ""
-    annotations: dict[str, str] | None = None
-    platform: Any = None
-
-
-class _Index(msgspec.Struct):
-    manifests: list[_Descriptor]
-
-
-class _Manifest(msgspec.Struct):
-    config: _Descriptor
-    layers: list[_Descriptor] = []
-
-
-class _RootFs(msgspec.Struct):
-    diff_ids: list[str] = []
-
-
-class _Config(msgspec.Struct):
-    rootfs: _RootFs
-
-
-def _decode(data: bytes, name: str) -> dict[str, Any]:
-    try:
-        document = msgspec.json.decode(data)
-    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
-        raise _invalid(f"{name} is no JSON: {error}") from error
-    if not isinstance(document, dict):
-        raise _invalid(f"{name} is no JSON object")
-    return document
-
-
-def _convert(document: dict[str, Any], kind: type[_Document], name: str) -> _Document:
-    try:
-        return msgspec.convert(document, kind)
-    except msgspec.MsgspecError as error:
-        raise _invalid(f"{name} is no such document: {error}") from error
-
-
-def _index(document: dict[str, Any], name: str) -> list[Blob]:
-    return list(map(_blob, _convert(document, _Index, name).manifests))
-
-
-def _blob(descriptor: _Descriptor) -> Blob:
-    try:
-        digest = parse_digest(descriptor.digest)
-    except ValueError as error:
-        raise LayerError(
-            "layout-invalid", f"{printable(descriptor.digest)} is no sha256 digest", "other digests are not supported"
-        ) from error
-    if descriptor.size < 0:
-        raise _invalid(f"the descriptor of {digest} has no size")
-    platform = _platform(descriptor.platform) if isinstance(descriptor.platform, dict) else ""
-    return Blob(descriptor.mediaType, digest, descriptor.size, descriptor.annotations or {}, platform)
-
-
-def _platform(document: dict[str, Any]) -> str:
-    return "/".join(str(document[key]) for key in ("os", "architecture", "variant") if document.get(key))
-
-
-def _bounded(blob: Blob, read: Read) -> bytes | None:
+def _bounded(blob: Descriptor, read: Read) -> bytes | None:
     if blob.size_bytes > MAX_DOCUMENT_BYTES:
         raise LayerError(
             "document-too-long",

@@ -11,8 +11,8 @@ from detlayer.audit import Findings, audit
 from detlayer.entry import Profile
 from detlayer.errors import LayerError, TreeError, printable
 from detlayer.finding import Finding
-from detlayer.layout import Blob, Image, Layout, LayoutName, Measure, begins_like_layer, open_layout
-from detlayer.oci import Digest
+from detlayer.layout import Image, Layout, LayoutName, Measure, begins_like_layer, open_layout
+from detlayer.oci import Descriptor, Digest
 from detlayer.tar import BLOCK_BYTES
 from detlayer.verification.layers import Expectation
 from detlayer.verification.report import LayerFacts, TargetReport, divide, facts_of
@@ -68,10 +68,10 @@ class _Check:
         if not wanted:
             self._note("index.json names no image; all blobs were checked")
         for found in self._layout.images(wanted, self._document):
-            if isinstance(found, Blob):
+            if isinstance(found, Descriptor):
                 self._check_other(found, "no image")
-            elif found.blob.digest not in self._images:
-                self._images.add(found.blob.digest)
+            elif found.descriptor.digest not in self._images:
+                self._images.add(found.descriptor.digest)
                 self._take_image(found)
 
         if not name.tag:
@@ -87,7 +87,7 @@ class _Check:
             if found is None:
                 continue
             others += 1
-            blob = Blob("", digest, found.size_bytes)
+            blob = Descriptor("", digest, found.size_bytes)
             if self._check_blob(blob) and with_layers and self._begins_like_layer(digest):
                 self._audit(digest)
         if others and not with_layers:
@@ -97,7 +97,7 @@ class _Check:
         with self._layout.open(digest) as file:
             return begins_like_layer(file.read(BLOCK_BYTES))
 
-    def _check_other(self, blob: Blob, what: str) -> None:
+    def _check_other(self, blob: Descriptor, what: str) -> None:
         # Not remembered as seen: where it is named as what we know, it is looked into.
         if self._check_blob(blob):
             kind = printable(blob.media_type[:100]) or "no media type"
@@ -109,13 +109,13 @@ class _Check:
             self._take_layer(one)
         if not image.config.is_config or image.config_data is None:
             return
-        diff_ids = image.diff_ids()
+        diff_ids = image.facts().diff_ids
         if not all(one.is_layer for one in image.layers):
             return  # an attestation: its "layers" are no tars, and nobody unpacks them
         if len(diff_ids) != len(image.layers):
             found, wanted = f"{len(diff_ids)} of them", f"{len(image.layers)}, one for each layer"
             self.failures.add(
-                Finding("config-diff-id", str(image.blob.digest), "diff_ids of the config", found, wanted)
+                Finding("config-diff-id", str(image.descriptor.digest), "diff_ids of the config", found, wanted)
             )
         for number, (one, diff_id) in enumerate(zip(image.layers, diff_ids, strict=False)):
             facts = self.layers.get(one.digest)
@@ -123,7 +123,7 @@ class _Check:
                 where = f"diff_ids[{number}] of config {image.config.digest}"
                 self.failures.add(Finding("config-diff-id", str(one.digest), where, printable(diff_id), facts.diff_id))
 
-    def _take_layer(self, blob: Blob) -> None:
+    def _take_layer(self, blob: Descriptor) -> None:
         if not blob.is_layer:
             self._check_other(blob, "no layer")
         elif blob.is_foreign and not self._layout.has(blob.digest):
@@ -152,11 +152,11 @@ class _Check:
 
     # -- blobs
 
-    def _document(self, blob: Blob) -> bytes | None:
+    def _document(self, blob: Descriptor) -> bytes | None:
         """Read a document that is what its digest says; None, with a finding, if it is not."""
         return self._layout.document(blob) if self._check_blob(blob) else None
 
-    def _check_blob(self, blob: Blob) -> bool:
+    def _check_blob(self, blob: Descriptor) -> bool:
         """Compare a blob with its digest and size; False, with a finding, if it is another."""
         known = self._blobs.get((blob.digest, blob.size_bytes))
         if known is not None:
@@ -175,7 +175,7 @@ class _Check:
             self._measures[digest] = self._layout.measure(digest)
         return self._measures[digest]
 
-    def _judge_blob(self, blob: Blob) -> Iterator[Finding]:
+    def _judge_blob(self, blob: Descriptor) -> Iterator[Finding]:
         found = self._measure(blob.digest)
         shown = str(blob.digest)
         if found is None:

@@ -16,8 +16,8 @@ from detlayer.entry import Profile
 from detlayer.errors import ConfigError, printable
 from detlayer.finding import Finding
 from detlayer.layer import ANNOTATION_PREFIX
-from detlayer.layout import MAX_DOCUMENT_BYTES, open_file, read_bounded
-from detlayer.oci import parse_digest
+from detlayer.layout import open_file, read_bounded
+from detlayer.oci import MAX_DOCUMENT_BYTES, parse_digest
 from detlayer.verification.contrast import Run, contrast
 from detlayer.verification.report import LayerFacts, TargetReport, divide, facts_of
 

@@ -1,0 +1,140 @@
+"""What the commands that talk to registries are all told: options and environment to the values of the network."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from detlayer import __version__
+from detlayer.cli.common import cache_directory
+from detlayer.cli.console import Console
+from detlayer.cli.transfers import Transfers
+from detlayer.errors import ConfigError
+
+if TYPE_CHECKING:
+    from detlayer.names import Reference, RepositoryName
+    from detlayer.ports import Memory
+    from detlayer.registry.client import Registries
+    from detlayer.registry.credentials import Credentials, CredentialStore
+
+_Decorated = TypeVar("_Decorated", bound=Callable[..., Any])
+
+_NETWORK = (
+    click.option(
+        "--insecure-registry",
+        metavar="HOST",
+        multiple=True,
+        help="Speak plain HTTP to HOST[:PORT]; loopback needs no leave.",
+    ),
+    click.option("--ca-file", metavar="FILE", help="Trust these certificates (PEM), too."),
+    click.option("--client-cert", metavar="FILE", help="Show this certificate (PEM) to registries."),
+    click.option("--client-key", metavar="FILE", help="Its key, if that is in a file of its own."),
+    click.option("--username", metavar="NAME", help="Who you are; else $DETLAYER_USERNAME, else `docker login`'s."),
+    click.option("--password-stdin", is_flag=True, help="Read the password from stdin; else $DETLAYER_PASSWORD."),
+    click.option(
+        "--retries",
+        type=click.IntRange(0, 20),
+        default=4,
+        show_default=True,
+        help="How often a request is sent again to a registry that is busy.",
+    ),
+    click.option(
+        "--timeout",
+        metavar="SECONDS",
+        type=click.FloatRange(0.1, 3600),
+        default=60.0,
+        show_default=True,
+        help="How long an answer may take, and one wait for a busy registry.",
+    ),
+)
+
+
+def network_options(command: _Decorated) -> _Decorated:
+    """Add the options that say how registries are reached."""
+    for option in reversed(_NETWORK):
+        command = option(command)
+    return command
+
+
+@contextmanager
+def open_registries(
+    options: dict[str, Any], transfers: Transfers, references: Sequence[Reference]
+) -> Iterator[Registries]:
+    """Open what talks to registries; an interruption stops all threads.
+
+    Credentials that were given as they are go to the registries of `references` only. Raises ConfigError.
+    """
+    from detlayer.registry.client import Registries
+    from detlayer.registry.transport import Network, Transport
+
+    if options["client_key"] and not options["client_cert"]:
+        raise ConfigError("usage", "--client-key without --client-cert", "name the certificate, too")
+    network = Network(
+        insecure=frozenset(options["insecure_registry"]),
+        ca_file=options["ca_file"],
+        client_cert=options["client_cert"],
+        client_key=options["client_key"],
+        retries=options["retries"],
+        max_wait_s=options["timeout"],
+        read_s=options["timeout"],
+        connect_s=min(15.0, options["timeout"]),
+        user_agent=f"detlayer/{__version__}",
+    )
+    log = transfers.log if options.get("verbose") else None
+    with Registries(Transport(network, log=log), _finder(options, references)) as registries:
+        try:
+            yield registries
+        except BaseException:
+            registries.cancel()
+            raise
+
+
+def _finder(options: dict[str, Any], references: Sequence[Reference]) -> Callable[[RepositoryName], Credentials | None]:
+    """Make what finds credentials, once a registry asks for them: most of the time none does."""
+    given = _explicit(options)
+    stores: list[CredentialStore] = []
+
+    def find(name: RepositoryName) -> Credentials | None:
+        if not stores:
+            from detlayer.registry.credentials import CredentialStore, read_environment
+
+            meant = frozenset(reference.name.registry for reference in references)
+            stores.append(CredentialStore(read_environment(os.environ, *given, given_for=meant)))
+        return stores[0].find(name)
+
+    return find
+
+
+def _explicit(options: dict[str, Any]) -> tuple[str, str]:
+    username = options["username"] or os.environ.get("DETLAYER_USERNAME", "")
+    password = os.environ.get("DETLAYER_PASSWORD", "")
+    if options["password_stdin"]:
+        password = sys.stdin.readline().rstrip("\r\n") if sys.stdin is not None else ""
+        if not password:
+            raise ConfigError("password-missing", "--password-stdin found no password", "pipe one in")
+    if options["username"] and not password:
+        raise ConfigError(
+            "password-missing",
+            "--username without a password",
+            "set DETLAYER_PASSWORD, or pipe one in with --password-stdin",
+        )
+    return username, password
+
+
+@contextmanager
+def open_memory(options: dict[str, Any], console: Console) -> Iterator[Memory]:
+    """Open what is remembered from run to run; nothing is opened in earnest before it is asked."""
+    if options["no_cache"]:
+        from detlayer.ports import Amnesia
+
+        yield Amnesia()
+        return
+    from detlayer.store import Store
+
+    with Store(cache_directory(options), reporter=console) as store:
+        yield store.memory

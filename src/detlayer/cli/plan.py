@@ -1,0 +1,151 @@
+"""`detlayer plan`: what a push would do, blob by blob, each with a reason; and what `push` is told likewise."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from detlayer.cli import exits
+from detlayer.cli.common import cache_options, console_options, make_console
+from detlayer.cli.console import Console, size
+from detlayer.cli.network import network_options, open_memory, open_registries
+from detlayer.cli.transfers import Transfers
+from detlayer.errors import ConfigError
+
+if TYPE_CHECKING:
+    from detlayer.names import Reference
+    from detlayer.plan import Plan
+    from detlayer.ports import Memory
+    from detlayer.publishing import Hints, Image
+    from detlayer.registry.client import Registries
+
+REMOTE = "docker://"
+_Decorated = TypeVar("_Decorated", bound=Callable[..., Any])
+_SHOWN_DIGEST = 19
+
+_SOURCE = (
+    click.option("--as-blob", is_flag=True, help="IMAGE is a layer file, which is pushed as an artifact of its own."),
+    click.option("--index", "whole_index", is_flag=True, help="Take a layout's index.json itself as the image."),
+    click.option(
+        "--source",
+        metavar="REPOSITORY",
+        multiple=True,
+        help="Mount or fetch blobs from here, where IMAGE's own are not needed.",
+    ),
+)
+
+
+def source_options(command: _Decorated) -> _Decorated:
+    """Add the options that say where an image's blobs come from."""
+    for option in reversed(_SOURCE):
+        command = option(command)
+    return command
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  detlayer plan oci:image registry.example/team/app:1.2
+  detlayer plan oci:image 127.0.0.1:5000/app:dev --json > plan.json
+"""
+)
+@click.argument("image", metavar="IMAGE")
+@click.argument("references", metavar="REF...", nargs=-1, required=True)
+@click.option("--question", is_flag=True, help="Exit with 1 if a push would change anything.")
+@click.option("--json", "as_json", is_flag=True, help="Print a document that `push --plan` carries out.")
+@source_options
+@network_options
+@cache_options
+@console_options
+@click.pass_context
+def plan(ctx: click.Context, /, **options: Any) -> None:
+    """Say what `push` would do for IMAGE and each REF, and why; nothing is changed.
+
+    For each blob: present (seen or pushed earlier), inferred (a manifest that is there lists it), mount (another
+    repository of the registry has it), upload, or foreign (registries do not take it).
+    """
+    from detlayer.publishing import plan_push
+
+    console = make_console(options, json=options["as_json"])
+    transfers = Transfers(console)
+    references = read_references(options["references"])
+    hints = read_hints(options)
+    try:
+        with (
+            open_registries(options, transfers, references) as registries,
+            open_memory(options, console) as memory,
+            open_image_named(options, registries, memory) as image,
+        ):
+            plans = plan_push(image, references, registries, memory=memory, hints=hints)
+    finally:
+        console.close()
+    show_plan(console, plans, as_json=options["as_json"])
+    if options["question"] and not all(one.is_done for one in plans):
+        ctx.exit(exits.NO)
+
+
+def show_plan(console: Console, plans: Sequence[Plan], *, as_json: bool) -> None:
+    """Print plans: a line for each blob, manifest and tag, and what it comes to."""
+    from detlayer.oci import canonical_json
+    from detlayer.plan import plans_document
+
+    if as_json:
+        console.result(canonical_json({"type": "result", **plans_document(plans)}).decode())
+        return
+    for one in plans:
+        console.line(str(one.name))
+        rows: list[tuple[str, str, str, str]] = [
+            (blob.action, str(blob.digest)[:_SHOWN_DIGEST], size(blob.size_bytes), blob.reason) for blob in one.blobs
+        ]
+        rows += [
+            (document.action, str(document.digest)[:_SHOWN_DIGEST], size(document.size_bytes), document.reason)
+            for document in one.manifests
+        ]
+        rows += [(tag.action, tag.tag[:_SHOWN_DIGEST], size(one.root_bytes), tag.reason) for tag in one.tags]
+        widths = [max(len(row[column]) for row in rows) for column in range(3)]
+        for action, name, bytes_text, reason in rows:
+            console.line(f"  {action:{widths[0]}}  {name:{widths[1]}}  {bytes_text:>{widths[2]}}  {reason}")
+        if one.is_done:
+            console.line("  nothing to do")
+        else:
+            console.line(f"  {one.requests:,} requests and {size(one.upload_bytes)} to send, of {size(one.all_bytes)}")
+    console.flush()
+
+
+def read_references(texts: Sequence[str]) -> list[Reference]:
+    """Read REF arguments; raises ConfigError."""
+    from detlayer.names import parse_reference
+
+    return [parse_reference(text) for text in texts]
+
+
+def read_hints(options: dict[str, Any]) -> Hints:
+    """Read --source; raises ConfigError."""
+    from detlayer.names import parse_reference
+    from detlayer.publishing import Hints
+
+    return Hints(tuple(parse_reference(text).name for text in options["source"]))
+
+
+@contextmanager
+def open_image_named(options: dict[str, Any], registries: Registries, memory: Memory) -> Iterator[Image]:
+    """Open IMAGE, of whatever kind; raises ConfigError, TreeError, LayerError, IntegrityError and RegistryError."""
+    text: str = options["image"]
+    if text.startswith(REMOTE):
+        from detlayer.names import parse_reference
+        from detlayer.remote import RemoteImage
+
+        for name, flag in (("whole_index", "--index"), ("as_blob", "--as-blob")):
+            if options[name]:
+                raise ConfigError("usage", f"{flag} is not for {REMOTE}", "leave it out")
+        reference = parse_reference(text.removeprefix(REMOTE))
+        repository = registries.repository(reference.name)
+        yield RemoteImage(repository, repository.get_manifest(reference.target), memory)
+        return
+    from detlayer.layout import open_image
+
+    with open_image(text, whole_index=options["whole_index"], as_blob=options["as_blob"]) as image:
+        yield image

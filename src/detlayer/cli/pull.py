@@ -1,0 +1,80 @@
+"""`detlayer pull`: an image from a registry into an OCI layout."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import click
+
+from detlayer.cli.common import cache_options, console_options, make_console
+from detlayer.cli.console import size
+from detlayer.cli.network import network_options, open_memory, open_registries
+from detlayer.cli.transfers import Transfers
+from detlayer.errors import ConfigError, printable
+
+_LAYOUT = "oci:"
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  detlayer pull 127.0.0.1:5000/app:dev -o oci:image
+  detlayer pull registry.example/base:12 -o oci:base --platform linux/arm64
+  detlayer pull registry.example/base:12 -o oci:base --manifests-only
+"""
+)
+@click.argument("reference", metavar="REF")
+@click.option("-o", "--output", metavar="oci:DIR[:TAG]", required=True, help="The layout, which is made if need be.")
+@click.option("--platform", metavar="OS/ARCH", help="Fetch only this platform of an index.")
+@click.option("--manifests-only", is_flag=True, help="Leave layers in the registry; `push` finds them there.")
+@click.option("--json", "as_json", is_flag=True, help="Print events and the result as lines of JSON.")
+@network_options
+@cache_options
+@console_options
+def pull(**options: Any) -> None:
+    """Fetch REF into an OCI layout and print its digest.
+
+    What is there is not fetched again, and what broke off is gone on with. Everything is held against its digest before
+    it gets its name.
+    """
+    from detlayer.names import is_tag, parse_reference
+    from detlayer.oci import canonical_json
+    from detlayer.platforms import parse_platform
+    from detlayer.pulling import pull as pull_image
+    from detlayer.sink import LayoutWriter
+
+    console = make_console(options, json=options["as_json"])
+    transfers = Transfers(console, as_events=options["as_json"])
+    started = time.monotonic()
+    path, _, tag = options["output"].removeprefix(_LAYOUT).partition(":")
+    if not options["output"].startswith(_LAYOUT) or not path:
+        raise ConfigError(
+            "output-invalid", f"{printable(options['output'])!r} is no OCI layout", "write -o oci:DIR or oci:DIR:TAG"
+        )
+    if tag and not is_tag(tag):
+        raise ConfigError("output-invalid", f"{printable(tag)!r} can't be a tag", "write -o oci:DIR:TAG")
+    platform = parse_platform(options["platform"]) if options["platform"] else None
+    reference = parse_reference(options["reference"])
+    try:
+        with open_registries(options, transfers, [reference]) as registries, open_memory(options, console) as memory:
+            pulled = pull_image(
+                reference,
+                LayoutWriter(path),
+                registries,
+                tag=tag,
+                platform=platform,
+                manifests_only=options["manifests_only"],
+                memory=memory,
+                reporter=transfers,
+            )
+    finally:
+        console.close()
+    if options["as_json"]:
+        console.result(canonical_json({"type": "result", **pulled.to_document()}).decode())
+    else:
+        console.result(str(pulled.resolved.document.digest))
+    console.note(
+        f"{reference} into {printable(path)}: {pulled.blobs:,} blobs, {size(pulled.fetched_bytes)} fetched, "
+        f"{time.monotonic() - started:.1f} s"
+    )

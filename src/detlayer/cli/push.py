@@ -1,0 +1,125 @@
+"""`detlayer push`: an image to where it goes; the digest that everybody else will ask for on stdout."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from detlayer.cli import exits
+from detlayer.cli.common import cache_options, console_options, make_console
+from detlayer.cli.console import Console, size
+from detlayer.cli.network import network_options, open_memory, open_registries
+from detlayer.cli.plan import open_image_named, read_hints, read_references, show_plan, source_options
+from detlayer.cli.transfers import Transfers
+from detlayer.errors import ConfigError, printable
+
+if TYPE_CHECKING:
+    from detlayer.plan import Plan
+    from detlayer.publishing import PushReport, PushResult
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  detlayer push oci:image registry.example/team/app:1.2 registry.example/team/app:latest
+  detlayer push docker-archive:app.tar 127.0.0.1:5000/app:dev --json
+  detlayer push docker://old.example/app:1.2 new.example/app:1.2
+"""
+)
+@click.argument("image", metavar="IMAGE")
+@click.argument("references", metavar="REF...", nargs=-1, required=True)
+@click.option("--dry-run", is_flag=True, help="Say what would be done, as `plan` does, and do nothing.")
+@click.option("--plan", "plan_file", metavar="FILE", help="Carry out what `plan --json` wrote, if nothing moved since.")
+@click.option("--json", "as_json", is_flag=True, help="Print events and the result as lines of JSON.")
+@source_options
+@network_options
+@cache_options
+@console_options
+@click.pass_context
+def push(ctx: click.Context, /, **options: Any) -> None:
+    """Push IMAGE under each REF, sending only what the registry does not have, and print its digest.
+
+    IMAGE is oci:DIR[:TAG], oci-archive:FILE[:TAG], docker-archive:FILE[:NAME], docker://REF in a registry, or a layer
+    file with --as-blob. REF is registry/repository[:tag]. A push that changes nothing is one request.
+    """
+    from detlayer.publishing import plan_push
+    from detlayer.publishing import push as push_image
+
+    console = make_console(options, json=options["as_json"])
+    transfers = Transfers(console, as_events=options["as_json"])
+    started = time.monotonic()
+    references = read_references(options["references"])
+    plans = _read_plans(options["plan_file"])
+    hints = read_hints(options)
+    try:
+        with (
+            open_registries(options, transfers, references) as registries,
+            open_memory(options, console) as memory,
+            open_image_named(options, registries, memory) as image,
+        ):
+            if options["dry_run"]:
+                made = plan_push(image, references, registries, memory=memory, hints=hints)
+                show_plan(console, made, as_json=options["as_json"])
+                return
+            report = push_image(
+                image, references, registries, memory=memory, hints=hints, plans=plans, reporter=transfers
+            )
+    finally:
+        console.close()
+    _show(console, report, transfers, as_json=options["as_json"], started=started)
+    if report.first_error is not None:
+        raise report.first_error
+    if report.has_moved:
+        ctx.exit(exits.NO)
+
+
+def _read_plans(path: str | None) -> list[Plan] | None:
+    from detlayer.plan import parse_plans
+
+    if path is None:
+        return None
+    try:
+        with open(path, "rb") as file:
+            return parse_plans(file.read(), printable(path))
+    except OSError as error:
+        raise ConfigError("plan-invalid", f"{printable(path)}: {error.strerror}", "check the path") from error
+
+
+def _show(console: Console, report: PushReport, transfers: Transfers, *, as_json: bool, started: float) -> None:
+    from detlayer.oci import canonical_json
+
+    for result in report.results:
+        _say(console, result)
+    ok = [one for one in report.results if one.first_error is None and not one.moved]
+    if as_json:
+        document = {
+            "type": "result",
+            "results": [one.to_document() for one in report.results],
+            "requests": report.requests,
+            "sentBytes": report.sent_bytes,
+        }
+        console.result(canonical_json(document).decode())
+    elif ok:
+        console.result(str(ok[0].digest))
+    counts = transfers.counts()
+    blobs = ", ".join(f"{count:,} {how}" for how, count in sorted(counts.items()))
+    console.note(
+        f"{report.requests:,} requests, {size(report.sent_bytes)} sent"
+        + (f", blobs: {blobs}" if blobs else "")
+        + f", {time.monotonic() - started:.1f} s"
+    )
+
+
+def _say(console: Console, result: PushResult) -> None:
+    for moved in result.moved:
+        console.warning(
+            "plan-stale", f"{result.name}:{moved} has moved since the plan was made: nothing was pushed there"
+        )
+    words = {"present": "is up to date", "pushed": "pushed", "failed": "failed"}
+    for tag in result.tags:
+        joint = "@" if tag.tag.startswith("sha256:") else ":"
+        console.note(f"{result.name}{joint}{tag.tag} {words[tag.state]}")
+    if result.error is not None:
+        console.note(f"{result.name} failed")

@@ -1,0 +1,42 @@
+"""`detlayer resolve`: what a reference names now."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from detlayer.cli.common import console_options, make_console
+from detlayer.cli.network import network_options, open_registries
+from detlayer.cli.transfers import Transfers
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  detlayer resolve 127.0.0.1:5000/app:dev
+  detlayer resolve registry.example/base:12 --platform linux/arm64 --json
+"""
+)
+@click.argument("reference", metavar="REF")
+@click.option("--platform", metavar="OS/ARCH", help="Choose this platform's manifest of an index.")
+@click.option("--json", "as_json", is_flag=True, help="Print digest, media type, size and platforms as JSON.")
+@network_options
+@console_options
+def resolve(**options: Any) -> None:
+    """Print what REF names now: digest, media type and platforms, in one line."""
+    from detlayer.names import parse_reference
+    from detlayer.oci import canonical_json
+    from detlayer.platforms import parse_platform
+    from detlayer.pulling import resolve as resolve_reference
+
+    console = make_console(options, json=options["as_json"])
+    platform = parse_platform(options["platform"]) if options["platform"] else None
+    reference = parse_reference(options["reference"])
+    with open_registries(options, Transfers(console), [reference]) as registries:
+        found = resolve_reference(reference, registries, platform=platform)
+    if options["as_json"]:
+        console.result(canonical_json({"type": "result", **found.to_document()}).decode())
+    else:
+        platforms = ",".join(map(str, found.platforms)) or "-"
+        console.result(f"{found.document.digest} {found.document.media_type} {platforms}")

@@ -1,0 +1,472 @@
+"""What a push will do to one repository, blob by blob, each with a reason: a pure function over facts.
+
+    while questions := ask(wanted, facts): learn the answers
+    plan(wanted, facts)
+
+`ask` names only questions that cost less than they are expected to save; so a push that changes nothing asks one. How
+a fact was learned, and how a plan is carried out, is not known here. Carries out SPEC 11: what a tag names is complete
+at every moment, since blobs come before manifests, manifests before indexes, and tags last.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import msgspec
+
+from detlayer.documents import Document
+from detlayer.errors import ConfigError
+from detlayer.names import RepositoryName, parse_repository
+from detlayer.oci import Descriptor, Digest, parse_digest
+from detlayer.ports import Proof
+
+FORMAT = "detlayer-plan/1"
+
+# From here on a blob is worth a question before it is sent. Where an old image of the same tag is known, what it does
+# not have is most likely new, and only a large blob is worth one.
+ASK_FROM_BYTES = 1 << 20
+ASK_NEW_FROM_BYTES = 16 << 20
+
+_LAST_TAGS = frozenset(("latest", "stable", "main", "master", "edge", "nightly", "current"))
+
+Action = Literal["present", "inferred", "mount", "upload", "foreign"]
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """An image to push: its documents, children before parents and the root last, and their blobs, each once."""
+
+    documents: tuple[Document, ...]
+    fresh: frozenset[Digest] = frozenset()
+    """Blobs that were made just now, which no registry can have yet."""
+
+    @property
+    def root(self) -> Document:
+        return self.documents[-1]
+
+    @property
+    def blobs(self) -> tuple[Descriptor, ...]:
+        return tuple({blob.digest: blob for one in self.documents for blob in one.blobs}.values())
+
+    @property
+    def by_digest(self) -> dict[Digest, Document]:
+        return {one.digest: one for one in self.documents}
+
+
+@dataclass(slots=True)
+class Facts:
+    """What is known of one repository, and how."""
+
+    tags: dict[str, Descriptor | None] = field(default_factory=dict)
+    """What each destination tag names now; None if nothing."""
+    proofs: dict[Digest, Proof] = field(default_factory=dict)
+    """Blobs and manifests that are there."""
+    absent: set[Digest] = field(default_factory=set)
+    """What was asked for in this run and is not there."""
+    documents: dict[Digest, Document | None] = field(default_factory=dict)
+    """Old manifests of the destination tags; None if one could not be had."""
+    elsewhere: dict[Digest, RepositoryName] = field(default_factory=dict)
+    """Repositories of the same registry that blobs can be mounted from."""
+    begun: set[Digest] = field(default_factory=set)
+    """Blobs whose upload an earlier run began: they may have arrived."""
+
+    def demote(self, digests: Iterable[Digest]) -> None:
+        """Take back what proved wrong: these are not there, whatever was inferred."""
+        for digest in digests:
+            self.proofs.pop(digest, None)
+            self.elsewhere.pop(digest, None)
+            self.absent.add(digest)
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """Something to ask the registry: what a tag names, whether it has a manifest or a blob, or what a manifest says.
+
+    `free` allows no request: it is to be answered from memory, or not at all.
+    """
+
+    about: Literal["tag", "manifest", "blob", "document"]
+    target: str
+    free: bool = False
+
+    @property
+    def digest(self) -> Digest:
+        return parse_digest(self.target)
+
+
+@dataclass(frozen=True, slots=True)
+class BlobStep:
+    """What is done about a blob. `source` is where it is mounted from."""
+
+    digest: Digest
+    size_bytes: int
+    media_type: str
+    action: Action
+    reason: str
+    source: RepositoryName | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ManifestStep:
+    """What is done about a manifest or index by its digest."""
+
+    digest: Digest
+    size_bytes: int
+    media_type: str
+    action: Literal["present", "put"]
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class TagStep:
+    """What is done about a tag. `seen` is what it named when the plan was made."""
+
+    tag: str
+    action: Literal["present", "put"]
+    reason: str
+    seen: Digest | None
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a push to one repository does, in order: blobs, manifests by digest, tags.
+
+    `asked` counts the requests that making the plan took.
+    """
+
+    name: RepositoryName
+    root: Digest
+    blobs: tuple[BlobStep, ...]
+    manifests: tuple[ManifestStep, ...]
+    tags: tuple[TagStep, ...]
+    root_bytes: int
+    asked: int = 0
+
+    @property
+    def is_done(self) -> bool:
+        """Whether there is nothing to do."""
+        return not any((*self.sends, *self.puts, *self.tag_puts))
+
+    @property
+    def sends(self) -> tuple[BlobStep, ...]:
+        return tuple(one for one in self.blobs if one.action in ("mount", "upload"))
+
+    @property
+    def puts(self) -> tuple[ManifestStep, ...]:
+        return tuple(one for one in self.manifests if one.action == "put")
+
+    @property
+    def tag_puts(self) -> tuple[TagStep, ...]:
+        return tuple(one for one in self.tags if one.action == "put")
+
+    @property
+    def requests(self) -> int:
+        """How many requests carrying it out takes: a mount is one, an upload two (more in chunks)."""
+        per_blob = sum(2 if one.action == "upload" else 1 for one in self.sends)
+        return per_blob + len(self.puts) + len(self.tag_puts)
+
+    @property
+    def upload_bytes(self) -> int:
+        """Bytes of blobs and documents that are sent."""
+        blobs = sum(one.size_bytes for one in self.blobs if one.action == "upload")
+        return blobs + sum(one.size_bytes for one in self.puts) + len(self.tag_puts) * self.root_bytes
+
+    @property
+    def all_bytes(self) -> int:
+        """Bytes of the whole image, with documents."""
+        blobs = sum(one.size_bytes for one in self.blobs)
+        return blobs + sum(one.size_bytes for one in self.manifests) + self.root_bytes
+
+    def to_document(self) -> dict[str, Any]:
+        return {
+            "repository": str(self.name),
+            "root": str(self.root),
+            "rootBytes": self.root_bytes,
+            "asked": self.asked,
+            "requests": self.requests,
+            "uploadBytes": self.upload_bytes,
+            "allBytes": self.all_bytes,
+            "blobs": [
+                {
+                    "digest": str(one.digest),
+                    "size": one.size_bytes,
+                    "mediaType": one.media_type,
+                    "action": one.action,
+                    "reason": one.reason,
+                    **({"from": str(one.source)} if one.source else {}),
+                }
+                for one in self.blobs
+            ],
+            "manifests": [
+                {
+                    "digest": str(one.digest),
+                    "size": one.size_bytes,
+                    "mediaType": one.media_type,
+                    "action": one.action,
+                    "reason": one.reason,
+                }
+                for one in self.manifests
+            ],
+            "tags": [
+                {
+                    "tag": one.tag,
+                    "action": one.action,
+                    "reason": one.reason,
+                    **({"seen": str(one.seen)} if one.seen else {}),
+                }
+                for one in self.tags
+            ],
+        }
+
+
+# -- questions
+
+
+def ask(wanted: Wanted, tags: Sequence[str], facts: Facts) -> tuple[Question, ...]:
+    """Say what is worth asking next, all of it at once; nothing when a plan can be made."""
+    if unasked := [tag for tag in tags if tag not in facts.tags]:
+        return tuple(Question("tag", tag) for tag in unasked)
+    _conclude(wanted, facts)
+    if wanted.root.digest in facts.proofs:
+        return ()
+    old = [named for tag in tags if (named := facts.tags[tag]) is not None]
+    if questions := tuple(_about_old(wanted, old, facts)):
+        return questions
+    if not old:
+        # Nothing to go by. Is the image here under another name, or a part of it?
+        if unknown := _unknown_document(wanted, (wanted.root,), facts):
+            return unknown
+        if unknown := _unknown_document(wanted, wanted.documents[:-1], facts):
+            return unknown
+    is_known = any(facts.documents.get(one.digest) is not None for one in old)
+    return tuple(_about_blobs(wanted, is_known, facts))
+
+
+def _unknown_document(wanted: Wanted, documents: Iterable[Document], facts: Facts) -> tuple[Question, ...]:
+    """Ask for documents by digest, where a hit would save more questions than it costs."""
+    return tuple(
+        Question("manifest", str(one.digest))
+        for one in documents
+        if one.digest not in facts.proofs
+        and one.digest not in facts.absent
+        and (one.is_index or sum(blob.digest not in facts.proofs for blob in one.blobs) > 1)
+    )
+
+
+def _conclude(wanted: Wanted, facts: Facts) -> None:
+    """Draw what follows: a tag that names a manifest shows that it is there, and so is all that one lists."""
+    for named in facts.tags.values():
+        if named is not None:
+            facts.proofs.setdefault(named.digest, "seen")
+    known = {**{d: one for d, one in facts.documents.items() if one is not None}, **wanted.by_digest}
+    todo = [digest for digest in facts.proofs if digest in known]
+    seen = set(todo)
+    while todo:
+        document = known[todo.pop()]
+        for one in (*document.children, *document.blobs):
+            # What a registry has just said not to have is not inferred again.
+            if one.digest not in facts.absent and not one.is_foreign:
+                facts.proofs.setdefault(one.digest, "inferred")
+            if one.digest in known and one.digest not in seen and one.digest in facts.proofs:
+                seen.add(one.digest)
+                todo.append(one.digest)
+
+
+def _about_old(wanted: Wanted, old: Sequence[Descriptor], facts: Facts) -> Iterator[Question]:
+    """Ask what the image that a tag names now consists of: what that lists need not be asked for one by one."""
+    unknown = [blob for blob in _open(wanted, facts) if blob.digest not in facts.elsewhere]
+    for root in {one.digest: one for one in old}.values():
+        for one in _old_documents(wanted, root, facts):
+            if one not in facts.documents:
+                yield Question("document", str(one), free=True)
+            elif facts.documents[one] is None and one not in facts.absent:
+                # It was not in memory. Its manifests cost a request each; as many as ours, as far as can be told.
+                cost = len(wanted.documents) if one == root.digest else 1
+                if cost < len(unknown):
+                    yield Question("document", str(one))
+
+
+def _old_documents(wanted: Wanted, root: Descriptor, facts: Facts) -> list[Digest]:
+    """The documents of an old image that may tell something: the root, then children whose blobs are in question."""
+    document = facts.documents.get(root.digest)
+    if document is None:
+        return [root.digest]
+    ours = {one.digest for one in wanted.documents}
+    platforms = {
+        child.platform for parent in wanted.documents for child in parent.children if child.digest not in facts.proofs
+    }
+    listed = [child for child in document.children if child.digest not in ours and child.is_manifest]
+    same = [child for child in listed if child.platform in platforms] if platforms else listed
+    return [root.digest, *(child.digest for child in same)]
+
+
+def _about_blobs(wanted: Wanted, is_known: bool, facts: Facts) -> Iterator[Question]:
+    for blob in _open(wanted, facts):
+        if blob.digest in facts.absent or blob.digest in facts.elsewhere or blob.digest in wanted.fresh:
+            continue  # a mount that fails begins the upload, so that no question would be saved
+        least = ASK_NEW_FROM_BYTES if is_known else ASK_FROM_BYTES
+        if blob.size_bytes >= least or blob.digest in facts.begun:
+            yield Question("blob", str(blob.digest))
+
+
+def _open(wanted: Wanted, facts: Facts) -> list[Descriptor]:
+    """Blobs of documents that are not known to be there, which are themselves not known to be there."""
+    return [
+        blob
+        for document in wanted.documents
+        if document.digest not in facts.proofs
+        for blob in document.blobs
+        if blob.digest not in facts.proofs and not blob.is_foreign
+    ]
+
+
+# -- plans
+
+
+def plan(name: RepositoryName, wanted: Wanted, tags: Sequence[str], facts: Facts, *, asked: int = 0) -> Plan:
+    """Say what to do, by all that is known. Order (SPEC 11.2): mounts, then uploads, the largest first."""
+    _conclude(wanted, facts)
+    root = wanted.root
+    is_whole = root.digest in facts.proofs
+    blobs = sorted(
+        (_blob_step(blob, facts, is_whole) for blob in wanted.blobs),
+        key=lambda step: (step.action != "mount", -step.size_bytes, step.digest.hex),
+    )
+    manifests = tuple(_manifest_step(one, facts, is_whole) for one in wanted.documents[:-1])
+    steps = [_tag_step(tag, root.digest, facts) for tag in sorted(tags, key=lambda tag: (tag in _LAST_TAGS, tag))]
+    if not tags:  # by its digest alone
+        steps = [
+            TagStep(
+                str(root.digest),
+                "present" if is_whole else "put",
+                _REASONS[facts.proofs[root.digest]] if is_whole else "new",
+                None,
+            )
+        ]
+    return Plan(name, root.digest, tuple(blobs), manifests, tuple(steps), len(root.data), asked)
+
+
+_REASONS: dict[Proof, str] = {
+    "uploaded": "uploaded earlier",
+    "mounted": "mounted earlier",
+    "seen": "seen by a request",
+    "inferred": "listed by a manifest that is there",
+}
+
+
+def _blob_step(blob: Descriptor, facts: Facts, is_whole: bool) -> BlobStep:
+    about = (blob.digest, blob.size_bytes, blob.media_type)
+    proof = facts.proofs.get(blob.digest)
+    if proof is not None:
+        return BlobStep(*about, "inferred" if proof == "inferred" else "present", _REASONS[proof])
+    if is_whole:
+        return BlobStep(*about, "inferred", _REASONS["inferred"])
+    if blob.is_foreign:
+        return BlobStep(*about, "foreign", "registries do not take foreign layers")
+    if source := facts.elsewhere.get(blob.digest):
+        return BlobStep(*about, "mount", f"{source} has it", source)
+    return BlobStep(*about, "upload", "not there" if blob.digest in facts.absent else "not known to be there")
+
+
+def _manifest_step(one: Document, facts: Facts, is_whole: bool) -> ManifestStep:
+    proof = facts.proofs.get(one.digest, "inferred" if is_whole else None)
+    reason = _REASONS[proof] if proof else ("not there" if one.digest in facts.absent else "not known to be there")
+    return ManifestStep(one.digest, len(one.data), one.media_type, "present" if proof else "put", reason)
+
+
+def _tag_step(tag: str, root: Digest, facts: Facts) -> TagStep:
+    named = facts.tags.get(tag)
+    if named is None:
+        return TagStep(tag, "put", "new", None)
+    if named.digest == root:
+        return TagStep(tag, "present", "names it already", named.digest)
+    return TagStep(tag, "put", f"names {named.digest} now", named.digest)
+
+
+# -- documents
+
+
+class _Blob(msgspec.Struct):
+    digest: str
+    size: int
+    mediaType: str
+    action: Action
+    reason: str
+    source: str = msgspec.field(default="", name="from")
+
+
+class _ManifestItem(msgspec.Struct):
+    digest: str
+    size: int
+    mediaType: str
+    action: Literal["present", "put"]
+    reason: str
+
+
+class _Tag(msgspec.Struct):
+    tag: str
+    action: Literal["present", "put"]
+    reason: str
+    seen: str = ""
+
+
+class _Plan(msgspec.Struct):
+    repository: str
+    root: str
+    rootBytes: int
+    blobs: list[_Blob]
+    manifests: list[_ManifestItem]
+    tags: list[_Tag]
+    asked: int = 0
+
+
+class _Plans(msgspec.Struct):
+    format: str
+    plans: list[_Plan]
+
+
+def plans_document(plans: Sequence[Plan]) -> dict[str, Any]:
+    """Make the document that `plan --json` prints and `push --plan` carries out (SPEC 11.5)."""
+    return {"format": FORMAT, "plans": [one.to_document() for one in plans]}
+
+
+def parse_plans(data: bytes, name: str) -> list[Plan]:
+    """Read such a document; raises ConfigError."""
+    try:
+        read = msgspec.json.decode(data, type=_Plans)
+        if read.format != FORMAT:
+            raise ValueError(f"its format is {read.format!r}, not {FORMAT!r}")
+        return [_plan(one) for one in read.plans]
+    except (msgspec.MsgspecError, ValueError, RecursionError, ConfigError) as error:
+        raise ConfigError(
+            "plan-invalid", f"{name} is no plan: {error}", "make it with `detlayer plan --json`"
+        ) from error
+
+
+def _plan(raw: _Plan) -> Plan:
+    return Plan(
+        parse_repository(raw.repository),
+        parse_digest(raw.root),
+        tuple(
+            BlobStep(
+                parse_digest(one.digest),
+                one.size,
+                one.mediaType,
+                one.action,
+                one.reason,
+                parse_repository(one.source) if one.source else None,
+            )
+            for one in raw.blobs
+        ),
+        tuple(
+            ManifestStep(parse_digest(one.digest), one.size, one.mediaType, one.action, one.reason)
+            for one in raw.manifests
+        ),
+        tuple(
+            TagStep(one.tag, one.action, one.reason, parse_digest(one.seen) if one.seen else None) for one in raw.tags
+        ),
+        raw.rootBytes,
+        raw.asked,
+    )

@@ -1,0 +1,167 @@
+"""The recipe of `plan` and `push`: an image, and where it goes. Joins image sources, registries and memory."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from detlayer.documents import Document
+from detlayer.errors import ConfigError, DetlayerError
+from detlayer.names import Reference, RepositoryName
+from detlayer.oci import Descriptor, Digest
+from detlayer.plan import Plan, Wanted
+from detlayer.ports import Amnesia, Body, Memory, SilentTransfers, TransferReporter
+from detlayer.publishing.results import PushReport, PushResult, TagResult
+from detlayer.publishing.survey import Hints, Survey
+from detlayer.registry.client import Registries
+from detlayer.remote import gather
+
+__all__ = ["Hints", "Image", "PushReport", "PushResult", "TagResult", "plan_push", "push"]
+
+
+class Image(Protocol):
+    """An image to push: its root document, its contents, and the repository that has what is not here."""
+
+    @property
+    def root(self) -> Document: ...
+
+    @property
+    def origin(self) -> RepositoryName | None: ...
+
+    def document(self, descriptor: Descriptor) -> bytes: ...
+
+    def body(self, descriptor: Descriptor) -> Body | None: ...
+
+
+def plan_push(
+    image: Image,
+    references: Sequence[Reference],
+    registries: Registries,
+    *,
+    memory: Memory | None = None,
+    hints: Hints | None = None,
+) -> list[Plan]:
+    """Say what a push would do, changing nothing; raises RegistryError, IntegrityError, LayerError and ConfigError."""
+    memory = memory or Amnesia()
+    hints = _with_origin(image, hints)
+    wanted = gather(image, image.root)
+    plans = []
+    for name, tags in _by_repository(references, image.root.digest).items():
+        survey = Survey(registries.repository(name), tags, memory)
+        survey.ask_tags(wanted)
+        survey.investigate(wanted, hints)
+        plans.append(survey.plan(wanted))
+    return plans
+
+
+def push(
+    image: Image,
+    references: Sequence[Reference],
+    registries: Registries,
+    *,
+    memory: Memory | None = None,
+    hints: Hints | None = None,
+    plans: Sequence[Plan] | None = None,
+    fresh: frozenset[Digest] = frozenset(),
+    reporter: TransferReporter | None = None,
+) -> PushReport:
+    """Push an image under references, one repository after the other; what fails for one does not stop the others.
+
+    With `plans` those are carried out, unless the registry has moved since: then nothing is done for that repository,
+    and the result says which tags. `fresh` names blobs that were made just now. Raises ConfigError, and what the image
+    raises.
+    """
+    memory, reporter = memory or Amnesia(), reporter or SilentTransfers()
+    hints = _with_origin(image, hints)
+    origin = next(iter(hints.sources), None)
+    root = image.root
+    places = _by_repository(references, root.digest)
+    given = _check_plans(plans, places, root.digest) if plans is not None else {}
+    whole: Wanted | None = None
+    results = []
+    for name, tags in places.items():
+        survey = Survey(registries.repository(name), tags, memory)
+        plan = None
+        try:
+            if survey.ask_tags(Wanted((root,))) and tags:
+                results.append(PushResult(name, root.digest, tuple(TagResult(tag, "present") for tag in tags)))
+                hints = Hints((*hints.sources, name))
+                continue
+            if moved := _moved(given.get(name), survey):
+                results.append(PushResult(name, root.digest, (), given[name], moved=moved))
+                continue
+            whole = whole or Wanted(gather(image, root).documents, fresh)
+            plan = given.get(name)
+            if plan is not None:
+                survey.adopt(plan)
+            else:
+                survey.investigate(whole, hints)
+                plan = survey.plan(whole)
+            from detlayer.publishing.carry import Carrier  # most pushes have nothing to carry
+
+            carrier = Carrier(
+                survey.repository,
+                image,
+                whole,
+                survey.facts,
+                memory,
+                reporter,
+                registries.repository(origin) if origin is not None else None,
+            )
+            done = carrier.carry_out(plan)
+            results.append(PushResult(name, root.digest, tuple(done), plan))
+            hints = Hints((*hints.sources, name))  # the next repository of this registry can mount from here
+        except DetlayerError as error:
+            results.append(PushResult(name, root.digest, (), plan, error))
+    counts = registries.transport.counts
+    return PushReport(tuple(results), counts.requests, counts.sent_bytes)
+
+
+def _with_origin(image: Image, hints: Hints | None) -> Hints:
+    named = hints.sources if hints is not None else ()
+    origin = (image.origin,) if image.origin is not None else ()
+    return Hints((*named, *origin))
+
+
+def _by_repository(references: Sequence[Reference], root: Digest) -> dict[RepositoryName, list[str]]:
+    """Group references; raises ConfigError for a digest that is another one."""
+    if not references:
+        raise ConfigError("no-reference", "there is nowhere to push to", "name one: registry/repository:tag")
+    places: dict[RepositoryName, list[str]] = {}
+    for reference in references:
+        if reference.digest is not None and reference.digest != root:
+            raise ConfigError(
+                "digest-differs",
+                f"{reference} names another digest than the image has: {root}",
+                "leave the digest out, or push the image that has it",
+            )
+        tags = places.setdefault(reference.name, [])
+        if reference.tag and reference.tag not in tags:
+            tags.append(reference.tag)
+    return places
+
+
+def _check_plans(
+    plans: Sequence[Plan], places: dict[RepositoryName, list[str]], root: Digest
+) -> dict[RepositoryName, Plan]:
+    given = {one.name: one for one in plans}
+    for name in places:
+        if name not in given:
+            raise ConfigError("plan-differs", f"the plan is not for {name}", "make the plan for the same references")
+        if given[name].root != root:
+            raise ConfigError(
+                "plan-differs", f"the plan is for {given[name].root}, and the image is {root}", "make the plan anew"
+            )
+    return given
+
+
+def _moved(plan: Plan | None, survey: Survey) -> tuple[str, ...]:
+    """Tags that name something else now than the plan saw."""
+    if plan is None:
+        return ()
+    seen = {step.tag: step.seen for step in plan.tags}
+    return tuple(
+        tag
+        for tag in survey.tags
+        if tag not in seen or seen[tag] != (named.digest if (named := survey.facts.tags[tag]) else None)
+    )

@@ -1,0 +1,215 @@
+"""Carries a plan out: blobs, then manifests, then tags. At every moment, what a tag names is complete (SPEC 11.1)."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Collection, Iterable, Sequence
+
+from detlayer.documents import Document
+from detlayer.errors import DetlayerError, IntegrityError, LayerError, RejectedError
+from detlayer.lanes import Job, work_off
+from detlayer.oci import Descriptor, Digest
+from detlayer.plan import BlobStep, Facts, Plan, TagStep, Wanted
+from detlayer.ports import Body, ImageSource, Memory, Place, Proof, Session, TransferReporter
+from detlayer.publishing.results import TagResult
+from detlayer.registry.answer import RefusedError
+from detlayer.registry.client import Repository
+from detlayer.registry.download import RemoteBody
+from detlayer.registry.upload import Progress, upload
+
+_SMALL_BYTES = 64 << 10  # goes in the lane for what is small
+_PIECE_BYTES = 1 << 20
+
+
+class Carrier:
+    """Carries out one plan for one image."""
+
+    def __init__(
+        self,
+        repository: Repository,
+        image: ImageSource,
+        wanted: Wanted,
+        facts: Facts,
+        memory: Memory,
+        reporter: TransferReporter,
+        origin: Repository | None,
+    ) -> None:
+        self._repository = repository
+        self._image = image
+        self._wanted = wanted
+        self._facts = facts
+        self._memory = memory
+        self._reporter = reporter
+        self._origin = origin
+        self._descriptors = {blob.digest: blob for blob in wanted.blobs}
+
+    def carry_out(self, plan: Plan) -> list[TagResult]:
+        """Do what the plan says; a tag that fails does not keep the others from being pushed.
+
+        Raises RegistryError, IntegrityError and LayerError for what concerns all tags.
+        """
+        if plan.is_done:
+            return [TagResult(step.tag, "present") for step in plan.tags]
+        self._repository.expect_push(one.source for one in plan.sends if one.source is not None)
+        work_off([Job(self._bring(step), step.size_bytes > _SMALL_BYTES) for step in plan.sends])
+        wanted = self._wanted.by_digest
+        puts = {one.digest for one in plan.puts}
+        for level in _levels(self._wanted):
+            documents = [wanted[digest] for digest in level if digest in puts]
+            if documents:
+                work_off([Job(self._put_by_digest(one)) for one in documents])
+        results = [self._put_tag(step) for step in plan.tags]
+        for document in wanted.values():
+            self._memory.keep_document(document.data)
+        return results
+
+    # -- blobs
+
+    def _bring(self, step: BlobStep) -> Callable[[], None]:
+        return lambda: self._upload(self._descriptors[step.digest], step)
+
+    def _upload(self, blob: Descriptor, step: BlobStep | None) -> None:
+        name, principal = self._repository.name, self._repository.principal
+        label = str(blob.digest)
+
+        def keep(session: Session | None) -> None:
+            self._memory.keep_session(principal, name, blob.digest, session)
+
+        self._reporter.transfer(label, blob.size_bytes)
+        try:
+            outcome = upload(
+                self._repository,
+                blob,
+                lambda: self._body(blob),
+                mount_from=step.source if step is not None else None,
+                resume=self._memory.session(principal, name, blob.digest),
+                progress=Progress(lambda count: self._reporter.advance(label, count), keep),
+            )
+        except IntegrityError as error:
+            if error.code == "blob-refused":
+                self._blame(blob, error)
+            raise
+        self._learn({blob.digest: outcome})
+        self._reporter.done(label, outcome)
+
+    def _body(self, blob: Descriptor) -> Body:
+        body = self._image.body(blob)
+        if body is None and self._origin is not None:
+            body = RemoteBody(self._origin, blob)
+        if body is None:
+            raise LayerError(
+                "blob-missing",
+                f"the image lacks {blob.digest}, and {self._repository.name} does not have it",
+                "fetch the whole image, or name a repository that has its layers: --source REPOSITORY",
+            )
+        if body.size_bytes != blob.size_bytes:
+            raise IntegrityError(
+                "blob-size",
+                f"{blob.digest} has {body.size_bytes} bytes, and its manifest says {blob.size_bytes}",
+                "make or fetch the image again",
+            )
+        return body
+
+    def _blame(self, blob: Descriptor, error: IntegrityError) -> None:
+        """The registry got other bytes than the digest says: read ours again, to tell who is to blame."""
+        sha = hashlib.sha256()
+        with self._body(blob).open() as source:
+            while piece := source.read(_PIECE_BYTES):
+                sha.update(piece)
+        if sha.hexdigest() != blob.digest.hex:
+            raise IntegrityError(
+                "blob-digest",
+                f"the image's {blob.digest} is corrupt: it has the digest sha256:{sha.hexdigest()}",
+                "make or fetch the image again",
+            ) from error
+
+    # -- documents
+
+    def _put_by_digest(self, document: Document) -> Callable[[], None]:
+        return lambda: self._put(document, str(document.digest))
+
+    def _put_tag(self, step: TagStep) -> TagResult:
+        if step.action == "present":
+            return TagResult(step.tag, "present")
+        try:
+            self._put(self._wanted.root, step.tag)
+        except DetlayerError as error:
+            return TagResult(step.tag, "failed", error)
+        return TagResult(step.tag, "pushed")
+
+    def _put(self, document: Document, target: str) -> None:
+        """Put a document; where the registry lost what was believed to be there, bring that first, once."""
+        try:
+            put = self._repository.put_manifest(target, document)
+        except RefusedError as refused:
+            if refused.code != "blobs-missing":
+                raise
+            missing = self._missing(document, refused)
+            proofs = {digest: self._facts.proofs.get(digest) for digest in missing}
+            self._restore(missing)
+            try:
+                put = self._repository.put_manifest(target, document)
+            except RefusedError as again:
+                if again.code != "blobs-missing":
+                    raise
+                raise self._lost(document, again, proofs) from again
+        if document.subject is not None and not put.has_referrers:
+            described = document.descriptor()
+            if not described.artifact_type and document.config is not None:
+                # "Listing Referrers": without an artifactType it is that of the config.
+                described = Descriptor(
+                    described.media_type,
+                    described.digest,
+                    described.size_bytes,
+                    artifact_type=document.config.media_type,
+                )
+            self._repository.add_referrer(document.subject.digest, described, document.annotations or {})
+        self._learn({document.digest: "uploaded"})
+
+    def _missing(self, document: Document, refused: RefusedError) -> list[Digest]:
+        """What a refusal says is missing; if it says nothing of use, all that is there by inference."""
+        named = [one.digest for one in (*document.children, *document.blobs)]
+        listed = [digest for digest in named if digest in refused.refusal.digests]
+        return listed or [digest for digest in named if self._facts.proofs.get(digest) != "uploaded"]
+
+    def _restore(self, missing: Collection[Digest]) -> None:
+        self._memory.forget(self._repository.principal, self._repository.name, missing)
+        self._facts.demote(missing)
+        documents = self._wanted.by_digest
+        blobs = [self._descriptors[digest] for digest in missing if digest in self._descriptors]
+        work_off(
+            [
+                Job(lambda blob=blob: self._upload(blob, None), blob.size_bytes > _SMALL_BYTES)  # type: ignore[misc]
+                for blob in blobs
+                if not blob.is_foreign
+            ]
+        )
+        for digest in missing:
+            if digest in documents:
+                self._put(documents[digest], str(digest))
+
+    def _lost(self, document: Document, refused: RefusedError, proofs: dict[Digest, Proof | None]) -> RejectedError:
+        named = ", ".join(
+            f"{digest} ({proofs.get(digest) or 'sent just now'})"
+            for digest in (refused.refusal.digests or tuple(proofs))[:10]
+        )
+        return RejectedError(
+            "blobs-missing",
+            f"{self._repository.name} does not take {document.digest}: it lacks {named}, though all of it was sent",
+            "the registry loses blobs: see its log, and whether its garbage collection runs now",
+        )
+
+    def _learn(self, found: dict[Digest, Proof]) -> None:
+        self._facts.proofs.update(found)
+        name = self._repository.name
+        self._memory.remember(
+            self._repository.principal, [Place(name, digest, proof) for digest, proof in found.items()]
+        )
+
+
+def _levels(wanted: Wanted) -> Iterable[Sequence[Digest]]:
+    """Documents below the root in groups that can go at the same time: what a document lists is in an earlier group."""
+    depth: dict[Digest, int] = {}
+    for document in wanted.documents[:-1]:
+        depth[document.digest] = 1 + max((depth.get(child.digest, 0) for child in document.children), default=0)
+    return [[digest for digest, at in depth.items() if at == level] for level in sorted(set(depth.values()))]

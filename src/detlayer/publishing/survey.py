@@ -1,0 +1,139 @@
+"""Answers the planner's questions: from memory, from hints, and from the registry. Never changes anything there."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from detlayer.documents import parse_document
+from detlayer.errors import AuthError, ConfigError, LayerError, NotFoundError
+from detlayer.lanes import Job, work_off
+from detlayer.names import RepositoryName, parse_reference
+from detlayer.oci import BASE_NAME
+from detlayer.plan import Facts, Plan, Question, Wanted, ask, plan
+from detlayer.ports import Memory
+from detlayer.registry.client import Repository
+
+
+@dataclass(frozen=True, slots=True)
+class Hints:
+    """Repositories that may have the image's blobs: where it came from, and what the user named."""
+
+    sources: tuple[RepositoryName, ...] = ()
+
+
+class Survey:
+    """What is found out about one repository, on behalf of one image."""
+
+    def __init__(self, repository: Repository, tags: Sequence[str], memory: Memory) -> None:
+        self.repository = repository
+        self.tags = tuple(tags)
+        self.facts = Facts()
+        self._memory = memory
+        self._asked = 0
+        # From the start: with less than the right to push, a token service may know nothing of a repository that is
+        # still to be made.
+        repository.expect_push()
+
+    def ask_tags(self, root_only: Wanted) -> bool:
+        """Ask what the tags name; tells whether all of them name the image already. Raises RegistryError."""
+        self._answer(ask(root_only, self.tags, self.facts))
+        named = [self.facts.tags[tag] for tag in self.tags]
+        return bool(named) and all(one is not None and one.digest == root_only.root.digest for one in named)
+
+    def investigate(self, wanted: Wanted, hints: Hints) -> None:
+        """Recall what is known, then ask for what is worth it; raises RegistryError."""
+        self._recall(wanted, hints)
+        while questions := ask(wanted, self.tags, self.facts):
+            self._answer(questions)
+
+    def adopt(self, plan: Plan) -> None:
+        """Take a plan that was made earlier for what is known, instead of asking again."""
+        for blob in plan.blobs:
+            if blob.action in ("present", "inferred"):
+                self.facts.proofs[blob.digest] = "inferred"
+        for document in plan.manifests:
+            if document.action == "present":
+                self.facts.proofs[document.digest] = "inferred"
+
+    def plan(self, wanted: Wanted) -> Plan:
+        return plan(self.repository.name, wanted, self.tags, self.facts, asked=self._asked)
+
+    # -- from memory
+
+    def _recall(self, wanted: Wanted, hints: Hints) -> None:
+        facts, here = self.facts, self.repository.name
+        principal = self.repository.principal
+        blobs = {one.digest for one in wanted.blobs if not one.is_foreign}
+        elsewhere: dict[RepositoryName, None] = {}
+        for place in self._memory.places(here.registry, principal, [*blobs, *wanted.by_digest]):
+            if place.name == here:
+                facts.proofs.setdefault(place.digest, place.proof)
+            elif place.digest in blobs:
+                facts.elsewhere.setdefault(place.digest, place.name)
+        for digest in blobs - facts.proofs.keys():
+            if self._memory.session(principal, here, digest) is not None:
+                facts.begun.add(digest)
+        for source in (*hints.sources, *_bases(wanted)):
+            if source.registry == here.registry and source != here:
+                elsewhere.setdefault(source)
+        for source in elsewhere:  # a mount that fails opens the upload, so a guess costs nothing
+            for digest in blobs:
+                facts.elsewhere.setdefault(digest, source)
+        for digest in (*facts.begun, *wanted.fresh):
+            facts.elsewhere.pop(digest, None)
+
+    # -- from the registry
+
+    def _answer(self, questions: Sequence[Question]) -> None:
+        self._asked += sum(not question.free for question in questions)
+        jobs = [Job(lambda question=question: self._answer_one(question)) for question in questions]  # type: ignore[misc]
+        if jobs:
+            work_off(jobs)
+
+    def _answer_one(self, question: Question) -> None:
+        facts, repository = self.facts, self.repository
+        if question.about == "document":
+            self._read_old(question)
+            return
+        if question.about == "tag":
+            facts.tags[question.target] = repository.head_manifest(question.target)
+            return
+        digest = question.digest
+        if question.about == "manifest":
+            named = repository.head_manifest(question.target)
+            is_there = named is not None and named.digest == digest
+        else:
+            is_there = repository.head_blob(digest) is not None
+        if is_there:
+            facts.proofs[digest] = "seen"
+        else:
+            facts.absent.add(digest)
+
+    def _read_old(self, question: Question) -> None:
+        """Learn what an old image lists. That it can't be read is no failure: then there is less to go by."""
+        digest = question.digest
+        try:
+            if question.free:
+                data = self._memory.document(digest)
+                self.facts.documents[digest] = None if data is None else parse_document(data, question.target)
+                return
+            document = self.repository.get_manifest(question.target)
+        except (LayerError, NotFoundError, AuthError):
+            self.facts.documents[digest] = None
+            self.facts.absent.add(digest)
+            return
+        self.facts.documents[digest] = document
+        self._memory.keep_document(document.data)
+
+
+def _bases(wanted: Wanted) -> list[RepositoryName]:
+    """Repositories that the image says its base came from (image-spec annotations.md)."""
+    found = []
+    for document in wanted.documents:
+        name = (document.annotations or {}).get(BASE_NAME, "")
+        try:
+            found += [parse_reference(name).name] if name else []
+        except ConfigError:
+            continue  # a stranger's annotation may say anything
+    return found

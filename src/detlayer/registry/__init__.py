@@ -1,0 +1,8 @@
+"""Registries: the distribution API, tokens, retries, uploads. Never plans, never what an image means."""
+
+from __future__ import annotations
+
+from detlayer.registry.client import Registries, Repository
+from detlayer.registry.transport import Network, Transport
+
+__all__ = ["Network", "Registries", "Repository", "Transport"]

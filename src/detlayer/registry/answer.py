@@ -1,0 +1,141 @@
+"""What a registry answers, as errors of ours: the codes of the distribution-spec, bounded and shown on one line."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import msgspec
+
+from detlayer.errors import (
+    AuthError,
+    NotFoundError,
+    RegistryError,
+    RejectedError,
+    UnavailableError,
+    printable,
+)
+from detlayer.oci import Digest, parse_digest
+
+MAX_ERROR_BYTES = 64 << 10
+_MAX_SHOWN = 300
+_MAX_ERRORS = 100
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """One error of an error body (distribution-spec, "Error Codes"): its code, and the digests that it names."""
+
+    code: str
+    message: str
+    digests: tuple[Digest, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """An answer that is no success: status, and what the body says if it is what the specification wants."""
+
+    method: str
+    url: str
+    status: int
+    faults: tuple[Fault, ...] = ()
+
+    def says(self, *codes: str) -> bool:
+        return any(fault.code in codes for fault in self.faults)
+
+    @property
+    def digests(self) -> tuple[Digest, ...]:
+        """All blobs that it names, as a registry does which misses some."""
+        return tuple({digest: None for fault in self.faults for digest in fault.digests})
+
+    def __str__(self) -> str:
+        said = "; ".join(": ".join(filter(None, (fault.code, fault.message))) for fault in self.faults)
+        return f"{self.status}" + (f", {printable(said[:_MAX_SHOWN])}" if said else "")
+
+
+def read_faults(body: bytes) -> tuple[Fault, ...]:
+    """Read an error body; empty if it is something else, such as a proxy's page."""
+    try:
+        document = msgspec.json.decode(body)
+    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError):
+        return ()
+    listed = document.get("errors") if isinstance(document, dict) else None
+    if not isinstance(listed, list):
+        return ()
+    return tuple(_fault(item) for item in listed[:_MAX_ERRORS] if isinstance(item, dict))
+
+
+def _fault(item: dict[str, object]) -> Fault:
+    code, message = item.get("code"), item.get("message")
+    digests = {digest: None for digest in map(_digest, _texts(item.get("detail"), 0)) if digest is not None}
+    return Fault(code if isinstance(code, str) else "", message if isinstance(message, str) else "", tuple(digests))
+
+
+def _texts(value: object, depth: int) -> list[str]:
+    """All texts in an error's detail: every registry has its own form of it."""
+    if isinstance(value, str):
+        return [value]
+    if depth > 3:
+        return []
+    values = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return [text for one in values for text in _texts(one, depth + 1)]
+
+
+def _digest(text: str) -> Digest | None:
+    try:
+        return parse_digest(text)
+    except ValueError:
+        return None
+
+
+class RefusedError(RejectedError):
+    """A refusal that nobody along the way knew what to do about."""
+
+    def __init__(self, refusal: Refusal, code: str, message: str, hint: str) -> None:
+        super().__init__(code, message, hint)
+        self.refusal = refusal
+
+
+def error_of(refusal: Refusal, what: str, host: str) -> RegistryError:
+    """Make an error of a refusal. `what` says what was wanted, as in `push to acme/app`."""
+    status = refusal.status
+    said = f"{host} refused to let you {what} ({refusal})"
+    if status == 401:
+        return AuthError(
+            "registry-auth",
+            said,
+            f"run `docker login {host}`, or set DETLAYER_USERNAME and DETLAYER_PASSWORD",
+        )
+    if status == 404 and (refusal.says("NAME_UNKNOWN") or what.startswith("push")):
+        return NotFoundError(
+            "repository-missing",
+            f"{host} has no such repository ({what}: {refusal})",
+            "create the repository first: this registry does not do so by itself (ECR: aws ecr create-repository)",
+        )
+    if refusal.says("TAG_INVALID", "TAG_IMMUTABLE", "ImageTagAlreadyExistsException") or (
+        "immutable" in str(refusal).lower()
+    ):
+        return RefusedError(refusal, "tag-immutable", said, "the registry lets no tag move: push under a new tag")
+    if status == 403 or refusal.says("DENIED"):
+        return AuthError(
+            "registry-denied", said, f"ask for the right to {what}, or `docker login {host}` as somebody who has it"
+        )
+    if status == 404:
+        return NotFoundError("not-found", f"{host} has no such thing ({what}: {refusal})", "check the name and the tag")
+    if status == 405 or refusal.says("UNSUPPORTED"):
+        return RefusedError(refusal, "registry-read-only", said, "is the registry read-only, or a mirror?")
+    if status == 429 or status >= 500:
+        return UnavailableError(
+            "registry-busy", f"{host} can't answer now ({what}: {refusal})", "try again later, or raise --retries"
+        )
+    if status == 413:
+        return RefusedError(
+            refusal, "too-large", said, "the registry, or a proxy before it, takes no body of this size"
+        )
+    return RefusedError(refusal, "registry-refused", said, "see what the registry says, and its log")
+
+
+def garbage(host: str, what: str) -> RegistryError:
+    """Make an error of an answer that no registry should give."""
+    return RejectedError(
+        "registry-garbage", f"{host} answers {printable(what)}", "is this a registry? check the address, and any proxy"
+    )

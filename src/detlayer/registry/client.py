@@ -1,0 +1,388 @@
+"""The distribution API, one repository at a time: manifests, blobs, tags, referrers. Uploads are `upload`'s.
+
+Source: distribution-spec 1.1. Never plans, and never remembers from run to run. Answers are not trusted: sizes are
+bounded, digests computed here, credentials stay with the host that they are for.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, NamedTuple
+from urllib.parse import urljoin, urlsplit, urlunsplit
+
+import msgspec
+
+from detlayer.documents import Document, parse_document
+from detlayer.errors import AuthError, IntegrityError, NotFoundError, RejectedError, printable
+from detlayer.names import RepositoryName
+from detlayer.oci import (
+    INDEX_TYPES,
+    MANIFEST_TYPES,
+    MAX_DOCUMENT_BYTES,
+    MEDIA_TYPE_INDEX,
+    Descriptor,
+    Digest,
+    canonical_json,
+    digest_of,
+    parse_digest,
+)
+from detlayer.ports import Body
+from detlayer.registry.answer import RefusedError, error_of, garbage
+from detlayer.registry.auth import Authorizer, Challenge, Scope, pull, push
+from detlayer.registry.transport import Answer, Method, Transport, follow
+
+if TYPE_CHECKING:
+    from detlayer.registry.credentials import Credentials
+
+# All of them, always: docker-registry answers 404 to a HEAD that does not accept what the tag names.
+ACCEPT = ", ".join(sorted(INDEX_TYPES | MANIFEST_TYPES))
+_MAX_REDIRECTS = 5
+_MAX_PAGES = 10_000
+_MAX_PAGE_BYTES = 16 << 20
+_MAX_TAGS = 1_000_000
+
+
+class Put(NamedTuple):
+    """What a registry says to a manifest: whether it lists it among the referrers of its subject."""
+
+    has_referrers: bool
+
+
+class Registries:
+    """All registries that a run talks to; what is learnt of one is shared. Close it at the end."""
+
+    def __init__(
+        self, transport: Transport, find: Callable[[RepositoryName], Credentials | None] | None = None
+    ) -> None:
+        """`find` looks credentials up when a registry asks for them; without it there are none."""
+        self.transport = transport
+        self._find = find or (lambda name: None)
+        self._challenges: dict[str, Challenge] = {}
+        self._repositories: dict[RepositoryName, Repository] = {}
+        self._lock = threading.Lock()
+
+    def repository(self, name: RepositoryName) -> Repository:
+        with self._lock:
+            if name not in self._repositories:
+                authorizer = Authorizer(self.transport, name.host, lambda: self._find(name), self._challenges)
+                self._repositories[name] = Repository(name, self.transport, authorizer)
+            return self._repositories[name]
+
+    def cancel(self) -> None:
+        """Make every thread that waits or transfers stop soon."""
+        self.transport.pace.cancel()
+
+    def close(self) -> None:
+        self.transport.close()
+
+    def __enter__(self) -> Registries:
+        return self
+
+    def __exit__(self, *failed: object) -> None:
+        self.close()
+
+
+class Repository:
+    """One repository of a registry. Safe to use from several threads."""
+
+    def __init__(self, name: RepositoryName, transport: Transport, authorizer: Authorizer) -> None:
+        self.name = name
+        self.transport = transport
+        self._authorizer = authorizer
+        self._base = transport.base_url(name.host)
+        self._wants_push = False
+        self._sources: frozenset[Scope] = frozenset()
+
+    @property
+    def principal(self) -> str:
+        """Whom the registry takes us for, without a secret; empty if it has not asked."""
+        return self._authorizer.principal
+
+    def expect_push(self, sources: Iterable[RepositoryName] = ()) -> None:
+        """Say that blobs will be pushed, and mounted from `sources`: so one token does for all."""
+        self._wants_push = True
+        self._sources |= {pull(source) for source in sources if source != self.name}
+
+    # -- manifests
+
+    def head_manifest(self, target: str) -> Descriptor | None:
+        """Ask what a tag or digest names; None if the registry has no such thing, or does not say so.
+
+        The digest is the registry's word. Raises RegistryError.
+        """
+        answer = self.fetch("HEAD", f"manifests/{target}", {"accept": ACCEPT})
+        try:
+            if answer.status in (405, 501):
+                return self._head_by_get(target)
+            if answer.status in (403, 404):  # Artifactory and GHCR say 403 of what they do not have
+                return None
+            if answer.status != 200:
+                raise error_of(answer.refusal("HEAD"), f"look up {self.name}:{target}", self.name.registry)
+            digest = _digest(answer.header("docker-content-digest"))
+            length = answer.length
+            media_type = answer.header("content-type").partition(";")[0].strip()
+            if digest is None or length is None or media_type not in INDEX_TYPES | MANIFEST_TYPES:
+                return self._head_by_get(target)
+            return Descriptor(media_type, digest, length)
+        finally:
+            answer.drain()  # to its end, though there is nothing: so the connection can be used again
+
+    def _head_by_get(self, target: str) -> Descriptor | None:
+        try:
+            return self.get_manifest(target).descriptor()
+        except (NotFoundError, AuthError):
+            return None
+
+    def get_manifest(self, target: str) -> Document:
+        """Fetch an index or manifest by tag or digest, held against the digest if there is one.
+
+        Raises RegistryError, IntegrityError, and LayerError for what is no such document.
+        """
+        what = f"pull {self.name}" + (f"@{target}" if ":" in target else f":{target}")
+        answer = self.fetch("GET", f"manifests/{target}", {"accept": ACCEPT})
+        if answer.status != 200:
+            raise error_of(answer.refusal("GET"), what, self.name.registry)
+        data = answer.read(MAX_DOCUMENT_BYTES)
+        if data is None:
+            raise RejectedError(
+                "manifest-too-long",
+                f"the manifest of {self.name}:{printable(target)} has over {MAX_DOCUMENT_BYTES} bytes",
+                "no honest image has such a manifest",
+            )
+        wanted = _digest(target) or _digest(answer.header("docker-content-digest"))
+        if wanted is not None and digest_of(data) != wanted:
+            raise IntegrityError(
+                "manifest-digest",
+                f"{self.name.registry} sent {digest_of(data)} as {self.name}@{wanted}",
+                "the registry, or something before it, changes manifests",
+            )
+        media_type = answer.header("content-type").partition(";")[0].strip()
+        known = media_type in INDEX_TYPES | MANIFEST_TYPES or media_type.startswith("application/vnd.docker.dist")
+        return parse_document(data, f"{self.name}:{target}", media_type if known else "")
+
+    def put_manifest(self, target: str, document: Document) -> Put:
+        """Put a document under a tag or its own digest; raises RefusedError with what is missing, and RegistryError."""
+        answer = self.call(
+            "PUT", self.url(f"manifests/{target}"), {"content-type": document.media_type}, data=document.data
+        )
+        what = f"push to {self.name.repository}"
+        if answer.status not in (200, 201, 202):
+            refusal = answer.refusal("PUT")
+            if refusal.says("MANIFEST_BLOB_UNKNOWN", "BLOB_UNKNOWN", "MANIFEST_UNKNOWN"):
+                raise RefusedError(
+                    refusal,
+                    "blobs-missing",
+                    f"{self.name.registry} lacks blobs of {document.digest} ({refusal})",
+                    "push again; if it stays so, the registry lost them",
+                )
+            raise error_of(refusal, what, self.name.registry)
+        said = _digest(answer.header("docker-content-digest"))
+        subject = answer.header("oci-subject")
+        answer.drain()
+        if said is not None and said != document.digest:
+            raise IntegrityError(
+                "manifest-digest",
+                f"{self.name.registry} took {document.digest} for {said}",
+                "the registry, or something before it, changes manifests",
+            )
+        return Put(has_referrers=bool(subject))
+
+    # -- blobs
+
+    def head_blob(self, digest: Digest) -> int | None:
+        """Ask for a blob: its size in bytes, or None if it is not there. Raises RegistryError."""
+        answer = self.fetch("HEAD", f"blobs/{digest}", {})
+        if answer.status in (200, 403, 404, 405):
+            answer.drain()
+        if answer.status == 200:
+            return answer.length or 0
+        if answer.status in (403, 404, 405):  # after a redirect to a signed address, 403 may mean that, too
+            return None
+        raise error_of(answer.refusal("HEAD"), f"look up {self.name}@{digest}", self.name.registry)
+
+    def get_blob(self, digest: Digest, offset: int = 0) -> Answer:
+        """Start to fetch a blob, from an offset if the registry can: then the status is 206. Raises RegistryError."""
+        headers = {"range": f"bytes={offset}-"} if offset else {}
+        answer = self.fetch("GET", f"blobs/{digest}", headers)
+        if answer.status in (200, 206) or (answer.status == 416 and offset):
+            return answer
+        raise error_of(answer.refusal("GET"), f"pull {self.name}@{digest}", self.name.registry)
+
+    # -- tags and referrers
+
+    def tags(self) -> list[str]:
+        """List all tags, page by page; raises RegistryError."""
+        found: list[str] = []
+        url = self.url("tags/list?n=1000")
+        for _ in range(_MAX_PAGES):
+            answer = self.fetch_url("GET", url, {})
+            if answer.status != 200:
+                raise error_of(answer.refusal("GET"), f"list the tags of {self.name}", self.name.registry)
+            data = answer.read(_MAX_PAGE_BYTES)
+            try:
+                found += msgspec.json.decode(data or b"", type=_Tags).tags or []
+            except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+                raise garbage(self.name.registry, "a list of tags with something else") from error
+            if len(found) > _MAX_TAGS:
+                raise garbage(self.name.registry, f"with over {_MAX_TAGS:,} tags")
+            link = _next_link(answer.header("link"))
+            if not link:
+                return found
+            after = urljoin(url, link)
+            if urlsplit(after).netloc != urlsplit(url).netloc or after == url:
+                raise garbage(self.name.registry, "a list of tags that goes on elsewhere")
+            url = self._https(after)
+        raise garbage(self.name.registry, "a list of tags without end")
+
+    def referrers(self, subject: Digest) -> list[Descriptor]:
+        """List what refers to a manifest, by the API or else by the fallback tag; raises RegistryError."""
+        answer = self.fetch("GET", f"referrers/{subject}", {"accept": MEDIA_TYPE_INDEX})
+        if answer.status == 200 and answer.header("content-type").startswith(MEDIA_TYPE_INDEX):
+            data = answer.read(MAX_DOCUMENT_BYTES)
+            if data is not None:
+                return list(parse_document(data, f"the referrers of {subject}", MEDIA_TYPE_INDEX).children)
+        answer.drain()
+        try:
+            return list(self.get_manifest(fallback_tag(subject)).children)
+        except NotFoundError:
+            return []
+
+    def add_referrer(self, subject: Digest, one: Descriptor, annotations: Mapping[str, str]) -> None:
+        """Add to the fallback tag of a registry without the referrers API ("Pushing Manifests with Subject").
+
+        Raises RegistryError.
+        """
+        known = self.referrers(subject)
+        if any(other.digest == one.digest for other in known):
+            return
+        listed = [other.to_document() for other in known]
+        listed.append({**one.to_document(), **({"annotations": dict(annotations)} if annotations else {})})
+        data = canonical_json({"schemaVersion": 2, "mediaType": MEDIA_TYPE_INDEX, "manifests": listed})
+        self.put_manifest(fallback_tag(subject), parse_document(data, "the referrers", MEDIA_TYPE_INDEX))
+
+    # -- requests
+
+    def url(self, path: str) -> str:
+        return f"{self._base}/v2/{self.name.repository}/{path}"
+
+    def fetch(self, method: Method, path: str, headers: Mapping[str, str]) -> Answer:
+        """GET or HEAD, following redirects to wherever; raises RegistryError."""
+        return self.fetch_url(method, self.url(path), headers)
+
+    def fetch_url(self, method: Method, url: str, headers: Mapping[str, str]) -> Answer:
+        for _ in range(_MAX_REDIRECTS):
+            answer = self.call(method, url, headers)
+            target = follow(answer, allow_other_hosts=True)
+            if target is None:
+                return answer
+            answer.drain()
+            url = target
+        raise garbage(self.name.registry, "redirects without end")
+
+    def call(
+        self,
+        method: Method,
+        url: str,
+        headers: Mapping[str, str],
+        *,
+        body: Body | None = None,
+        span: tuple[int, int] | None = None,
+        data: bytes | None = None,
+        progress: Callable[[int], None] | None = None,
+        repeat: bool = True,
+    ) -> Answer:
+        """Send one request, with credentials if it goes to the registry itself; once more if they were missing.
+
+        Returns any answer but 401. Raises RegistryError.
+        """
+        is_own = self._is_own(url)
+        push_scope = {push(self.name)} if self._wants_push else {pull(self.name)}
+        scopes = frozenset(push_scope | self._sources)
+        for _ in range(3):
+            sent = dict(headers)
+            used = self._authorizer.header(scopes) if is_own else ""
+            if used:
+                sent["authorization"] = used
+            answer = self.transport.send(
+                method, url, headers=sent, body=body, span=span, data=data, progress=progress, repeat=repeat
+            )
+            if answer.status in (307, 308) and method not in ("GET", "HEAD"):
+                target = follow(answer, allow_other_hosts=True)
+                answer.drain()
+                return self._sent_on(method, target or url, headers, body, span, data, progress, repeat)
+            if answer.status != 401 or not is_own:
+                return answer
+            if not self._authorizer.learn(answer, used):
+                break
+            self.transport.counts.add(requests=-1, auth=1)
+            answer.drain()
+        what = f"push to {self.name.repository}" if self._wants_push else f"pull {self.name.repository}"
+        raise error_of(answer.refusal(method), what, self.name.registry)
+
+    def _sent_on(
+        self,
+        method: Method,
+        url: str,
+        headers: Mapping[str, str],
+        body: Body | None,
+        span: tuple[int, int] | None,
+        data: bytes | None,
+        progress: Callable[[int], None] | None,
+        repeat: bool,
+    ) -> Answer:
+        """Send a request where the registry sent us with it, without credentials, and no further."""
+        answer = self.transport.send(
+            method, url, headers=headers, body=body, span=span, data=data, progress=progress, repeat=repeat
+        )
+        if answer.status in (307, 308):
+            raise garbage(self.name.registry, "a redirect to a redirect")
+        return answer
+
+    def location(self, answer: Answer) -> str:
+        """Read where an upload goes on: relative or not, on this host by HTTPS if that is how we speak to it."""
+        text = answer.header("location")
+        target = urljoin(answer.url, text)
+        parts = urlsplit(target)
+        if not text or parts.scheme not in ("http", "https") or not parts.netloc:
+            raise garbage(self.name.registry, "an upload without a Location")
+        return self._https(target)
+
+    def _https(self, url: str) -> str:
+        """A registry behind a proxy that ends TLS may believe that it speaks plain HTTP."""
+        parts, base = urlsplit(url), urlsplit(self._base)
+        if base.scheme == "https" and parts.scheme == "http":
+            if parts.hostname != base.hostname:
+                raise RejectedError(
+                    "redirect-insecure",
+                    f"{self.name.registry} sends uploads to plain HTTP on another host: {printable(parts.netloc)}",
+                    "the registry, or a proxy before it, is set up wrongly",
+                )
+            return urlunsplit(parts._replace(scheme="https", netloc=base.netloc))
+        return url
+
+    def _is_own(self, url: str) -> bool:
+        parts, base = urlsplit(url), urlsplit(self._base)
+        return (parts.scheme, parts.netloc) == (base.scheme, base.netloc)
+
+
+def fallback_tag(subject: Digest) -> str:
+    """Name the tag that lists referrers where there is no API for it ("Referrers Tag Schema")."""
+    return f"sha256-{subject.hex}"
+
+
+class _Tags(msgspec.Struct):
+    tags: list[str] | None = None
+
+
+def _digest(text: str) -> Digest | None:
+    try:
+        return parse_digest(text)
+    except ValueError:
+        return None
+
+
+def _next_link(header: str) -> str:
+    """Read the address of the next page (RFC 8288)."""
+    start, _, rest = header.partition(">")
+    return start.partition("<")[2] if 'rel="next"' in rest or "rel=next" in rest else ""

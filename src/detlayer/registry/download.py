@@ -1,0 +1,138 @@
+"""One blob out of a repository: resumed where it broke off, held against size and digest while it is read."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from detlayer.errors import IntegrityError, UnavailableError
+from detlayer.oci import Descriptor
+from detlayer.ports import Readable
+from detlayer.registry.client import Repository
+from detlayer.registry.transport import Answer
+
+_MAX_BREAKS = 5  # without any byte in between
+
+
+@dataclass(frozen=True, slots=True)
+class RemoteBody:
+    """A blob in a registry, as a body to send elsewhere: it streams through, and is checked on the way."""
+
+    repository: Repository
+    blob: Descriptor
+
+    @property
+    def size_bytes(self) -> int:
+        return self.blob.size_bytes
+
+    @contextmanager
+    def open(self, offset: int = 0) -> Iterator[Readable]:
+        """Open for reading; raises RegistryError. What is read from an offset can't be held against the digest."""
+        reader = RemoteReader(self.repository, self.blob, offset)
+        try:
+            yield reader
+        finally:
+            reader.close()
+
+
+class RemoteReader:
+    """Reads a blob from an offset to its end.
+
+    The last byte comes only after the digest was found right, if reading began at 0, so that whoever passes the bytes
+    on never completes a wrong blob. Raises IntegrityError and RegistryError.
+    """
+
+    def __init__(self, repository: Repository, blob: Descriptor, offset: int = 0) -> None:
+        self._repository = repository
+        self._blob = blob
+        self._at = offset
+        self._sha = hashlib.sha256() if not offset else None
+        self._answer: Answer | None = None
+        self._pieces: Iterator[bytes] = iter(())
+        self._held = b""
+
+    def read(self, size: int, /) -> bytes:
+        if not self._held:
+            self._held = self._next()
+        piece, self._held = self._held[:size], self._held[size:]
+        return piece
+
+    def _next(self) -> bytes:
+        """Read the next piece, connecting again where the last one broke off; empty at the end."""
+        left = self._blob.size_bytes - self._at
+        if not left:
+            if self._sha is not None and self._at == 0:
+                self._check()
+            return b""
+        breaks = 0
+        while True:
+            try:
+                if self._answer is None:
+                    self._connect()
+                piece = next(self._pieces, b"")
+            except UnavailableError:
+                piece = b""
+                breaks += 1
+                if breaks > _MAX_BREAKS:
+                    raise
+            if piece:
+                break
+            if breaks > _MAX_BREAKS:
+                raise UnavailableError(
+                    "blob-cut-off",
+                    f"{self._repository.name.registry} sends only a part of {self._blob.digest}",
+                    "try again; what has come is kept",
+                )
+            breaks += self._answer is not None
+            self.close()
+        if len(piece) > left:
+            raise self._wrong("more bytes than it has")
+        self._at += len(piece)
+        if self._sha is not None:
+            self._sha.update(piece)
+            if self._at == self._blob.size_bytes:
+                self._check()
+        return piece
+
+    def _connect(self) -> None:
+        answer = self._repository.get_blob(self._blob.digest, self._at)
+        if answer.status == 416:
+            answer.close()
+            raise self._wrong("fewer bytes than it has")
+        skip = self._at if answer.status == 200 else 0  # it does not know of ranges
+        said = answer.length
+        if said is not None and said != self._blob.size_bytes - (self._at - skip):
+            answer.close()
+            raise self._wrong(f"{said + self._at - skip} bytes of {self._blob.size_bytes}")
+        self._answer = answer
+        self._pieces = _after(skip, answer.pieces())
+
+    def _check(self) -> None:
+        assert self._sha is not None
+        if self._sha.hexdigest() != self._blob.digest.hex:
+            raise self._wrong("other bytes")
+
+    def _wrong(self, what: str) -> IntegrityError:
+        self.close()
+        return IntegrityError(
+            "blob-digest",
+            f"{self._repository.name} gives for {self._blob.digest}: {what}",
+            "the blob is corrupt in the registry, or on the way: push it anew",
+        )
+
+    def close(self) -> None:
+        if self._answer is not None:
+            self._answer.close()
+            self._answer = None
+        self._pieces = iter(())
+
+
+def _after(skip: int, pieces: Iterator[bytes]) -> Iterator[bytes]:
+    for piece in pieces:
+        if skip >= len(piece):
+            skip -= len(piece)
+            continue
+        yield piece[skip:]
+        skip = 0

@@ -1,0 +1,489 @@
+"""HTTP to hosts: connections, TLS, back-off for a whole host, redirects that carry no credentials. Never what is asked.
+
+The only module that knows httpx; its errors become ours here. Every answer is bounded in size and time.
+"""
+
+from __future__ import annotations
+
+import random
+import ssl
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from email.utils import parsedate_to_datetime
+from importlib import import_module
+from typing import TYPE_CHECKING, Literal
+from urllib.parse import urljoin, urlsplit
+
+from detlayer.errors import ConfigError, IntegrityError, RegistryError, RejectedError, UnavailableError, printable
+from detlayer.ports import Body
+from detlayer.registry.answer import MAX_ERROR_BYTES, Refusal, garbage, read_faults
+
+if TYPE_CHECKING:
+    from http.cookiejar import CookieJar
+
+    import httpx
+
+PIECE_BYTES = 256 << 10
+_MAX_REDIRECTS = 5
+_MAX_HEADER = 8192
+_BUSY = frozenset((429, 500, 502, 503, 504))
+_REDIRECTS = frozenset((301, 302, 303, 307, 308))
+_FIRST_WAIT_S = 0.25
+_LONGEST_WAIT_S = 30.0
+_LOOPBACK = ("localhost", "127.", "[::1]")
+
+Method = Literal["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"]
+
+
+@dataclass(frozen=True, slots=True)
+class Network:
+    """How hosts are reached. Times in seconds.
+
+    `insecure` names hosts (with ports) that are spoken to over plain HTTP. `retries` bounds how often a request is sent
+    again, `max_wait_s` how long one wait may be, whatever the registry asks for.
+    """
+
+    insecure: frozenset[str] = frozenset()
+    ca_file: str | None = None
+    client_cert: str | None = None
+    client_key: str | None = None
+    retries: int = 4
+    max_wait_s: float = 60.0
+    connect_s: float = 15.0
+    read_s: float = 60.0
+    use_proxies: bool = True
+    """Whether HTTP_PROXY and its like count; never for loopback."""
+    user_agent: str = "detlayer"
+
+
+@dataclass(slots=True)
+class Counts:
+    """What was sent, for reports and tests. Requests for tokens, and those answered by 401, count as `auth`."""
+
+    requests: int = 0
+    auth: int = 0
+    sent_bytes: int = 0
+    received_bytes: int = 0
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def add(self, *, requests: int = 0, auth: int = 0, sent_bytes: int = 0, received_bytes: int = 0) -> None:
+        with self._lock:
+            self.requests += requests
+            self.auth += auth
+            self.sent_bytes += sent_bytes
+            self.received_bytes += received_bytes
+
+
+class Cancelled(BaseException):
+    """Somebody asked to stop. No Exception: nothing along the way may take it for a failure to recover from."""
+
+
+class Pace:
+    """Waits that end at once when the run is cancelled, and the clock that they go by."""
+
+    def __init__(self) -> None:
+        self._cancelled = threading.Event()
+
+    def now(self) -> float:
+        return time.monotonic()
+
+    def wall(self) -> float:
+        """Seconds since 1970: dates in headers go by it."""
+        return time.time()
+
+    def jitter(self) -> float:
+        return random.uniform(0.5, 1.0)
+
+    def wait(self, seconds: float) -> None:
+        """Wait; raises Cancelled."""
+        self._cancelled.wait(seconds)
+        self.check()
+
+    def check(self) -> None:
+        if self._cancelled.is_set():
+            raise Cancelled
+
+    def cancel(self) -> None:
+        self._cancelled.set()
+
+
+class Answer:
+    """An answer whose body is yet to be read. Close it, or use it up."""
+
+    def __init__(self, response: httpx.Response, transport: Transport, url: str, host: str) -> None:
+        self._response = response
+        self._transport = transport
+        self._pieces: Iterator[bytes] | None = None
+        self.url = url
+        self.host = host
+        self.status = response.status_code
+
+    def header(self, name: str) -> str:
+        """Look a header up; empty if it is not there, or too long to mean anything."""
+        value = str(self._response.headers.get(name, ""))
+        return value if len(value) <= _MAX_HEADER else ""
+
+    def headers(self, name: str) -> list[str]:
+        return [value for value in self._response.headers.get_list(name) if len(value) <= _MAX_HEADER]
+
+    @property
+    def length(self) -> int | None:
+        """What the body's length is said to be."""
+        text = self.header("content-length")
+        return int(text) if text.isascii() and text.isdigit() and len(text) < 20 else None
+
+    def pieces(self) -> Iterator[bytes]:
+        """Read the body as it comes, undecoded; raises UnavailableError when it breaks off."""
+        with _translated(self.host):
+            for piece in self._response.iter_raw():
+                self._transport.pace.check()
+                self._transport.counts.add(received_bytes=len(piece))
+                yield piece
+
+    def read(self, limit: int) -> bytes | None:
+        """Read the whole body, within the time of one read; None if it is longer than `limit` bytes."""
+        data = bytearray()
+        ends = self._transport.pace.now() + self._transport.network.read_s
+        for piece in self.pieces():
+            data += piece
+            if len(data) > limit:
+                self.close()
+                return None
+            if self._transport.pace.now() > ends:
+                self.close()
+                raise UnavailableError(
+                    "registry-timeout", f"{self.host} takes too long to answer", "try again later, or raise --timeout"
+                )
+        return bytes(data)
+
+    def refusal(self, method: str) -> Refusal:
+        """Read what a refusal says, and close it."""
+        body = b""
+        with suppress(RegistryError):  # the status is enough
+            body = self.read(MAX_ERROR_BYTES) or b""
+        self.close()
+        return Refusal(method, self.url, self.status, read_faults(body))
+
+    def drain(self) -> None:
+        """Read a short body to its end, so that the connection can be used again; a long one is cut off."""
+        with suppress(RegistryError):
+            self.read(MAX_ERROR_BYTES)
+        self.close()
+
+    def close(self) -> None:
+        with suppress(Exception):  # whatever the library thinks of a connection that is being given up
+            self._response.close()
+
+
+class _Host:
+    """What is known of a host: when it may be asked again."""
+
+    def __init__(self) -> None:
+        self.not_before = 0.0
+        self.failures = 0
+        self.lock = threading.Lock()
+
+
+class Transport:
+    """Sends requests to any host. Safe to use from several threads."""
+
+    def __init__(self, network: Network, *, pace: Pace | None = None, log: Callable[[str], None] | None = None) -> None:
+        self.network = network
+        self.pace = pace or Pace()
+        self.counts = Counts()
+        self._log = log
+        self._clients: dict[str, httpx.Client] = {}
+        self._hosts: dict[str, _Host] = {}
+        self._lock = threading.Lock()
+
+    def close(self) -> None:
+        """Close all connections."""
+        with self._lock:
+            clients, self._clients = list(self._clients.values()), {}
+        for client in clients:
+            with suppress(Exception):  # connections in use by threads that are being left behind
+                client.close()
+
+    def base_url(self, host: str) -> str:
+        """Say how a registry is spoken to: plain HTTP only on loopback, or where it was asked for."""
+        plain = host in self.network.insecure or (is_loopback(host) and not self.network.ca_file)
+        return f"{'http' if plain else 'https'}://{host}"
+
+    def send(
+        self,
+        method: Method,
+        url: str,
+        *,
+        headers: Mapping[str, str],
+        body: Body | None = None,
+        span: tuple[int, int] | None = None,
+        data: bytes | None = None,
+        progress: Callable[[int], None] | None = None,
+        repeat: bool = True,
+        auth: bool = False,
+    ) -> Answer:
+        """Send a request and return its answer, whatever its status, following no redirect.
+
+        The body is `data`, or `span` (from, to, in bytes) of `body`. With `repeat` it is sent again where the host is
+        busy or the connection breaks; then 429 and 5xx come back only after the last try. Raises RegistryError.
+        """
+        host = urlsplit(url).netloc
+        state = self._state(host)
+        tries = self.network.retries if repeat else 0
+        for left in range(tries, -1, -1):
+            self._wait_for(state)
+            try:
+                answer = self._send_once(method, url, headers, body, span, data, progress, auth)
+            except UnavailableError:
+                if not left:
+                    raise
+                self._back_off(state, None)
+                continue
+            if answer.status not in _BUSY:
+                with state.lock:
+                    state.failures = 0
+                return answer
+            wait_s = self._asked_wait(answer)
+            self._back_off(state, wait_s)
+            if not left or (wait_s is not None and wait_s > self.network.max_wait_s):
+                return answer
+            answer.drain()
+        raise AssertionError("the last try returns or raises")
+
+    def _send_once(
+        self,
+        method: Method,
+        url: str,
+        headers: Mapping[str, str],
+        body: Body | None,
+        span: tuple[int, int] | None,
+        data: bytes | None,
+        progress: Callable[[int], None] | None,
+        auth: bool,
+    ) -> Answer:
+        self.pace.check()
+        host = urlsplit(url).netloc
+        sent = {"user-agent": self.network.user_agent, "accept-encoding": "identity", **headers}
+        client = self._client(url)
+        content: Iterator[bytes] | bytes | None = data
+        if body is not None:
+            start, end = span or (0, body.size_bytes)
+            sent["content-length"] = str(end - start)
+            content = self._stream(body, start, end, progress)
+        elif data is None and method in ("POST", "PUT", "PATCH"):
+            sent["content-length"] = "0"
+        elif data is not None:
+            self.counts.add(sent_bytes=len(data))
+        self.counts.add(**{"auth" if auth else "requests": 1})
+        with _translated(host):
+            request = client.build_request(method, url, headers=sent, content=content)
+            response = client.send(request, stream=True)
+        if self._log is not None:
+            self._log(f"{method} {shown_url(url)} -> {response.status_code}")
+        return Answer(response, self, url, host)
+
+    def _stream(self, body: Body, start: int, end: int, progress: Callable[[int], None] | None) -> Iterator[bytes]:
+        with body.open(start) as source:
+            left = end - start
+            while left:
+                piece = source.read(min(PIECE_BYTES, left))
+                if not piece:
+                    raise IntegrityError(
+                        "blob-short", f"a blob ends {left} bytes before its size", "make or fetch the image again"
+                    )
+                left -= len(piece)
+                yield piece
+                self.pace.check()
+                self.counts.add(sent_bytes=len(piece))
+                if progress is not None:
+                    progress(len(piece))
+
+    def _state(self, host: str) -> _Host:
+        with self._lock:
+            return self._hosts.setdefault(host, _Host())
+
+    def _wait_for(self, state: _Host) -> None:
+        while (wait_s := state.not_before - self.pace.now()) > 0:
+            self.pace.wait(wait_s)
+
+    def _back_off(self, state: _Host, asked_s: float | None) -> None:
+        """Hold back all requests to a host, since what hit one would hit the others."""
+        with state.lock:
+            grown = min(_FIRST_WAIT_S * 2**state.failures, _LONGEST_WAIT_S) * self.pace.jitter()
+            state.failures += 1
+            wait_s = min(grown if asked_s is None else asked_s, self.network.max_wait_s)
+            state.not_before = max(state.not_before, self.pace.now() + wait_s)
+
+    def _asked_wait(self, answer: Answer) -> float | None:
+        """Read Retry-After in both forms (RFC 9110 10.2.3), in seconds."""
+        text = answer.header("retry-after").strip()
+        if text.isascii() and text.isdigit():
+            return float(text[:9])
+        try:
+            return max(0.0, parsedate_to_datetime(text).timestamp() - self.pace.wall()) if text else None
+        except (ValueError, TypeError, OverflowError):
+            return None
+
+    def _client(self, url: str) -> httpx.Client:
+        parts = urlsplit(url)
+        kind = parts.scheme
+        if is_loopback(parts.netloc):
+            kind += "-direct"
+        with self._lock:
+            if kind not in self._clients:
+                self._clients[kind] = self._make_client(kind)
+            return self._clients[kind]
+
+    def _make_client(self, kind: str) -> httpx.Client:
+        load_httpx()
+        import httpx
+
+        network = self.network
+        # No cookies: those of a load balancer would tie requests together that have nothing to do with each other.
+        return httpx.Client(
+            verify=_context(network, kind),
+            trust_env=network.use_proxies and not kind.endswith("-direct"),
+            follow_redirects=False,
+            timeout=httpx.Timeout(network.read_s, connect=network.connect_s, pool=None),
+            limits=httpx.Limits(max_connections=64, max_keepalive_connections=16, keepalive_expiry=20),
+            cookies=_no_cookies(),
+        )
+
+
+def follow(answer: Answer, *, allow_other_hosts: bool) -> str | None:
+    """Say where a redirect leads; None if the answer is none. Raises RegistryError for one that must not be followed.
+
+    From HTTPS nothing leads to HTTP. Whether the host is another, and credentials must stay behind, is for the caller
+    to see.
+    """
+    if answer.status not in _REDIRECTS:
+        return None
+    location = answer.header("location")
+    if not location:
+        raise garbage(answer.host, f"{answer.status} without a Location")
+    target = urljoin(answer.url, location)
+    here, there = urlsplit(answer.url), urlsplit(target)
+    if there.scheme not in ("http", "https") or not there.netloc:
+        raise garbage(answer.host, f"a redirect to {shown_url(target)}")
+    if here.scheme == "https" and there.scheme == "http":
+        raise RejectedError(
+            "redirect-insecure",
+            f"{answer.host} redirects to plain HTTP: {shown_url(target)}",
+            "the registry, or a proxy before it, is set up wrongly",
+        )
+    if not allow_other_hosts and here.netloc != there.netloc:
+        raise RejectedError(
+            "redirect-host",
+            f"{answer.host} redirects to another host: {shown_url(target)}",
+            "use the name of the registry that it redirects to",
+        )
+    return target
+
+
+def is_loopback(host: str) -> bool:
+    """Tell whether a host (with a port or not) is this machine by its name."""
+    return host.startswith(_LOOPBACK) and (not host.startswith("localhost") or host.partition(":")[0] == "localhost")
+
+
+def shown_url(url: str) -> str:
+    """Show a URL without what may be secret: signatures and sessions are in queries, passwords before the host."""
+    parts = urlsplit(url)
+    host = parts.netloc.rpartition("@")[2]
+    return printable(f"{parts.scheme}://{host}{parts.path}" + ("?…" if parts.query else ""))
+
+
+def load_httpx() -> None:
+    """Import httpx without its command line, which would load rich and pygments and take half of the time.
+
+    httpx is made to do without it: it is an extra.
+    """
+    if "httpx" not in sys.modules:
+        sys.modules["httpx._main"] = None  # type: ignore[assignment]
+        try:
+            import_module("httpx")
+        finally:
+            del sys.modules["httpx._main"]
+
+
+def _no_cookies() -> CookieJar:
+    from http.cookiejar import CookieJar, DefaultCookiePolicy
+
+    return CookieJar(DefaultCookiePolicy(allowed_domains=[]))
+
+
+def _context(network: Network, kind: str) -> ssl.SSLContext:
+    """Make the TLS context of a kind of client: the system's trust store, and what was named beside it."""
+    if not kind.startswith("https"):
+        return ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # never used; loading certificates would take time
+    import truststore
+
+    context: ssl.SSLContext = truststore.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    try:
+        if network.ca_file is not None:
+            context.load_verify_locations(cafile=network.ca_file)
+        if network.client_cert is not None:
+            # Without a password, so that OpenSSL does not ask the terminal for one.
+            context.load_cert_chain(network.client_cert, network.client_key, password="")
+    except (OSError, ssl.SSLError, ValueError) as error:
+        named = ", ".join(filter(None, (network.ca_file, network.client_cert, network.client_key)))
+        raise ConfigError(
+            "certificate-unreadable", f"{printable(named)}: {error}", "name certificates in PEM files"
+        ) from error
+    return context
+
+
+@contextmanager
+def _translated(host: str) -> Iterator[None]:
+    """Turn httpx's errors into ours."""
+    load_httpx()
+    import httpx
+
+    shown = printable(host)
+    try:
+        yield
+    except httpx.ConnectError as error:
+        if (reason := _tls_reason(error)) is not None:
+            raise RejectedError(
+                "registry-tls",
+                f"the certificate of {shown} does not hold: {reason}",
+                "name the CA that signed it with --ca-file; a registry without TLS wants --insecure-registry",
+            ) from error
+        raise UnavailableError(
+            "registry-unreachable", f"{shown} can't be reached: {error}", "check the name, the port and the network"
+        ) from error
+    except httpx.TimeoutException as error:
+        raise UnavailableError(
+            "registry-timeout", f"{shown} takes too long to answer", "try again later, or raise --timeout"
+        ) from error
+    except httpx.ProxyError as error:
+        raise UnavailableError(
+            "proxy-failed", f"the proxy did not lead to {shown}: {error}", "check HTTPS_PROXY and NO_PROXY"
+        ) from error
+    except httpx.UnsupportedProtocol as error:
+        raise garbage(shown, "with an address that is none") from error
+    except (httpx.RemoteProtocolError, httpx.LocalProtocolError) as error:
+        raise UnavailableError(
+            "registry-broke-off", f"{shown} broke off: {printable(str(error))}", "try again; is this a registry?"
+        ) from error
+    except (httpx.TransportError, httpx.StreamError) as error:
+        raise UnavailableError(
+            "registry-broke-off", f"the connection to {shown} broke: {printable(str(error))}", "try again"
+        ) from error
+    except httpx.InvalidURL as error:
+        raise garbage(shown, f"with an address that is none: {error}") from error
+
+
+def _tls_reason(error: BaseException) -> str | None:
+    """Find the word of TLS in the causes of an error."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, ssl.SSLCertVerificationError):
+            return printable(seen.verify_message)
+        if isinstance(seen, ssl.SSLError):
+            return printable(str(seen.reason or seen))
+        seen = seen.__cause__ or seen.__context__
+    return None

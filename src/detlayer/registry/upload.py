@@ -1,0 +1,271 @@
+"""One blob into one repository: mount, POST and PUT, or chunks that a later process can go on with.
+
+    UNKNOWN -> PRESENT | MOUNTING -> PRESENT | SESSION(location, offset) -> COMMITTING -> PRESENT
+
+Source: distribution-spec 1.1, "Pushing blobs". What is told of a session is kept by whoever calls (`on_session`).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from detlayer.errors import IntegrityError, RejectedError, UnavailableError
+from detlayer.names import RepositoryName
+from detlayer.oci import Descriptor
+from detlayer.ports import Body, Session
+from detlayer.registry.answer import Refusal, error_of
+from detlayer.registry.client import Repository
+from detlayer.registry.transport import Answer
+
+CHUNKED_FROM_BYTES = 128 << 20  # a blob that took this long to send is worth resuming
+_CHUNK_BYTES = 64 << 20
+_SMALLEST_CHUNK_BYTES = 1 << 20
+_MAX_STARTS = 3
+_RANGE = re.compile(r"(?:bytes=)?([0-9]{1,19})-([0-9]{1,19})\Z")
+
+# The longest body of a ranged PATCH that a host takes, in bytes, as its documentation or its errors say.
+_LONGEST_CHUNK_BYTES = {"ghcr.io": 4 << 20}
+_WHOLE_ONLY = frozenset(("gcr.io", "pkg.dev"))  # Artifact Registry: no chunks; these and all below them
+
+Outcome = Literal["uploaded", "mounted", "seen"]
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """Who hears of an upload: of bytes sent (of bytes sent in vain as a negative number), and of its session."""
+
+    advance: Callable[[int], None] = lambda count_bytes: None
+    on_session: Callable[[Session | None], None] = lambda session: None
+
+
+def upload(
+    repository: Repository,
+    blob: Descriptor,
+    body: Callable[[], Body],
+    *,
+    mount_from: RepositoryName | None = None,
+    resume: Session | None = None,
+    progress: Progress | None = None,
+) -> Outcome:
+    """Bring a blob into a repository, and say how it got there.
+
+    `body` is asked for only when bytes have to flow. `resume` is a session that an earlier run began. Raises
+    RegistryError, and IntegrityError where the registry says that the bytes are not what the digest says.
+    """
+    return _Upload(repository, blob, body, progress or Progress()).run(mount_from, resume)
+
+
+class _Lost(Exception):
+    """The session is gone: the blob starts anew."""
+
+
+class _TooLarge(Exception):
+    """The registry takes no body of this size."""
+
+
+class _Upload:
+    def __init__(self, repository: Repository, blob: Descriptor, body: Callable[[], Body], progress: Progress) -> None:
+        self._repository = repository
+        self._blob = blob
+        self._make_body = body
+        self._body: Body | None = None
+        self._progress = progress
+        self._sent = 0
+        self._reached = 0
+        self._in_chunks = self._may_chunk() and blob.size_bytes >= CHUNKED_FROM_BYTES
+        self._chunk_bytes = min(_CHUNK_BYTES, _LONGEST_CHUNK_BYTES.get(repository.name.host, _CHUNK_BYTES))
+
+    def run(self, mount_from: RepositoryName | None, resume: Session | None) -> Outcome:
+        session = self._recover(resume) if resume is not None else None
+        last: Exception | None = None
+        starts = 0
+        while starts < _MAX_STARTS:
+            try:
+                if session is None:
+                    session = self._begin(mount_from)
+                    if session is None:
+                        self._progress.on_session(None)
+                        return "mounted"
+                    mount_from = None
+                    self._progress.on_session(session)
+                self._send(session)
+            except _Lost as lost:
+                last, session = lost, None
+            except _TooLarge as error:
+                if self._in_chunks and self._chunk_bytes <= _SMALLEST_CHUNK_BYTES:
+                    raise self._refused(error) from error
+                if self._in_chunks:
+                    self._chunk_bytes = max(self._chunk_bytes // 4, _SMALLEST_CHUNK_BYTES)
+                    starts -= 1  # as often as it takes to find a size that is taken
+                self._in_chunks = True
+                last, session = error, None
+            except UnavailableError as error:
+                # The answer to the last request may be all that was lost.
+                if self._repository.head_blob(self._blob.digest) is not None:
+                    self._progress.on_session(None)
+                    return "uploaded"
+                last = error
+                self._take_back(self._sent)
+                before = self._reached
+                session = self._recover(session) if session is not None and self._in_chunks else None
+                if session is not None and session.offset > before:
+                    continue  # it goes on, however slowly
+            else:
+                self._progress.on_session(None)
+                return "uploaded"
+            starts += 1
+            if session is None:
+                self._take_back(self._sent)
+        if isinstance(last, UnavailableError):
+            raise last
+        raise self._refused(last) from last
+
+    def _refused(self, error: Exception | None) -> Exception:
+        refusal = error.args[0] if error is not None and error.args else None
+        if isinstance(refusal, Refusal):
+            return error_of(refusal, f"push to {self._repository.name.repository}", self._repository.name.registry)
+        return RejectedError(
+            "upload-lost",
+            f"{self._repository.name.registry} lost the upload of {self._blob.digest} {_MAX_STARTS} times",
+            "if several servers answer under this name, they must share their uploads",
+        )
+
+    # -- sessions
+
+    def _begin(self, mount_from: RepositoryName | None) -> Session | None:
+        """Open a session; None if the blob was mounted instead. A mount that fails never fails a push."""
+        post = self._repository.url("blobs/uploads/")
+        if mount_from is not None:
+            answer = self._repository.call("POST", f"{post}?mount={self._blob.digest}&from={mount_from.repository}", {})
+            if answer.status == 201:
+                answer.drain()
+                return None
+            if answer.status == 202:
+                return self._session(answer, 0)
+            answer.drain()
+        answer = self._repository.call("POST", post, {})
+        if answer.status != 202:
+            raise self._error(answer, "POST")
+        minimum = answer.header("oci-chunk-min-length")
+        if minimum.isascii() and minimum.isdigit() and len(minimum) < 12:
+            self._chunk_bytes = max(self._chunk_bytes, int(minimum))
+        return self._session(answer, 0)
+
+    def _session(self, answer: Answer, offset: int) -> Session:
+        location = self._repository.location(answer)
+        answer.drain()
+        return Session(location, offset)
+
+    def _recover(self, session: Session) -> Session | None:
+        """Ask how far an earlier session came; None if the registry does not know it any more."""
+        answer = self._repository.call("GET", session.location, {})
+        if answer.status not in (202, 204):
+            answer.drain()
+            self._progress.on_session(None)
+            return None
+        end = _RANGE.match(answer.header("range"))
+        # docker-registry says 0-0 of a session with nothing in it.
+        offset = int(end[2]) + 1 if end is not None and int(end[2]) else 0
+        if offset > self._blob.size_bytes or not self._may_chunk() or not offset:
+            answer.drain()
+            return None
+        self._in_chunks = True
+        self._reached = max(self._reached, offset)
+        self._advance(offset)
+        if not answer.header("location"):
+            answer.drain()
+            return Session(session.location, offset)
+        return self._session(answer, offset)
+
+    # -- bytes
+
+    def _send(self, session: Session) -> None:
+        if not self._in_chunks:
+            answer = self._put(session, (0, self._blob.size_bytes))
+        else:
+            while session.offset < self._blob.size_bytes:
+                session = self._patch(session)
+                self._progress.on_session(session)
+            answer = self._put(session, None)
+        if answer.status in (201, 204):
+            answer.drain()
+            return
+        raise self._error(answer, "PUT")
+
+    def _put(self, session: Session, span: tuple[int, int] | None) -> Answer:
+        # Appended to the text: the query that is there belongs to the registry, and must stay as it is.
+        joint = "&" if "?" in session.location else "?"
+        url = f"{session.location}{joint}digest={self._blob.digest}"
+        headers = {"content-type": "application/octet-stream"}
+        if span is None or span == (0, 0):
+            return self._repository.call("PUT", url, headers, repeat=False)
+        return self._call("PUT", url, headers, span)
+
+    def _patch(self, session: Session) -> Session:
+        end = min(session.offset + self._chunk_bytes, self._blob.size_bytes)
+        answer = self._call(
+            "PATCH",
+            session.location,
+            {"content-type": "application/octet-stream", "content-range": f"{session.offset}-{end - 1}"},
+            (session.offset, end),
+        )
+        if answer.status in (201, 202, 204):
+            told = _RANGE.match(answer.header("range"))
+            reached = int(told[2]) + 1 if told is not None else end
+            if not session.offset < reached <= end:
+                answer.drain()
+                raise _Lost
+            self._take_back(end - reached)
+            self._reached = max(self._reached, reached)
+            return self._session(answer, reached)
+        raise self._error(answer, "PATCH")
+
+    def _call(
+        self, method: Literal["PUT", "PATCH"], url: str, headers: dict[str, str], span: tuple[int, int]
+    ) -> Answer:
+        """Send a stretch of the blob; what a refusal makes of it is not counted as sent."""
+        before = self._sent
+        if self._body is None:
+            self._body = self._make_body()
+        try:
+            answer = self._repository.call(
+                method, url, headers, body=self._body, span=span, progress=self._advance, repeat=False
+            )
+        except BaseException:
+            self._take_back(self._sent - before)
+            raise
+        self._take_back(self._sent - before - (span[1] - span[0]))  # it was sent twice, for want of a token
+        return answer
+
+    def _error(self, answer: Answer, method: str) -> Exception:
+        """Read a refusal: what to do about it, or an error."""
+        refusal = answer.refusal(method)
+        if refusal.says("DIGEST_INVALID"):
+            self._progress.on_session(None)
+            return IntegrityError(
+                "blob-refused",
+                f"{self._repository.name.registry} says that the bytes sent are not {self._blob.digest}",
+                "the blob, or something on the way to the registry, is corrupt",
+            )
+        if refusal.status == 413 or refusal.says("SIZE_INVALID"):
+            return _TooLarge(refusal)
+        if refusal.says("BLOB_UPLOAD_UNKNOWN", "BLOB_UPLOAD_INVALID") or (
+            method != "POST" and refusal.status in (404, 416)
+        ):
+            return _Lost(refusal)
+        return error_of(refusal, f"push to {self._repository.name.repository}", self._repository.name.registry)
+
+    def _advance(self, count_bytes: int) -> None:
+        self._sent += count_bytes
+        self._progress.advance(count_bytes)
+
+    def _take_back(self, count_bytes: int) -> None:
+        if count_bytes > 0:
+            self._advance(-count_bytes)
+
+    def _may_chunk(self) -> bool:
+        host = self._repository.name.host
+        return not any(host == one or host.endswith("." + one) for one in _WHOLE_ONLY)

@@ -1,0 +1,80 @@
+"""An image in a registry, as a source to push or pull from: what it consists of, streamed when it is asked for."""
+
+from __future__ import annotations
+
+from detlayer.documents import Document, parse_document
+from detlayer.errors import IntegrityError, LayerError
+from detlayer.names import RepositoryName
+from detlayer.oci import Descriptor, digest_of
+from detlayer.plan import Wanted
+from detlayer.ports import Amnesia, Body, ImageSource, Memory
+from detlayer.registry.client import Repository
+from detlayer.registry.download import RemoteBody
+
+_MAX_DEPTH = 8
+_MAX_DOCUMENTS = 10_000
+
+
+class RemoteImage:
+    """An ImageSource that is a repository. Documents come from memory if that has them: digests never go stale."""
+
+    def __init__(self, repository: Repository, root: Document, memory: Memory | None = None) -> None:
+        self._repository = repository
+        self._memory = memory or Amnesia()
+        self.root = root
+
+    @property
+    def origin(self) -> RepositoryName | None:
+        return self._repository.name
+
+    def document(self, descriptor: Descriptor) -> bytes:
+        """Fetch a manifest; raises RegistryError, IntegrityError and LayerError."""
+        if descriptor.digest == self.root.digest:
+            return self.root.data
+        return self.child(descriptor).data
+
+    def child(self, descriptor: Descriptor) -> Document:
+        """Fetch a manifest that an index names, by its digest; raises RegistryError, IntegrityError and LayerError."""
+        known = self._memory.document(descriptor.digest)
+        if known is not None:
+            return parse_document(known, str(descriptor.digest), descriptor.media_type)
+        document = self._repository.get_manifest(str(descriptor.digest))
+        self._memory.keep_document(document.data)
+        return document
+
+    def body(self, descriptor: Descriptor) -> Body | None:
+        return RemoteBody(self._repository, descriptor)
+
+
+def gather(source: ImageSource, root: Document) -> Wanted:
+    """Read all documents of an image, children before parents, the root last.
+
+    Raises what the source raises, LayerError for what nests too deep, IntegrityError for what is not what was named.
+    """
+    found: dict[str, Document] = {}
+
+    def visit(document: Document, depth: int) -> None:
+        if depth > _MAX_DEPTH or len(found) > _MAX_DOCUMENTS:
+            raise LayerError(
+                "document-invalid", f"{root.digest} has indexes in indexes without end", "no honest image has these"
+            )
+        for child in document.children:
+            key = str(child.digest)
+            if key in found:
+                continue
+            if not (child.is_index or child.is_manifest or not child.media_type):
+                raise LayerError(
+                    "document-invalid",
+                    f"{document.digest} lists {child.digest}, which is {child.media_type}: no manifest",
+                    "registries do not take such an index",
+                )
+            data = source.document(child)
+            if digest_of(data) != child.digest or len(data) != child.size_bytes:
+                raise IntegrityError(
+                    "blob-digest", f"{child.digest} is something else", "fetch or make the image again"
+                )
+            visit(parse_document(data, key, child.media_type), depth + 1)
+        found[str(document.digest)] = document
+
+    visit(root, 0)
+    return Wanted(tuple(found.values()))
