@@ -153,7 +153,8 @@ class RealRegistry:
 
     def repositories(self) -> list[str]:
         top = self._root / "repositories"
-        found = {path.parent for mark in ("_layers", "_manifests") for path in top.glob(f"**/{mark}")}
+        # Not by glob: the registry removes directories of uploads meanwhile, and os.walk passes these by.
+        found = {Path(above) for above, names, _ in os.walk(top) if {"_layers", "_manifests"} & set(names)}
         return sorted(str(path.relative_to(top)) for path in found)
 
     def tags(self, name: str) -> dict[str, str]:
