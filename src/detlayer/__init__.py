@@ -19,21 +19,35 @@ if TYPE_CHECKING:
     from detlayer.entry import Mtime as Mtime
     from detlayer.entry import Owner as Owner
     from detlayer.entry import Profile as Profile
+    from detlayer.errors import AuthError as AuthError
     from detlayer.errors import ConfigError as ConfigError
     from detlayer.errors import DetlayerError as DetlayerError
     from detlayer.errors import IntegrityError as IntegrityError
     from detlayer.errors import LayerError as LayerError
+    from detlayer.errors import NotFoundError as NotFoundError
     from detlayer.errors import OutputError as OutputError
+    from detlayer.errors import RegistryError as RegistryError
+    from detlayer.errors import RejectedError as RejectedError
     from detlayer.errors import TreeError as TreeError
+    from detlayer.errors import UnavailableError as UnavailableError
     from detlayer.inspection import LayerContents as LayerContents
     from detlayer.inspection import inspect as inspect
     from detlayer.layer import Layer as Layer
+    from detlayer.names import Reference as Reference
+    from detlayer.names import parse_reference as parse_reference
     from detlayer.normalisation import normalize as normalize
     from detlayer.oci import Descriptor as Descriptor
     from detlayer.oci import Digest as Digest
+    from detlayer.oci import Platform as Platform
     from detlayer.packing import pack as pack
     from detlayer.packing import parse_source as parse_source
+    from detlayer.platforms import parse_platform as parse_platform
     from detlayer.ports import Reporter as Reporter
+    from detlayer.publishing import PushReport as PushReport
+    from detlayer.publishing import plan_push as plan_push
+    from detlayer.publishing import push as push
+    from detlayer.pulling import pull as pull
+    from detlayer.pulling import resolve as resolve
     from detlayer.tree import Selection as Selection
     from detlayer.tree import Source as Source
     from detlayer.verification import VerifyReport as VerifyReport
@@ -45,13 +59,29 @@ _HOMES = {
     "codec": ("Codec",),
     "difference": ("DiffReport", "diff"),
     "entry": ("Mtime", "Owner", "Profile"),
-    "errors": ("ConfigError", "DetlayerError", "IntegrityError", "LayerError", "OutputError", "TreeError"),
+    "errors": (
+        "AuthError",
+        "ConfigError",
+        "DetlayerError",
+        "IntegrityError",
+        "LayerError",
+        "NotFoundError",
+        "OutputError",
+        "RegistryError",
+        "RejectedError",
+        "TreeError",
+        "UnavailableError",
+    ),
     "inspection": ("LayerContents", "inspect"),
     "layer": ("Layer",),
+    "names": ("Reference", "parse_reference"),
     "normalisation": ("normalize",),
-    "oci": ("Descriptor", "Digest"),
+    "oci": ("Descriptor", "Digest", "Platform"),
     "packing": ("pack", "parse_source"),
+    "platforms": ("parse_platform",),
     "ports": ("Reporter",),
+    "publishing": ("PushReport", "plan_push", "push"),
+    "pulling": ("pull", "resolve"),
     "tree": ("Selection", "Source"),
     "verification": ("VerifyReport", "verify"),
 }

@@ -8,7 +8,7 @@ a LayerError.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from typing import NamedTuple
@@ -76,8 +76,9 @@ class TarReader:
     entry follows (`git archive` of nothing). Raises LayerError.
     """
 
-    def __init__(self, pieces: Iterable[bytes]) -> None:
-        self._feed = _Feed(iter(pieces))
+    def __init__(self, pieces: Iterable[bytes], skip: Callable[[int], None] | None = None) -> None:
+        """`skip` passes by bytes that `pieces` would give next, which it must have; without it they are read."""
+        self._feed = _Feed(iter(pieces), skip)
         self.trailer_bytes = 0
         self.left_over: tuple[Extension, ...] = ()
 
@@ -153,10 +154,11 @@ class TarReader:
 class _Feed:
     """Bytes in pieces, taken in other pieces."""
 
-    __slots__ = ("_at", "_piece", "_pieces")
+    __slots__ = ("_at", "_piece", "_pieces", "_skip")
 
-    def __init__(self, pieces: Iterator[bytes]) -> None:
+    def __init__(self, pieces: Iterator[bytes], skip: Callable[[int], None] | None = None) -> None:
         self._pieces = pieces
+        self._skip = skip
         self._piece = b""
         self._at = 0
 
@@ -189,6 +191,10 @@ class _Feed:
         return part
 
     def skip(self, size: int) -> None:
+        if self._skip is not None and (beyond := size - (len(self._piece) - self._at)) > 0:
+            self._skip(beyond)
+            self._at = len(self._piece)
+            return
         while size:
             size -= len(self.some(size))
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from detlayer.cli.options import expansion_option, make_console, progress_option
+from detlayer.cli.common import expansion_option, make_console, progress_option
 from detlayer.compare import Difference
 from detlayer.difference import EXPLAIN_LIMIT, DiffReport
 from detlayer.difference import diff as diff_sides

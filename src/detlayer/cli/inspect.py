@@ -7,8 +7,8 @@ from typing import Any
 
 import click
 
+from detlayer.cli.common import expansion_option
 from detlayer.cli.console import Console, size, stdin_stream
-from detlayer.cli.options import expansion_option
 from detlayer.entry import Entry
 from detlayer.errors import printable
 from detlayer.inspection import LayerContents, entry_document

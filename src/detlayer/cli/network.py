@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -15,6 +15,7 @@ from detlayer.cli.transfers import Transfers
 from detlayer.errors import ConfigError
 
 if TYPE_CHECKING:
+    from detlayer.names import Reference
     from detlayer.ports import Memory
     from detlayer.registry.client import Registries
 
@@ -58,8 +59,13 @@ def network_options(command: _Decorated) -> _Decorated:
 
 
 @contextmanager
-def open_registries(options: dict[str, Any], transfers: Transfers) -> Iterator[Registries]:
-    """Open what talks to registries; an interruption stops all threads. Raises ConfigError."""
+def open_registries(
+    options: dict[str, Any], transfers: Transfers, references: Sequence[Reference]
+) -> Iterator[Registries]:
+    """Open what talks to registries; an interruption stops all threads.
+
+    Credentials that were given as they are go to the registries of `references` only. Raises ConfigError.
+    """
     from detlayer.registry.client import Registries
     from detlayer.registry.credentials import CredentialStore, read_environment
     from detlayer.registry.transport import Network, Transport
@@ -103,5 +109,9 @@ def _explicit(options: dict[str, Any]) -> tuple[str, str]:
     return username, password
 
 
-def open_memory(options: dict[str, Any], transfers: Transfers) -> Memory:
-    raise AssertionError
+@contextmanager
+def open_memory(options: dict[str, Any], transfers: Transfers) -> Iterator[Memory]:
+    """Open what is remembered from run to run."""
+    from detlayer.ports import Amnesia
+
+    yield Amnesia()

@@ -7,11 +7,9 @@ from typing import Any
 
 import click
 
+from detlayer.cli.common import console_options, expansion_option, make_console
 from detlayer.cli.console import stdin_stream
 from detlayer.cli.options import (
-    console_options,
-    expansion_option,
-    make_console,
     output_options,
     read_output,
     read_profile,

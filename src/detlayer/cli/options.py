@@ -9,7 +9,8 @@ from typing import Any, BinaryIO, Literal, TypeVar, cast
 
 import click
 
-from detlayer.cli.console import Console, ProgressKind, size, stdout_stream
+from detlayer.cli.common import with_options
+from detlayer.cli.console import Console, size, stdout_stream
 from detlayer.entry import DEFAULT_MTIME, Profile, parse_mtime
 from detlayer.errors import ConfigError, printable
 from detlayer.layer import Layer
@@ -87,17 +88,6 @@ _VALUES = (
     ),
 )
 
-progress_option = click.option(
-    "--progress",
-    type=click.Choice(["auto", "bar", "plain", "none"]),
-    default="auto",
-    show_default=True,
-    help="How to show progress; auto is a bar on a terminal.",
-)
-quiet_option = click.option("-q", "--quiet", is_flag=True, help="Only warnings and errors.")
-_CONSOLE = (progress_option, quiet_option, click.option("-v", "--verbose", is_flag=True, help="Say more."))
-
-
 _OUTPUT = (
     click.option("-o", "--output", metavar="FILE", help="Write the layer here; `-` is stdout."),
     click.option("--oci", metavar="DIR", help="Put the layer into this OCI layout, which is made if need be."),
@@ -105,63 +95,19 @@ _OUTPUT = (
 )
 
 
-expansion_option = click.option(
-    "--max-expansion",
-    metavar="N",
-    type=click.IntRange(1),
-    default=200,
-    show_default=True,
-    help="Refuse a layer that grows to more than N times its size, beyond the first GiB.",
-)
-
-
 def pack_options(command: _Decorated) -> _Decorated:
     """Add the options that decide what a pack writes."""
-    return _with(_SELECTION + _VALUES, command)
+    return with_options(_SELECTION + _VALUES, command)
 
 
 def value_options(command: _Decorated) -> _Decorated:
     """Add those of `pack_options` that are about a layer, not about where it comes from."""
-    return _with(_VALUES, command)
+    return with_options(_VALUES, command)
 
 
 def output_options(command: _Decorated) -> _Decorated:
     """Add the options that say where a layer goes."""
-    return _with(_OUTPUT, command)
-
-
-def console_options(command: _Decorated) -> _Decorated:
-    """Add the options that decide what is said meanwhile."""
-    return _with(_CONSOLE, command)
-
-
-def _with(options: tuple[Callable[[_Decorated], _Decorated], ...], command: _Decorated) -> _Decorated:
-    for option in reversed(options):
-        command = option(command)
-    return command
-
-
-_CACHE = (
-    click.option("--cache-dir", metavar="DIR", help="Keep what is remembered here; else $DETLAYER_CACHE_DIR."),
-    click.option("--no-cache", is_flag=True, help="Remember nothing, and recall nothing."),
-)
-
-
-def cache_options(command: _Decorated) -> _Decorated:
-    """Add the options that say where things are remembered."""
-    return _with(_CACHE, command)
-
-
-def make_console(options: dict[str, Any], *, json: bool) -> Console:
-    """Make the console of a command with all or some of `console_options`."""
-    console = Console(
-        json=json,
-        quiet=options["quiet"],
-        verbose=options.get("verbose", False),
-        progress=cast(ProgressKind, options.get("progress", "auto")),
-    )
-    console.use_colour(os.environ.get("NO_COLOR"))
-    return console
+    return with_options(_OUTPUT, command)
 
 
 def read_output(options: dict[str, Any], *, as_json: bool) -> str | BinaryIO | None:

@@ -7,10 +7,9 @@ from typing import Any
 
 import click
 
+from detlayer.cli.common import console_options, make_console
 from detlayer.cli.options import (
     Ordered,
-    console_options,
-    make_console,
     output_options,
     pack_options,
     read_output,

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from detlayer.cli import exits
+from detlayer.cli.common import cache_options, console_options, make_console
 from detlayer.cli.console import Console, size
 from detlayer.cli.network import network_options, open_memory, open_registries
-from detlayer.cli.options import cache_options, console_options, make_console
 from detlayer.cli.transfers import Transfers
 from detlayer.errors import ConfigError
 
@@ -28,6 +28,7 @@ _SHOWN_DIGEST = 19
 
 _SOURCE = (
     click.option("--as-blob", is_flag=True, help="IMAGE is a layer file, which is pushed as an artifact of its own."),
+    click.option("--index", "whole_index", is_flag=True, help="Take a layout's index.json itself as the image."),
     click.option(
         "--source",
         metavar="REPOSITORY",
@@ -71,13 +72,14 @@ def plan(ctx: click.Context, /, **options: Any) -> None:
     console = make_console(options, json=options["as_json"])
     transfers = Transfers(console)
     references = read_references(options["references"])
+    hints = read_hints(options)
     try:
         with (
-            open_registries(options, transfers) as registries,
+            open_registries(options, transfers, references) as registries,
             open_memory(options, transfers) as memory,
             open_image_named(options, registries, memory) as image,
         ):
-            plans = plan_push(image, references, registries, memory=memory, hints=read_hints(options))
+            plans = plan_push(image, references, registries, memory=memory, hints=hints)
     finally:
         console.close()
     show_plan(console, plans, as_json=options["as_json"])
@@ -95,7 +97,7 @@ def show_plan(console: Console, plans: Sequence[Plan], *, as_json: bool) -> None
         return
     for one in plans:
         console.line(str(one.name))
-        rows = [
+        rows: list[tuple[str, str, str, str]] = [
             (blob.action, str(blob.digest)[:_SHOWN_DIGEST], size(blob.size_bytes), blob.reason) for blob in one.blobs
         ]
         rows += [
@@ -136,13 +138,14 @@ def open_image_named(options: dict[str, Any], registries: Registries, memory: Me
         from detlayer.names import parse_reference
         from detlayer.remote import RemoteImage
 
-        if options["as_blob"]:
-            raise ConfigError("usage", "--as-blob is for layer files", "leave it out")
+        for name, flag in (("whole_index", "--index"), ("as_blob", "--as-blob")):
+            if options[name]:
+                raise ConfigError("usage", f"{flag} is not for {REMOTE}", "leave it out")
         reference = parse_reference(text.removeprefix(REMOTE))
         repository = registries.repository(reference.name)
         yield RemoteImage(repository, repository.get_manifest(reference.target), memory)
         return
     from detlayer.layout import open_image
 
-    with open_image(text, as_blob=options["as_blob"]) as image:
+    with open_image(text, whole_index=options["whole_index"], as_blob=options["as_blob"]) as image:
         yield image

@@ -7,9 +7,9 @@ from typing import Any
 
 import click
 
+from detlayer.cli.common import cache_options, console_options, make_console
 from detlayer.cli.console import size
 from detlayer.cli.network import network_options, open_memory, open_registries
-from detlayer.cli.options import cache_options, console_options, make_console
 from detlayer.cli.transfers import Transfers
 from detlayer.errors import ConfigError, printable
 
@@ -33,15 +33,16 @@ Examples:
 @cache_options
 @console_options
 def pull(**options: Any) -> None:
-    """Fetch REF into an OCI layout and print its digest. What is there is not fetched again, and what broke off goes on.
+    """Fetch REF into an OCI layout and print its digest.
 
-    Everything is held against its digest before it gets its name.
+    What is there is not fetched again, and what broke off is gone on with. Everything is held against its digest before
+    it gets its name.
     """
-    from detlayer.layout import LayoutWriter
     from detlayer.names import is_tag, parse_reference
     from detlayer.oci import canonical_json
     from detlayer.platforms import parse_platform
     from detlayer.pulling import pull as pull_image
+    from detlayer.sink import LayoutWriter
 
     console = make_console(options, json=options["as_json"])
     transfers = Transfers(console, as_events=options["as_json"])
@@ -56,7 +57,7 @@ def pull(**options: Any) -> None:
     platform = parse_platform(options["platform"]) if options["platform"] else None
     reference = parse_reference(options["reference"])
     try:
-        with open_registries(options, transfers) as registries, open_memory(options, transfers) as memory:
+        with open_registries(options, transfers, [reference]) as registries, open_memory(options, transfers) as memory:
             pulled = pull_image(
                 reference,
                 LayoutWriter(path),

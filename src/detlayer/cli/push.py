@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from detlayer.cli import exits
+from detlayer.cli.common import cache_options, console_options, make_console
 from detlayer.cli.console import Console, size
 from detlayer.cli.network import network_options, open_memory, open_registries
-from detlayer.cli.options import cache_options, console_options, make_console
 from detlayer.cli.plan import open_image_named, read_hints, read_references, show_plan, source_options
 from detlayer.cli.transfers import Transfers
 from detlayer.errors import ConfigError, printable
@@ -52,25 +52,19 @@ def push(ctx: click.Context, /, **options: Any) -> None:
     started = time.monotonic()
     references = read_references(options["references"])
     plans = _read_plans(options["plan_file"])
+    hints = read_hints(options)
     try:
         with (
-            open_registries(options, transfers) as registries,
+            open_registries(options, transfers, references) as registries,
             open_memory(options, transfers) as memory,
             open_image_named(options, registries, memory) as image,
         ):
-            hints = read_hints(options)
             if options["dry_run"]:
                 made = plan_push(image, references, registries, memory=memory, hints=hints)
                 show_plan(console, made, as_json=options["as_json"])
                 return
             report = push_image(
-                image,
-                references,
-                registries,
-                memory=memory,
-                hints=hints,
-                plans=plans,
-                reporter=transfers,
+                image, references, registries, memory=memory, hints=hints, plans=plans, reporter=transfers
             )
     finally:
         console.close()
@@ -119,18 +113,13 @@ def _show(console: Console, report: PushReport, transfers: Transfers, *, as_json
 
 
 def _say(console: Console, result: PushResult) -> None:
-    for tag in result.moved:
+    for moved in result.moved:
         console.warning(
-            "plan-stale", f"{result.name}:{tag} has moved since the plan was made: nothing was pushed there"
+            "plan-stale", f"{result.name}:{moved} has moved since the plan was made: nothing was pushed there"
         )
+    words = {"present": "is up to date", "pushed": "pushed", "failed": "failed"}
     for tag in result.tags:
-        place = f"{result.name}@{tag.tag}" if tag.tag.startswith("sha256:") else f"{result.name}:{tag.tag}"
-        match tag.state:
-            case "present":
-                console.note(f"{place} is up to date")
-            case "pushed":
-                console.note(f"{place} pushed")
-            case _:
-                console.note(f"{place} failed")
+        joint = "@" if tag.tag.startswith("sha256:") else ":"
+        console.note(f"{result.name}{joint}{tag.tag} {words[tag.state]}")
     if result.error is not None:
         console.note(f"{result.name} failed")

@@ -6,8 +6,8 @@ from typing import Any
 
 import click
 
+from detlayer.cli.common import console_options, make_console
 from detlayer.cli.network import network_options, open_registries
-from detlayer.cli.options import console_options, make_console
 from detlayer.cli.transfers import Transfers
 
 
@@ -32,8 +32,9 @@ def resolve(**options: Any) -> None:
 
     console = make_console(options, json=options["as_json"])
     platform = parse_platform(options["platform"]) if options["platform"] else None
-    with open_registries(options, Transfers(console)) as registries:
-        found = resolve_reference(parse_reference(options["reference"]), registries, platform=platform)
+    reference = parse_reference(options["reference"])
+    with open_registries(options, Transfers(console), [reference]) as registries:
+        found = resolve_reference(reference, registries, platform=platform)
     if options["as_json"]:
         console.result(canonical_json({"type": "result", **found.to_document()}).decode())
     else:

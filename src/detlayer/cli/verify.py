@@ -8,16 +8,8 @@ from typing import Any
 import click
 
 from detlayer.cli import exits
-from detlayer.cli.options import (
-    Ordered,
-    expansion_option,
-    make_console,
-    pack_options,
-    quiet_option,
-    read_patterns,
-    read_profile,
-    read_selection,
-)
+from detlayer.cli.common import expansion_option, make_console, quiet_option
+from detlayer.cli.options import Ordered, pack_options, read_patterns, read_profile, read_selection
 from detlayer.cli.report import FORMATS, conclusion, error_to
 from detlayer.errors import DetlayerError
 from detlayer.verification import DEFAULT_RUNS

@@ -8,6 +8,7 @@ from typing import Self
 
 from detlayer.blob import Readable
 from detlayer.errors import LayerError, printable
+from detlayer.oci import MEDIA_TYPE_LAYER
 from detlayer.tar import BLOCK_BYTES
 
 _SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.zst")
@@ -30,6 +31,10 @@ class OpenFile:
             data = os.pread(self._fd, min(size, left), at)
         except OSError as error:
             raise unreadable(self._name, error) from error
+        if left and size and not data:
+            raise LayerError(
+                "input-changed", f"{printable(self._name)} ends {left} bytes too early", "did something cut it off?"
+            )
         self._stretch = at + len(data), left - len(data)
         return data
 
@@ -39,9 +44,15 @@ class OpenFile:
         status = os.fstat(self._fd)
         return status.st_ino, status.st_size, status.st_mtime_ns
 
+    @property
+    def size_bytes(self) -> int:
+        """How much there is to read; of a file as a whole, how long it is."""
+        return os.fstat(self._fd).st_size if self._stretch is None else self._stretch[1]
+
     def stretch(self, at: int, size_bytes: int) -> OpenFile:
-        """Open a part of the file, which outlives this one."""
-        return OpenFile(os.dup(self._fd), self._name, (at, size_bytes))
+        """Open a part of what is left of a stretch, or of a file as a whole; it outlives this one."""
+        start = self._stretch[0] if self._stretch is not None else 0
+        return OpenFile(os.dup(self._fd), self._name, (start + at, size_bytes))
 
     def close(self) -> None:
         """Close the file; once is enough."""
@@ -118,6 +129,12 @@ def looks_like_layer(path: str) -> bool:
 def begins_like_layer(head: bytes) -> bool:
     """Tell whether these are the first bytes of a tar, or of gzip or zstd."""
     return head[:2] == b"\x1f\x8b" or head[:4] == b"\x28\xb5\x2f\xfd" or head[257:262] == b"ustar"
+
+
+def layer_type(head: bytes) -> str:
+    """Name the media type of a layer that begins like this."""
+    suffix = "tar+gzip" if head[:2] == b"\x1f\x8b" else "tar+zstd" if head[:4] == b"\x28\xb5\x2f\xfd" else "tar"
+    return MEDIA_TYPE_LAYER + suffix
 
 
 def unreadable(name: str, error: OSError) -> LayerError:

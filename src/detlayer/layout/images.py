@@ -18,7 +18,7 @@ from detlayer.documents import ConfigFacts, Document, parse_config, parse_docume
 from detlayer.errors import IntegrityError, LayerError, TreeError, printable
 from detlayer.layout.file import OpenFile
 from detlayer.layout.place import Archive, Directory, Place, blob_name, read_document
-from detlayer.oci import MAX_DOCUMENT_BYTES, Descriptor, Digest, Platform
+from detlayer.oci import MAX_DOCUMENT_BYTES, Descriptor, Digest, Platform, digest_of
 
 _ARCHIVES = {"oci:": False, "oci-archive:": True}
 _HEX = re.compile("[0-9a-f]{64}")
@@ -162,16 +162,20 @@ class Layout:
         """Name the blobs that are there, in order, whether or not anything leads to them; raises LayerError."""
         return [Digest(name) for name in self._place.blobs() if _HEX.fullmatch(name)]
 
+    def find(self, digest: Digest) -> OpenFile | None:
+        """Open a blob, unchecked; None if it is not there. Raises LayerError."""
+        return self._place.open(blob_name(digest))
+
     def has(self, digest: Digest) -> bool:
         """Tell whether there is a file for a blob."""
-        file = self._place.open(blob_name(digest))
+        file = self.find(digest)
         if file is not None:
             file.close()
         return file is not None
 
     def open(self, digest: Digest) -> OpenFile:
         """Open a blob, unchecked; raises LayerError if it is not there."""
-        file = self._place.open(blob_name(digest))
+        file = self.find(digest)
         if file is None:
             raise LayerError(
                 "input-unreadable", f"{printable(self._path)} has no {blob_name(digest)}", "is the OCI layout complete?"
@@ -180,26 +184,35 @@ class Layout:
 
     def measure(self, digest: Digest) -> Measure | None:
         """Read a blob through, and say what it is; None if it is not there. Raises LayerError."""
-        file = self._place.open(blob_name(digest))
-        if file is None:
-            return None
-        sha, size_bytes = hashlib.sha256(), 0
-        with file:
-            while piece := file.read(_PIECE_BYTES):
-                sha.update(piece)
-                size_bytes += len(piece)
-        return Measure(Digest(sha.hexdigest()), size_bytes)
+        file = self.find(digest)
+        return None if file is None else measure(file)
 
-    def document(self, blob: Descriptor) -> bytes:
+    def document(self, descriptor: Descriptor) -> bytes:
         """Read a whole blob that is what its descriptor says; raises IntegrityError if it is not, and LayerError."""
-        data = read_document(self.open(blob.digest), blob_name(blob.digest))
-        if len(data) != blob.size_bytes or hashlib.sha256(data).hexdigest() != blob.digest.hex:
-            raise IntegrityError(
-                "blob-digest",
-                f"{blob_name(blob.digest)} of {printable(self._path)} does not hold {blob.digest}",
-                "fetch or make the layout again",
-            )
-        return data
+        return checked_document(self.open(descriptor.digest), descriptor, self._path)
+
+
+def measure(file: OpenFile) -> Measure:
+    """Read what is left of a file, say what it is, and close it; raises LayerError."""
+    sha, size_bytes = hashlib.sha256(), 0
+    with file:
+        while piece := file.read(_PIECE_BYTES):
+            sha.update(piece)
+            size_bytes += len(piece)
+    return Measure(Digest(sha.hexdigest()), size_bytes)
+
+
+def checked_document(file: OpenFile, descriptor: Descriptor, path: str) -> bytes:
+    """Read a whole file that is what a descriptor says, and close it; raises IntegrityError if it is not."""
+    name = blob_name(descriptor.digest)
+    data = read_document(file, name)
+    if len(data) != descriptor.size_bytes or digest_of(data) != descriptor.digest:
+        raise IntegrityError(
+            "blob-digest",
+            f"{name} of {printable(path)} does not hold {descriptor.digest}",
+            "fetch or make the image again",
+        )
+    return data
 
 
 class LayoutName(NamedTuple):
@@ -217,11 +230,20 @@ def name_layout(text: str) -> LayoutName | None:
     """
     for prefix, is_archive in _ARCHIVES.items():
         if text.startswith(prefix):
-            rest = text.removeprefix(prefix)
-            is_there = os.path.isfile(rest) if is_archive else os.path.isdir(rest)
-            path, colon, tag = rest.rpartition(":")
-            return LayoutName(path, tag, is_archive) if colon and not is_there else LayoutName(rest, "", is_archive)
+            path, tag = split_name(text.removeprefix(prefix), os.path.isfile if is_archive else os.path.isdir)
+            return LayoutName(path, tag, is_archive)
     return None
+
+
+def split_name(text: str, is_there: Callable[[str], bool]) -> tuple[str, str]:
+    """Divide a path from what is named in it: the longest path that is there, or else what is before the first `:`."""
+    path = text
+    while not is_there(path):
+        path, colon, _ = path.rpartition(":")
+        if not colon:
+            path, _, name = text.partition(":")
+            return path, name
+    return path, text[len(path) + 1 :]
 
 
 @contextmanager

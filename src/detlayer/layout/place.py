@@ -1,12 +1,14 @@
 """Where the files of a layout are: in a directory, or in an archive of one (image-spec image-layout.md).
 
-An archive is indexed in one pass, and its blobs are read where they stand.
+An archive is indexed once, header by header, and its files are read where they stand.
 """
 
 from __future__ import annotations
 
 import os
+import posixpath
 import tempfile
+from collections.abc import Iterator
 from typing import Protocol
 
 from detlayer.blob import BlobReader
@@ -17,7 +19,8 @@ from detlayer.tar import padding
 from detlayer.untar import TarReader
 
 _MAX_MEMBERS = 100_000
-_PIECE_BYTES = 1 << 20
+_MAX_LINKS = 16
+_INDEX_BYTES = 1 << 16
 _BLOBS = "blobs/sha256/"
 
 
@@ -79,8 +82,9 @@ class Archive:
         self._path = path
         self._file = _open_archive(path)
         self._places: dict[str, tuple[int, int]] = {}
+        self._links: dict[str, str] = {}
         try:
-            with self._file.stretch(0, 4) as head:
+            with self._file.stretch(0, min(4, self._file.size_bytes)) as head:
                 is_compressed = head.read(2) in (b"\x1f\x8b", b"\x28\xb5")
             if is_compressed:
                 self._expand(max_expansion)
@@ -103,17 +107,21 @@ class Archive:
 
     def _index(self) -> None:
         at = 0
-        for member in TarReader(iter(lambda: self._file.read(_PIECE_BYTES), b"")):
+        walk = _Pieces(self._file)
+        for member in TarReader(walk, walk.skip):
             entry = member.entry
             at += len(member.blocks)
             if member.sparse:
                 raise self._invalid("holds sparse files", "make the archive anew")
-            if entry.kind == "file" and not member.special:
+            if entry.kind != "dir" and not member.special:
                 name = printable(entry.path)
-                if name in self._places:
+                if name in self._places or name in self._links:
                     raise self._invalid(f"has {name} twice", "readers would not agree which counts")
-                self._places[name] = (at, entry.size_bytes)
-            if len(self._places) > _MAX_MEMBERS:
+                if entry.kind == "file":
+                    self._places[name] = (at, entry.size_bytes)
+                else:
+                    self._links[name] = _target(name, printable(entry.target), is_symlink=entry.kind == "symlink")
+            if len(self._places) + len(self._links) > _MAX_MEMBERS:
                 raise self._invalid(f"has over {_MAX_MEMBERS} files", "no layout has as many")
             at += entry.size_bytes + padding(entry.size_bytes)
 
@@ -121,17 +129,55 @@ class Archive:
         return LayerError("layout-invalid", f"{printable(self._path)} {what}", hint)
 
     def open(self, name: str) -> OpenFile | None:
+        for _ in range(_MAX_LINKS):
+            if name not in self._links:
+                break
+            name = self._links[name]
         place = self._places.get(name)
         return None if place is None else self._file.stretch(*place)
 
     def holds(self, name: str) -> bool:
-        return name in self._places
+        return name in self._places or name in self._links
 
     def blobs(self) -> list[str]:
-        return sorted(name.removeprefix(_BLOBS) for name in self._places if name.startswith(_BLOBS))
+        names = (*self._places, *self._links)
+        return sorted(name.removeprefix(_BLOBS) for name in names if name.startswith(_BLOBS))
 
     def close(self) -> None:
         self._file.close()
+
+
+class _Pieces:
+    """The bytes of a file, of which those of contents are passed by."""
+
+    def __init__(self, file: OpenFile) -> None:
+        self._file = file
+        self._at = 0
+        self._left = file.size_bytes
+
+    def __iter__(self) -> Iterator[bytes]:
+        return self
+
+    def __next__(self) -> bytes:
+        if not self._left:
+            raise StopIteration
+        with self._file.stretch(self._at, min(_INDEX_BYTES, self._left)) as stretch:
+            piece = stretch.read(_INDEX_BYTES)
+        self.skip(len(piece))
+        return piece
+
+    def skip(self, size: int) -> None:
+        if size > self._left:
+            raise LayerError("tar-truncated", "the tar ends in the middle of an entry", "fetch or make it again")
+        self._at += size
+        self._left -= size
+
+
+def _target(name: str, target: str, *, is_symlink: bool) -> str:
+    """Say where a link leads; outside of the archive there is nothing."""
+    if is_symlink:
+        target = posixpath.join(posixpath.dirname(name), target)
+    return posixpath.normpath(target)
 
 
 def blob_name(digest: Digest) -> str:
@@ -160,7 +206,7 @@ def _open_archive(path: str) -> OpenFile:
     if file is None:
         raise TreeError(
             "layout-missing",
-            f"there is no archive of an OCI layout {printable(path)}",
-            "check the path: oci-archive:FILE[:TAG]",
+            f"there is no archive {printable(path)}",
+            "check the path: oci-archive:FILE[:TAG], docker-archive:FILE[:REPO:TAG]",
         )
     return file

@@ -121,6 +121,7 @@ def push(
     """
     memory, reporter = memory or Amnesia(), reporter or SilentTransfers()
     hints = _with_origin(image, hints)
+    origin = next(iter(hints.sources), None)
     root = image.root
     places = _by_repository(references, root.digest)
     given = _check_plans(plans, places, root.digest) if plans is not None else {}
@@ -132,6 +133,7 @@ def push(
         try:
             if survey.ask_tags(Wanted((root,))) and tags:
                 results.append(PushResult(name, root.digest, tuple(TagResult(tag, "present") for tag in tags)))
+                hints = Hints((*hints.sources, name))
                 continue
             if moved := _moved(given.get(name), survey):
                 results.append(PushResult(name, root.digest, (), given[name], moved=moved))
@@ -143,7 +145,6 @@ def push(
             else:
                 survey.investigate(whole, hints)
                 plan = survey.plan(whole)
-            origin = next((one for one in hints.sources), None)
             carrier = Carrier(
                 survey.repository,
                 image,
@@ -155,6 +156,7 @@ def push(
             )
             done = carrier.carry_out(plan)
             results.append(PushResult(name, root.digest, tuple(done), plan))
+            hints = Hints((*hints.sources, name))  # the next repository of this registry can mount from here
         except DetlayerError as error:
             results.append(PushResult(name, root.digest, (), plan, error))
     counts = registries.transport.counts

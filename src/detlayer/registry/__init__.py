@@ -1,1 +1,9 @@
 """Registries: the distribution API, tokens, retries, uploads. Never plans, never what an image means."""
+
+from __future__ import annotations
+
+from detlayer.registry.client import Registries, Repository
+from detlayer.registry.credentials import Credentials
+from detlayer.registry.transport import Network, Transport
+
+__all__ = ["Credentials", "Network", "Registries", "Repository", "Transport"]

@@ -50,9 +50,12 @@ class Put(NamedTuple):
 class Registries:
     """All registries that a run talks to; what is learnt of one is shared. Close it at the end."""
 
-    def __init__(self, transport: Transport, find: Callable[[RepositoryName], Credentials | None]) -> None:
+    def __init__(
+        self, transport: Transport, find: Callable[[RepositoryName], Credentials | None] | None = None
+    ) -> None:
+        """`find` looks credentials up when a registry asks for them; without it there are none."""
         self.transport = transport
-        self._find = find
+        self._find = find or (lambda name: None)
         self._challenges: dict[str, Challenge] = {}
         self._repositories: dict[RepositoryName, Repository] = {}
         self._lock = threading.Lock()

@@ -43,8 +43,8 @@ Method = Literal["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"]
 class Network:
     """How hosts are reached. Times in seconds.
 
-    `insecure` names hosts (with ports) that are spoken to over plain HTTP. `retries` bounds how often a request is sent again, `max_wait_s` how long one wait may be, whatever the
-    registry asks for.
+    `insecure` names hosts (with ports) that are spoken to over plain HTTP. `retries` bounds how often a request is sent
+    again, `max_wait_s` how long one wait may be, whatever the registry asks for.
     """
 
     insecure: frozenset[str] = frozenset()

@@ -7,10 +7,11 @@ layer; the digest under which a layout keeps a blob is told at the end.
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import stat
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import BinaryIO, NoReturn, Protocol
 
 from detlayer.errors import OutputError, printable
@@ -49,20 +50,20 @@ class FileOutput:
         except FileNotFoundError:
             existing = None
         except OSError as error:
-            _fail(error, self._path)
+            fail(error, self._path)
         if os.fspath(path).endswith("/") or (existing is not None and stat.S_ISDIR(existing.st_mode)):
             raise OutputError("output-is-directory", f"{printable(self._path)} is a directory", "name a file in it")
         try:
             if existing is not None and not stat.S_ISREG(existing.st_mode):
                 self._fd = os.open(self._path, os.O_WRONLY)
             else:
-                temporary = _beside(self._path)
+                temporary = beside(self._path)
                 self._fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
                 self._temporary = temporary
                 if existing is not None:
                     os.fchmod(self._fd, stat.S_IMODE(existing.st_mode))
         except OSError as error:
-            _fail(error, self._path)
+            fail(error, self._path)
 
     @property
     def identity(self) -> tuple[int, int] | None:
@@ -71,16 +72,16 @@ class FileOutput:
 
     def write(self, data: Bytes, /) -> None:
         try:
-            _write_all(self._fd, data)
+            write_all(self._fd, data)
         except OSError as error:
-            _fail(error, self._path)
+            fail(error, self._path)
 
     def settle(self) -> None:
         try:
             if self._temporary is not None:
                 os.fsync(self._fd)
         except OSError as error:
-            _fail(error, self._path)
+            fail(error, self._path)
 
     def commit(self, digest: Digest | None = None) -> None:
         self._finish(self._path)
@@ -90,9 +91,9 @@ class FileOutput:
             if self._temporary is not None:
                 os.replace(self._temporary, path)
                 self._temporary = None
-                _sync_directory(os.path.dirname(path))
+                sync_directory(os.path.dirname(path))
         except OSError as error:
-            _fail(error, path)
+            fail(error, path)
         self.discard()
 
     def discard(self) -> None:
@@ -131,9 +132,9 @@ class LayoutOutput(FileOutput):
                 self._made.append(path)
         except FileExistsError as error:
             if not os.path.isdir(self._blobs):
-                _fail(NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR)), error.filename)
+                fail(NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR)), error.filename)
         except OSError as error:
-            _fail(error, self._layout)
+            fail(error, self._layout)
 
     def _remove_directories(self) -> None:
         while self._made:
@@ -145,11 +146,8 @@ class LayoutOutput(FileOutput):
     def commit(self, digest: Digest | None = None) -> None:
         if digest is None:
             raise ValueError("a blob of a layout is named by its digest")
-        index = {"schemaVersion": 2, "mediaType": MEDIA_TYPE_INDEX, "manifests": []}
-        _write_new(os.path.join(self._layout, "index.json"), canonical_json(index))
-        # What makes a directory a layout comes last of these.
-        version = canonical_json({"imageLayoutVersion": OCI_LAYOUT_VERSION})
-        _write_new(os.path.join(self._layout, "oci-layout"), version)
+        with locked(self._layout):
+            make_layout(self._layout)
         self._made.clear()
         self._finish(os.path.join(self._blobs, digest.hex))
 
@@ -175,13 +173,13 @@ class StreamOutput:
                     raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
                 view = view[count:]
         except OSError as error:
-            _fail(error, "the output stream")
+            fail(error, "the output stream")
 
     def settle(self) -> None:
         try:
             self._stream.flush()
         except OSError as error:
-            _fail(error, "the output stream")
+            fail(error, "the output stream")
 
     def commit(self, digest: Digest | None = None) -> None:
         return
@@ -259,28 +257,53 @@ class Outputs:
             one.discard()
 
 
-def _write_new(path: str, data: bytes) -> None:
-    if not os.path.exists(path):
-        output = FileOutput(path)
-        try:
-            output.write(data)
-            output.settle()
-            output.commit()
-        finally:
-            output.discard()
+@contextmanager
+def locked(directory: str) -> Iterator[None]:
+    """Keep other processes of ours from changing the index of a layout, where the file system has locks."""
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        with suppress(OSError):
+            fcntl.flock(fd, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(fd)
 
 
-def _beside(path: str) -> str:
+def make_layout(directory: str) -> None:
+    """Write what makes a directory a layout, where it is not there; raises OutputError."""
+    index = {"schemaVersion": 2, "mediaType": MEDIA_TYPE_INDEX, "manifests": []}
+    version = {"imageLayoutVersion": OCI_LAYOUT_VERSION}
+    for name, document in (("index.json", index), ("oci-layout", version)):
+        path = os.path.join(directory, name)
+        if not os.path.exists(path):
+            write_file(path, canonical_json(document))
+
+
+def write_file(path: str, data: bytes) -> None:
+    """Put a small file at `path` in one step; raises OutputError."""
+    output = FileOutput(path)
+    try:
+        output.write(data)
+        output.settle()
+        output.commit()
+    finally:
+        output.discard()
+
+
+def beside(path: str) -> str:
+    """Name a file in the same directory that nobody else has."""
     return os.path.join(os.path.dirname(path), f".detlayer-{os.urandom(6).hex()}.tmp")
 
 
-def _write_all(fd: int, data: Bytes) -> None:
+def write_all(fd: int, data: Bytes) -> None:
+    """Write to the last byte; raises OSError."""
     view = memoryview(data)
     while view:
         view = view[os.write(fd, view) :]
 
 
-def _sync_directory(path: str) -> None:
+def sync_directory(path: str) -> None:
+    """Bring names to the disk; raises OSError."""
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(fd)
@@ -288,7 +311,8 @@ def _sync_directory(path: str) -> None:
         os.close(fd)
 
 
-def _fail(error: OSError, path: str) -> NoReturn:
+def fail(error: OSError, path: str) -> NoReturn:
+    """Raise what the system says as an OutputError."""
     shown = printable(path)
     match error.errno:
         case errno.ENOSPC | errno.EDQUOT:

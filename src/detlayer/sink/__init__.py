@@ -1,0 +1,20 @@
+"""Where blobs and images go: files, streams, OCI layouts, archives. What is written appears whole or not at all."""
+
+from __future__ import annotations
+
+from detlayer.sink.archive import write_docker_archive, write_oci_archive
+from detlayer.sink.layout import LayoutWriter, PartialBlob
+from detlayer.sink.output import FileOutput, LayoutOutput, Output, Outputs, StreamOutput, Tee
+
+__all__ = [
+    "FileOutput",
+    "LayoutOutput",
+    "LayoutWriter",
+    "Output",
+    "Outputs",
+    "PartialBlob",
+    "StreamOutput",
+    "Tee",
+    "write_docker_archive",
+    "write_oci_archive",
+]

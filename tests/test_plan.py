@@ -1,0 +1,314 @@
+"""The planner as a pure function: what is asked, what is concluded, what is done, in which order (SPEC 11)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from detlayer.documents import Document, parse_document
+from detlayer.errors import ConfigError
+from detlayer.names import RepositoryName, parse_repository
+from detlayer.oci import (
+    MEDIA_TYPE_CONFIG,
+    MEDIA_TYPE_INDEX,
+    MEDIA_TYPE_MANIFEST,
+    Descriptor,
+    Digest,
+    Platform,
+    canonical_json,
+    digest_of,
+)
+from detlayer.plan import (
+    ASK_FROM_BYTES,
+    ASK_NEW_FROM_BYTES,
+    Facts,
+    Plan,
+    Question,
+    Wanted,
+    ask,
+    parse_plans,
+    plan,
+    plans_document,
+)
+
+NAME = parse_repository("registry.example/team/app")
+OTHER = parse_repository("registry.example/team/base")
+LAYER = "application/vnd.oci.image.layer.v1.tar+gzip"
+PLATFORMS = ("amd64", "arm64", "s390x")
+
+
+def blob(label: str, size_bytes: int = 1000, media_type: str = LAYER) -> Descriptor:
+    return Descriptor(media_type, digest_of(label.encode()), size_bytes)
+
+
+def manifest(config: str, layers: Sequence[Descriptor]) -> Document:
+    document = {
+        "schemaVersion": 2,
+        "mediaType": MEDIA_TYPE_MANIFEST,
+        "config": blob(config, 500, MEDIA_TYPE_CONFIG).to_document(),
+        "layers": [layer.to_document() for layer in layers],
+    }
+    return parse_document(canonical_json(document), "a manifest")
+
+
+def index(children: Sequence[Document], platforms: Sequence[str] = PLATFORMS) -> Document:
+    listed = [
+        child.descriptor(Platform("linux", platform)).to_document()
+        for child, platform in zip(children, platforms, strict=False)
+    ]
+    document = {"schemaVersion": 2, "mediaType": MEDIA_TYPE_INDEX, "manifests": listed}
+    return parse_document(canonical_json(document), "an index")
+
+
+def image(top: str, *, layers: int = 5, top_bytes: int = 1000) -> Wanted:
+    """Three platforms; all but the top layer and the config are the same whatever `top` is."""
+    children = [
+        manifest(
+            f"config {platform} {top}",
+            [
+                *(blob(f"layer {platform} {number}") for number in range(layers - 1)),
+                blob(f"top {platform} {top}", top_bytes),
+            ],
+        )
+        for platform in PLATFORMS
+    ]
+    return Wanted((*children, index(children)))
+
+
+class World:
+    """A registry as it is, and what memory knows: answers questions, and counts those that cost a request."""
+
+    def __init__(self) -> None:
+        self.tags: dict[str, Document] = {}
+        self.has: set[Digest] = set()
+        self.documents: dict[Digest, Document] = {}
+        self.memory: set[Digest] = set()
+        self.requests = 0
+        self.asked: list[Question] = []
+
+    def hold(self, wanted: Wanted, *tags: str, remembered: bool = False) -> None:
+        for document in wanted.documents:
+            self.documents[document.digest] = document
+            self.has |= {document.digest, *(one.digest for one in document.blobs)}
+            if remembered:
+                self.memory.add(document.digest)
+        self.tags |= dict.fromkeys(tags, wanted.root)
+
+    def push(self, wanted: Wanted, tags: Sequence[str], facts: Facts | None = None) -> Plan:
+        facts = facts or Facts()
+        while questions := ask(wanted, tags, facts):
+            assert len(self.asked) < 1000, "it asks without end"
+            for question in questions:
+                self.answer(question, facts)
+        made = plan(NAME, wanted, tags, facts)
+        self.requests += made.requests
+        return made
+
+    def answer(self, question: Question, facts: Facts) -> None:
+        assert question not in self.asked, "it asks twice"
+        self.asked.append(question)
+        self.requests += not question.free
+        if question.about == "tag":
+            named = self.tags.get(question.target)
+            facts.tags[question.target] = named.descriptor() if named is not None else None
+        elif question.about == "document":
+            has = question.digest in (self.memory if question.free else self.documents)
+            facts.documents[question.digest] = self.documents[question.digest] if has else None
+            if not has and not question.free:
+                facts.absent.add(question.digest)
+        elif question.digest in self.has:
+            facts.proofs[question.digest] = "seen"
+        else:
+            facts.absent.add(question.digest)
+
+
+def test_nothing_changed_is_one_request() -> None:
+    """SPEC 11.3"""
+    world = World()
+    world.hold(image("a"), "1")
+    made = world.push(image("a"), ["1"])
+    assert made.is_done
+    assert world.requests == 1
+    assert {step.action for step in made.blobs} == {"inferred"}
+
+
+def test_a_new_tag_is_three_requests() -> None:
+    """SPEC 11.3"""
+    world = World()
+    world.hold(image("a"), "1")
+    made = world.push(image("a"), ["2"])
+    assert world.requests == 3
+    assert [(step.tag, step.action) for step in made.tags] == [("2", "put")]
+    assert not made.sends
+    assert not made.puts
+
+
+def test_a_new_tag_of_a_remembered_image_is_two() -> None:
+    world = World()
+    world.hold(image("a"), "1")
+    world.push(image("a"), ["2"], Facts(proofs={image("a").root.digest: "uploaded"}))
+    assert world.requests == 2
+
+
+@pytest.mark.parametrize(("remembered", "requests"), [(True, 17), (False, 21)])
+def test_a_changed_top_layer(remembered: bool, requests: int) -> None:
+    """SPEC 11.3: three platforms, five layers; the tag, six blobs in two requests each, four documents."""
+    world = World()
+    world.hold(image("a"), "1", remembered=remembered)
+    made = world.push(image("b"), ["1"])
+    assert world.requests == requests
+    assert len(made.sends) == 6
+    assert {step.action for step in made.blobs} == {"inferred", "upload"}
+    assert len(made.puts) == 3
+
+
+def test_facts_do_as_well_as_documents() -> None:
+    world = World()
+    world.hold(image("a"), "1")
+    proofs = {one.digest: "uploaded" for one in image("a").blobs}
+    world.push(image("b"), ["1"], Facts(proofs=dict(proofs)))  # type: ignore[arg-type]
+    assert world.requests <= 21
+
+
+def test_one_platform_of_three_changed() -> None:
+    """Children that the old index lists are not put again, nor fetched."""
+    old, changed = image("a"), image("b")
+    children = (changed.documents[0], *old.documents[1:3])
+    new = Wanted((*children, index(children)))
+    world = World()
+    world.hold(old, "1")
+    made = world.push(new, ["1"])
+    assert [step.digest for step in made.puts] == [changed.documents[0].digest]
+    assert len(made.sends) == 2
+    # tag, old index, old amd64 manifest, two blobs, a manifest, the tag
+    assert world.requests == 1 + 2 + 4 + 2
+
+
+def test_a_large_blob_is_asked_for_and_a_small_one_is_not() -> None:
+    world = World()
+    world.push(image("a", top_bytes=ASK_FROM_BYTES), ["1"])
+    assert sum(question.about == "blob" for question in world.asked) == len(PLATFORMS)
+
+
+def test_beside_a_known_image_only_a_very_large_blob_is_asked_for() -> None:
+    for top_bytes, asked in ((ASK_NEW_FROM_BYTES - 1, 0), (ASK_NEW_FROM_BYTES, len(PLATFORMS))):
+        world = World()
+        world.hold(image("a"), "1")
+        world.push(image("b", top_bytes=top_bytes), ["1"])
+        assert sum(question.about == "blob" for question in world.asked) == asked
+
+
+def test_what_was_made_just_now_is_not_asked_for() -> None:
+    wanted = image("a", top_bytes=ASK_NEW_FROM_BYTES)
+    world = World()
+    world.push(replace(wanted, fresh=frozenset(one.digest for one in wanted.blobs)), ["1"])
+    assert not [question for question in world.asked if question.about == "blob"]
+
+
+def test_an_upload_that_was_begun_is_asked_for() -> None:
+    wanted = image("a")
+    facts = Facts(begun={wanted.blobs[0].digest})
+    world = World()
+    world.push(wanted, ["1"], facts)
+    assert [question.digest for question in world.asked if question.about == "blob"] == [wanted.blobs[0].digest]
+
+
+def test_mounts_come_first_then_the_largest() -> None:
+    """SPEC 11.2"""
+    layers = [blob("small", 10), blob("large", 900_000), blob("base", 5)]
+    wanted = Wanted((manifest("config", layers),))
+    facts = Facts(elsewhere={layers[2].digest: OTHER})
+    made = World().push(wanted, ["1"], facts)
+    assert [step.action for step in made.blobs] == ["mount", "upload", "upload", "upload"]
+    assert [step.size_bytes for step in made.blobs] == [5, 900_000, 500, 10]
+    assert made.blobs[0].source == OTHER
+    assert made.requests == 1 + 2 * 3 + 1
+
+
+def test_latest_comes_last() -> None:
+    """SPEC 11.2: whoever follows a moving tag finds the others done."""
+    made = World().push(image("a"), ["latest", "z", "1"])
+    assert [step.tag for step in made.tags] == ["1", "z", "latest"]
+
+
+def test_foreign_layers_are_left_where_they_are() -> None:
+    foreign = blob("windows", 10**9, "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip")
+    made = World().push(Wanted((manifest("config", [foreign]),)), ["1"])
+    assert [step.action for step in made.blobs if step.digest == foreign.digest] == ["foreign"]
+
+
+def test_what_was_lost_is_not_inferred_again() -> None:
+    wanted = image("a")
+    facts = Facts(tags={"1": None}, proofs={wanted.documents[0].digest: "seen"})
+    lost = wanted.documents[0].blobs[0].digest
+    facts.demote([lost])
+    made = plan(NAME, wanted, ["1"], facts)
+    assert [step.action for step in made.blobs if step.digest == lost] == ["upload"]
+
+
+def test_by_digest_alone() -> None:
+    wanted = image("a")
+    world = World()
+    made = world.push(wanted, [])
+    assert [step.tag for step in made.tags] == [str(wanted.root.digest)]
+    world.hold(wanted)
+    world.asked.clear()
+    assert world.push(wanted, []).is_done
+
+
+@given(
+    st.sets(st.sampled_from([one.digest for one in (*image("a").blobs, *image("b").blobs)])),
+    st.booleans(),
+    st.sampled_from(["a", "b", None]),
+    st.booleans(),
+)
+def test_a_plan_is_complete(has: set[Digest], is_remembered: bool, old: str | None, hits: bool) -> None:
+    """SPEC 11.1: whatever a registry has, after the plan it has all blobs, and documents come behind what they list."""
+    wanted = image("b")
+    world = World()
+    if old is not None:
+        world.hold(image(old), "1", remembered=is_remembered)
+    world.has |= has
+    facts = Facts(proofs=dict.fromkeys(has, "uploaded") if hits else {})
+    made = world.push(wanted, ["1"], facts)
+    there = set(world.has)
+    there |= {step.digest for step in made.sends}
+    for step in made.manifests:
+        document = wanted.by_digest[step.digest]
+        if step.action == "put":
+            assert there >= {one.digest for one in (*document.blobs, *document.children)}
+            there.add(step.digest)
+        else:
+            assert step.digest in there
+    root = wanted.root
+    assert there >= {one.digest for one in (*root.blobs, *root.children)}
+    assert {step.digest for step in made.blobs} == {one.digest for one in wanted.blobs}
+    # Nothing is sent that is known to be there.
+    assert not {step.digest for step in made.sends} & facts.proofs.keys()
+    assert parse_plans(json.dumps(plans_document([made])).encode(), "x") == [made]
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"[]",
+        b'{"format": "detlayer-plan/2", "plans": []}',
+        b'{"format": "detlayer-plan/1", "plans": [{}]}',
+        b'{"format": "detlayer-plan/1", "plans": [{"repository": "UPPER/x", "root": "sha256:0", "rootBytes": 1, '
+        b'"blobs": [], "manifests": [], "tags": []}]}',
+    ],
+)
+def test_what_is_no_plan(data: bytes) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse_plans(data, "plan.json")
+    assert caught.value.code == "plan-invalid"
+
+
+def test_names_of_repositories_show() -> None:
+    assert str(RepositoryName("registry.example", "team/app")) == "registry.example/team/app"
