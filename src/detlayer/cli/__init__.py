@@ -19,6 +19,8 @@ from detlayer.errors import ConfigError, DetlayerError, OutputError
 
 _COMMANDS = {
     "diff": "Say what differs between two directories, layers or images, and why.",
+    "image": "Assemble an image from files alone, for other build tools.",
+    "init": "Write a first detlayer.toml for the project that lies here.",
     "inspect": "List what a layer holds.",
     "normalize": "Make a layer of any tool canonical.",
     "pack": "Turn directories and files into one reproducible layer.",
@@ -26,6 +28,7 @@ _COMMANDS = {
     "pull": "Fetch an image into an OCI layout.",
     "push": "Push an image, sending only what the registry does not have.",
     "resolve": "Print what a reference names now.",
+    "schema": "Print the JSON schema of detlayer.toml.",
     "verify": "Prove a layer, image, tree or build reproducible, or name what keeps it from being so.",
 }
 
