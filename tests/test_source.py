@@ -8,6 +8,7 @@ import io
 import json
 import os
 import tarfile
+import tempfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,6 +16,8 @@ from typing import Any
 
 import pytest
 import zstandard
+from hypothesis import given
+from hypothesis import strategies as st
 
 from detlayer.errors import ConfigError, DetlayerError, IntegrityError, LayerError, TreeError
 from detlayer.layout import OpenedFile, OpenedImage, open_image
@@ -23,6 +26,7 @@ from detlayer.oci import MEDIA_TYPE_CONFIG, MEDIA_TYPE_INDEX, MEDIA_TYPE_MANIFES
 from detlayer.ports import Body, ImageSource
 from tests import saved
 from tests.crafted import checked, member, tar
+from tests.support import counter_bytes, mounted
 from tests.test_layout import Made
 
 LAYERS = [tar(member(b"a", b"one" * 1000)), tar(member(b"b", b"two")), tar()]
@@ -88,6 +92,18 @@ def test_the_only_image_of_a_layout(made: Made) -> None:
         assert opened.origin is None
     with open_image(write_index(made, tagged(image, "v1"), tagged(image, "v2"))) as opened:  # one image, two tags
         assert str(opened.root.digest) == image["digest"]
+
+
+def test_no_room_to_decompress(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = saved.save(tmp_path / "saved.tar", saved.Image([tar(member(b"a", counter_bytes("big", 3 << 20)))]))
+    path.write_bytes(gzip.compress(path.read_bytes(), 1))
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    with mounted(["-t", "tmpfs", "-o", "size=1m", "none"], disk):
+        monkeypatch.setattr(tempfile, "tempdir", str(disk))
+        error = refused(f"docker-archive:{path}")
+        assert (error.code, str(disk) in error.message) == ("spool-full", True)
+        assert os.listdir(disk) == []
 
 
 def test_tags_of_a_layout(made: Made) -> None:
@@ -445,3 +461,60 @@ def test_what_is_no_layer_file(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "fifo")
     for name in ("fifo", "none", "."):
         assert refused(str(tmp_path / name), as_blob=True).code == "input-unreadable"
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, bytes]:
+    """A small archive, and a place for what becomes of it."""
+    path = saved.save(
+        tmp_path_factory.mktemp("fuzz") / "saved.tar", saved.Image([*LAYERS[1:], LAYERS[1]]), style="symlink"
+    )
+    return path, path.read_bytes().rstrip(b"\0") + bytes(1536)
+
+
+@given(st.data())
+def test_any_damage_is_an_error_of_ours(whole: tuple[Path, bytes], data: st.DataObject) -> None:
+    """A byte changed, or cut off: the image is the same, or there is none."""
+    path, archive = whole
+    at = data.draw(st.integers(0, len(archive) - 1))
+    if data.draw(st.booleans()):
+        damaged = archive[:at]
+    else:
+        damaged = archive[:at] + bytes((data.draw(st.integers(0, 255)),)) + archive[at + 1 :]
+    path.write_bytes(damaged)
+    try:
+        with open_image(f"docker-archive:{path}") as opened:
+            contents(opened)
+    except DetlayerError as error:
+        assert checked(error)
+
+
+_ENTRY = st.fixed_dictionaries(
+    {"Config": st.sampled_from(("c.json", "l/layer.tar", "manifest.json", "x", ""))},
+    optional={
+        "Layers": st.one_of(
+            st.none(), st.lists(st.sampled_from(("l/layer.tar", "c.json", "..", "/", "x")), max_size=3)
+        ),
+        "RepoTags": st.one_of(
+            st.none(), st.lists(st.sampled_from(("a:b", ":", "A", "a\n")), max_size=2), st.integers()
+        ),
+        "LayerSources": st.dictionaries(st.text(max_size=3), st.one_of(st.none(), st.text(max_size=3)), max_size=2),
+    },
+)
+
+
+@given(st.one_of(st.lists(_ENTRY, max_size=3), st.lists(st.none(), max_size=1), st.none(), st.text(max_size=4)))
+def test_any_manifest_json(whole: tuple[Path, bytes], document: Any) -> None:
+    path = whole[0].with_name("manifest.tar")
+    write_tar(
+        path,
+        ("c.json", tarfile.REGTYPE, saved.Image(LAYERS[1:2]).config),
+        ("l/layer.tar", tarfile.REGTYPE, LAYERS[1]),
+        ("manifest.json", tarfile.REGTYPE, json.dumps(document).encode()),
+    )
+    try:
+        with open_image(f"docker-archive:{path}") as opened:
+            assert contents(opened) == LAYERS[1:2]
+    except DetlayerError as error:
+        assert checked(error)
+        assert "\n" not in error.message

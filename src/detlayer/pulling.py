@@ -10,6 +10,7 @@ from typing import Any, Protocol
 from detlayer.documents import Document, parse_config
 from detlayer.errors import NotFoundError
 from detlayer.lanes import Job, work_off
+from detlayer.layout import SOURCE
 from detlayer.names import Reference
 from detlayer.oci import CONFIG_TYPES, MAX_DOCUMENT_BYTES, Descriptor, Platform
 from detlayer.plan import Wanted
@@ -169,7 +170,7 @@ def pull(
     for document in wanted.documents:
         target.put(document.data)
     described = resolved.document.descriptor(resolved.platform)
-    annotations = {"dev.detlayer.source": str(reference.name)} if manifests_only else {}
+    annotations = {SOURCE: str(reference.name)} if manifests_only else {}
     target.tag(
         Descriptor(
             described.media_type,

@@ -65,3 +65,13 @@ def make_console(options: dict[str, Any], *, json: bool) -> Console:
     )
     console.use_colour(os.environ.get("NO_COLOR"))
     return console
+
+
+def cache_directory(options: dict[str, Any]) -> str:
+    """Say where things are remembered: --cache-dir, $DETLAYER_CACHE_DIR, or the platform's place."""
+    named = options["cache_dir"] or os.environ.get("DETLAYER_CACHE_DIR")
+    if named:
+        return str(named)
+    from detlayer.store import default_directory
+
+    return default_directory()

@@ -11,13 +11,16 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from detlayer import __version__
+from detlayer.cli.common import cache_directory
+from detlayer.cli.console import Console
 from detlayer.cli.transfers import Transfers
 from detlayer.errors import ConfigError
 
 if TYPE_CHECKING:
-    from detlayer.names import Reference
+    from detlayer.names import Reference, RepositoryName
     from detlayer.ports import Memory
     from detlayer.registry.client import Registries
+    from detlayer.registry.credentials import Credentials, CredentialStore
 
 _Decorated = TypeVar("_Decorated", bound=Callable[..., Any])
 
@@ -67,7 +70,6 @@ def open_registries(
     Credentials that were given as they are go to the registries of `references` only. Raises ConfigError.
     """
     from detlayer.registry.client import Registries
-    from detlayer.registry.credentials import CredentialStore, read_environment
     from detlayer.registry.transport import Network, Transport
 
     if options["client_key"] and not options["client_cert"]:
@@ -83,14 +85,29 @@ def open_registries(
         connect_s=min(15.0, options["timeout"]),
         user_agent=f"detlayer/{__version__}",
     )
-    store = CredentialStore(read_environment(os.environ, *_explicit(options)))
     log = transfers.log if options.get("verbose") else None
-    with Registries(Transport(network, log=log), store.find) as registries:
+    with Registries(Transport(network, log=log), _finder(options, references)) as registries:
         try:
             yield registries
         except BaseException:
             registries.cancel()
             raise
+
+
+def _finder(options: dict[str, Any], references: Sequence[Reference]) -> Callable[[RepositoryName], Credentials | None]:
+    """Make what finds credentials, once a registry asks for them: most of the time none does."""
+    given = _explicit(options)
+    stores: list[CredentialStore] = []
+
+    def find(name: RepositoryName) -> Credentials | None:
+        if not stores:
+            from detlayer.registry.credentials import CredentialStore, read_environment
+
+            meant = frozenset(reference.name.registry for reference in references)
+            stores.append(CredentialStore(read_environment(os.environ, *given, given_for=meant)))
+        return stores[0].find(name)
+
+    return find
 
 
 def _explicit(options: dict[str, Any]) -> tuple[str, str]:
@@ -110,8 +127,14 @@ def _explicit(options: dict[str, Any]) -> tuple[str, str]:
 
 
 @contextmanager
-def open_memory(options: dict[str, Any], transfers: Transfers) -> Iterator[Memory]:
-    """Open what is remembered from run to run."""
-    from detlayer.ports import Amnesia
+def open_memory(options: dict[str, Any], console: Console) -> Iterator[Memory]:
+    """Open what is remembered from run to run; nothing is opened in earnest before it is asked."""
+    if options["no_cache"]:
+        from detlayer.ports import Amnesia
 
-    yield Amnesia()
+        yield Amnesia()
+        return
+    from detlayer.store import Store
+
+    with Store(cache_directory(options), reporter=console) as store:
+        yield store.memory

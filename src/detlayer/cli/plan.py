@@ -76,7 +76,7 @@ def plan(ctx: click.Context, /, **options: Any) -> None:
     try:
         with (
             open_registries(options, transfers, references) as registries,
-            open_memory(options, transfers) as memory,
+            open_memory(options, console) as memory,
             open_image_named(options, registries, memory) as image,
         ):
             plans = plan_push(image, references, registries, memory=memory, hints=hints)

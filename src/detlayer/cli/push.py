@@ -56,7 +56,7 @@ def push(ctx: click.Context, /, **options: Any) -> None:
     try:
         with (
             open_registries(options, transfers, references) as registries,
-            open_memory(options, transfers) as memory,
+            open_memory(options, console) as memory,
             open_image_named(options, registries, memory) as image,
         ):
             if options["dry_run"]:

@@ -17,7 +17,7 @@ from typing import NamedTuple
 from detlayer.documents import ConfigFacts, Document, parse_config, parse_document
 from detlayer.errors import IntegrityError, LayerError, TreeError, printable
 from detlayer.layout.file import OpenFile
-from detlayer.layout.place import Archive, Directory, Place, blob_name, read_document
+from detlayer.layout.place import Directory, Place, blob_name, read_document
 from detlayer.oci import MAX_DOCUMENT_BYTES, Descriptor, Digest, Platform, digest_of
 
 _ARCHIVES = {"oci:": False, "oci-archive:": True}
@@ -249,7 +249,13 @@ def split_name(text: str, is_there: Callable[[str], bool]) -> tuple[str, str]:
 @contextmanager
 def open_layout(name: LayoutName, *, max_expansion: int = 200) -> Iterator[Layout]:
     """Open a layout for reading; raises TreeError where there is none, LayerError for an archive that is no tar."""
-    place = Archive(name.path, max_expansion=max_expansion) if name.is_archive else Directory(name.path)
+    place: Place
+    if name.is_archive:
+        from detlayer.layout.archive import Archive  # reads tars, which a directory has no need of
+
+        place = Archive(name.path, max_expansion=max_expansion)
+    else:
+        place = Directory(name.path)
     try:
         yield Layout(name.path, place)
     finally:

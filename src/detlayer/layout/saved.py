@@ -20,9 +20,10 @@ import msgspec
 from detlayer.blob import BlobReader
 from detlayer.documents import Document, parse_config, parse_descriptor, parse_document
 from detlayer.errors import ConfigError, IntegrityError, LayerError, printable
+from detlayer.layout.archive import Archive
 from detlayer.layout.file import OpenFile, layer_type
 from detlayer.layout.images import measure, split_name
-from detlayer.layout.place import Archive, read_document
+from detlayer.layout.place import read_document
 from detlayer.names import Reference, parse_reference
 from detlayer.oci import (
     MEDIA_TYPE_CONFIG,
@@ -33,7 +34,6 @@ from detlayer.oci import (
     digest_of,
 )
 
-PREFIX = "docker-archive:"
 _INDEX = "manifest.json"
 _MAX_LAYERS = 1000
 _THREADS = 4
@@ -75,7 +75,7 @@ def open_saved(text: str, *, max_expansion: int = 200) -> Iterator[SavedImage]:
     All layers are read once, since their digests are nowhere: raises IntegrityError where one is not what the config
     says, TreeError, LayerError and ConfigError.
     """
-    path, wanted = split_name(text.removeprefix(PREFIX), os.path.isfile)
+    path, wanted = split_name(text.removeprefix("docker-archive:"), os.path.isfile)
     archive = Archive(path, max_expansion=max_expansion)
     try:
         yield _Reading(path, archive, max_expansion).image(wanted)

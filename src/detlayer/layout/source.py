@@ -17,7 +17,6 @@ from detlayer.errors import ConfigError, IntegrityError, LayerError, printable
 from detlayer.layout.file import OpenFile, layer_type, open_file
 from detlayer.layout.images import Layout, LayoutName, Measure, checked_document, measure, name_layout, open_layout
 from detlayer.layout.place import blob_name
-from detlayer.layout.saved import PREFIX, open_saved
 from detlayer.names import RepositoryName, parse_repository
 from detlayer.oci import MEDIA_TYPE_MANIFEST, Descriptor, Digest, canonical_json, digest_of
 from detlayer.ports import Body
@@ -144,7 +143,9 @@ def open_image(
     elif name is not None:
         with open_layout(name, max_expansion=max_expansion) as layout:
             yield _open_all(layout, name) if whole_index else _open_one(layout, name)
-    elif text.startswith(PREFIX):
+    elif text.startswith("docker-archive:"):
+        from detlayer.layout.saved import open_saved
+
         with open_saved(text, max_expansion=max_expansion) as saved:
             yield OpenedImage(saved.path, saved.find, saved.manifest)
     else:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 from detlayer.documents import Document
 from detlayer.errors import ConfigError, DetlayerError
@@ -12,7 +11,7 @@ from detlayer.names import Reference, RepositoryName
 from detlayer.oci import Descriptor, Digest
 from detlayer.plan import Plan, Wanted
 from detlayer.ports import Amnesia, Body, Memory, SilentTransfers, TransferReporter
-from detlayer.publishing.carry import Carrier, TagResult
+from detlayer.publishing.results import PushReport, PushResult, TagResult
 from detlayer.publishing.survey import Hints, Survey
 from detlayer.registry.client import Registries
 from detlayer.remote import gather
@@ -32,53 +31,6 @@ class Image(Protocol):
     def document(self, descriptor: Descriptor) -> bytes: ...
 
     def body(self, descriptor: Descriptor) -> Body | None: ...
-
-
-@dataclass(frozen=True, slots=True)
-class PushResult:
-    """What became of a push to one repository."""
-
-    name: RepositoryName
-    digest: Digest
-    tags: tuple[TagResult, ...]
-    plan: Plan | None = None
-    error: DetlayerError | None = None
-    """What kept all tags from being pushed."""
-    moved: tuple[str, ...] = ()
-    """Tags that name something else than when the plan was made."""
-
-    @property
-    def first_error(self) -> DetlayerError | None:
-        return self.error or next((tag.error for tag in self.tags if tag.error is not None), None)
-
-    def to_document(self) -> dict[str, Any]:
-        return {
-            "repository": str(self.name),
-            "digest": str(self.digest),
-            "tags": [
-                {"tag": one.tag, "state": one.state, **({"error": one.error.code} if one.error else {})}
-                for one in self.tags
-            ],
-            **({"error": self.error.code} if self.error else {}),
-            **({"moved": list(self.moved)} if self.moved else {}),
-        }
-
-
-@dataclass(frozen=True, slots=True)
-class PushReport:
-    """What became of a push: a result for each repository, in the order of the references."""
-
-    results: tuple[PushResult, ...]
-    requests: int
-    sent_bytes: int
-
-    @property
-    def first_error(self) -> DetlayerError | None:
-        return next((one.first_error for one in self.results if one.first_error is not None), None)
-
-    @property
-    def has_moved(self) -> bool:
-        return any(one.moved for one in self.results)
 
 
 def plan_push(
@@ -145,6 +97,8 @@ def push(
             else:
                 survey.investigate(whole, hints)
                 plan = survey.plan(whole)
+            from detlayer.publishing.carry import Carrier  # most pushes have nothing to carry
+
             carrier = Carrier(
                 survey.repository,
                 image,

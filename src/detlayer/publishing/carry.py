@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import dataclass
 
 from detlayer.documents import Document
 from detlayer.errors import DetlayerError, IntegrityError, LayerError, RejectedError
@@ -12,6 +11,7 @@ from detlayer.lanes import Job, work_off
 from detlayer.oci import Descriptor, Digest
 from detlayer.plan import BlobStep, Facts, Plan, TagStep, Wanted
 from detlayer.ports import Body, ImageSource, Memory, Place, Proof, Session, TransferReporter
+from detlayer.publishing.results import TagResult
 from detlayer.registry.answer import RefusedError
 from detlayer.registry.client import Repository
 from detlayer.registry.download import RemoteBody
@@ -19,15 +19,6 @@ from detlayer.registry.upload import Progress, upload
 
 _SMALL_BYTES = 64 << 10  # goes in the lane for what is small
 _PIECE_BYTES = 1 << 20
-
-
-@dataclass(frozen=True, slots=True)
-class TagResult:
-    """What became of a tag: `present` (it named the image already), `pushed`, or `failed` with an error."""
-
-    tag: str
-    state: str
-    error: DetlayerError | None = None
 
 
 class Carrier:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from detlayer.registry.client import Registries, Repository
-from detlayer.registry.credentials import Credentials
 from detlayer.registry.transport import Network, Transport
 
-__all__ = ["Credentials", "Network", "Registries", "Repository", "Transport"]
+__all__ = ["Network", "Registries", "Repository", "Transport"]

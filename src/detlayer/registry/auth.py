@@ -13,7 +13,7 @@ import socket
 import threading
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import urlencode, urlsplit
 
 import msgspec
@@ -21,8 +21,10 @@ import msgspec
 from detlayer.errors import AuthError, RegistryError, RejectedError, printable
 from detlayer.names import RepositoryName
 from detlayer.registry.answer import error_of, garbage
-from detlayer.registry.credentials import Credentials
 from detlayer.registry.transport import Answer, Transport, follow, is_loopback, shown_url
+
+if TYPE_CHECKING:
+    from detlayer.registry.credentials import Credentials
 
 _MAX_TOKEN_BYTES = 1 << 20
 _DEFAULT_LIFETIME_S = 60.0  # "Token Authentication Specification", expires_in

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable, Mapping
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import urljoin, urlsplit, urlunsplit
 
 import msgspec
@@ -30,8 +30,10 @@ from detlayer.oci import (
 from detlayer.ports import Body
 from detlayer.registry.answer import RefusedError, error_of, garbage
 from detlayer.registry.auth import Authorizer, Challenge, Scope, pull, push
-from detlayer.registry.credentials import Credentials
 from detlayer.registry.transport import Answer, Method, Transport, follow
+
+if TYPE_CHECKING:
+    from detlayer.registry.credentials import Credentials
 
 # All of them, always: docker-registry answers 404 to a HEAD that does not accept what the tag names.
 ACCEPT = ", ".join(sorted(INDEX_TYPES | MANIFEST_TYPES))

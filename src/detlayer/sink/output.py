@@ -260,13 +260,15 @@ class Outputs:
 @contextmanager
 def locked(directory: str) -> Iterator[None]:
     """Keep other processes of ours from changing the index of a layout, where the file system has locks."""
-    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    fd = -1
     try:
         with suppress(OSError):
+            fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
             fcntl.flock(fd, fcntl.LOCK_EX)
         yield
     finally:
-        os.close(fd)
+        if fd >= 0:
+            os.close(fd)
 
 
 def make_layout(directory: str) -> None:

@@ -1,0 +1,67 @@
+"""What became of a push: by repository and tag, as values."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from detlayer.errors import DetlayerError
+from detlayer.names import RepositoryName
+from detlayer.oci import Digest
+from detlayer.plan import Plan
+
+
+@dataclass(frozen=True, slots=True)
+class TagResult:
+    """What became of a tag: `present` (it named the image already), `pushed`, or `failed` with an error."""
+
+    tag: str
+    state: str
+    error: DetlayerError | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PushResult:
+    """What became of a push to one repository."""
+
+    name: RepositoryName
+    digest: Digest
+    tags: tuple[TagResult, ...]
+    plan: Plan | None = None
+    error: DetlayerError | None = None
+    """What kept all tags from being pushed."""
+    moved: tuple[str, ...] = ()
+    """Tags that name something else than when the plan was made."""
+
+    @property
+    def first_error(self) -> DetlayerError | None:
+        return self.error or next((tag.error for tag in self.tags if tag.error is not None), None)
+
+    def to_document(self) -> dict[str, Any]:
+        return {
+            "repository": str(self.name),
+            "digest": str(self.digest),
+            "tags": [
+                {"tag": one.tag, "state": one.state, **({"error": one.error.code} if one.error else {})}
+                for one in self.tags
+            ],
+            **({"error": self.error.code} if self.error else {}),
+            **({"moved": list(self.moved)} if self.moved else {}),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class PushReport:
+    """What became of a push: a result for each repository, in the order of the references."""
+
+    results: tuple[PushResult, ...]
+    requests: int
+    sent_bytes: int
+
+    @property
+    def first_error(self) -> DetlayerError | None:
+        return next((one.first_error for one in self.results if one.first_error is not None), None)
+
+    @property
+    def has_moved(self) -> bool:
+        return any(one.moved for one in self.results)

@@ -1,0 +1,46 @@
+"""What is kept from run to run: blobs by digest, and an index of what is known. Never what a step means.
+
+All of it may be lost at any time and costs only time: nothing here decides a byte that is not checked (SPEC 11).
+Opening a store does nothing yet; what it needs is opened by the first question.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from detlayer.ports import Reporter
+from detlayer.store.blobs import Blobs
+from detlayer.store.index import Index
+from detlayer.store.lease import Lease
+from detlayer.store.memory import RegistryMemory
+from detlayer.store.place import default_directory
+
+__all__ = ["Store", "default_directory"]
+
+
+class Store:
+    """The store in a directory, which is made at the first use. A context: its pins end with it.
+
+    A directory that can't be used is one warning, and a store that knows nothing. `clock` gives seconds since 1970.
+    """
+
+    def __init__(
+        self, directory: str, *, reporter: Reporter | None = None, clock: Callable[[], float] = time.time
+    ) -> None:
+        self.directory = directory
+        self.lease = Lease(directory)
+        self.index = Index(directory, reporter=reporter)
+        self.blobs = Blobs(directory, self.lease)
+        self.memory = RegistryMemory(self.index, self.blobs, clock)
+
+    def __enter__(self) -> Store:
+        return self
+
+    def __exit__(self, *failed: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let go of files and pins; a later question opens them again."""
+        self.index.close()
+        self.lease.close()

@@ -1,0 +1,126 @@
+"""What running processes use, so that nobody collects it: a file for each, locked while its process lives.
+
+Before a process relies on a blob it writes the digest into its lease, under a shared lock of `gc.lock`; whoever
+collects looks at the leases and removes under that lock alone. A lease whose lock can be had belongs to nobody any
+more, however its process ended.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from threading import Lock
+
+from detlayer.oci import Digest
+
+_LOCK = "gc.lock"
+_HOME = "leases"
+
+
+@dataclass(frozen=True, slots=True)
+class Survey:
+    """The leases of running processes, by name, and what they pin."""
+
+    leases: set[str]
+    digests: set[Digest]
+
+
+class Lease:
+    """What this process uses. Made on disk at the first pin; a store that can't be written to pins nothing."""
+
+    def __init__(self, directory: str) -> None:
+        self._directory = directory
+        self.name = os.urandom(8).hex()
+        self._path = os.path.join(directory, _HOME, self.name)
+        self._fd = -1
+        self._pinned: set[Digest] = set()
+        self._lock = Lock()
+
+    @contextmanager
+    def pinning(self, digest: Digest) -> Iterator[None]:
+        """Pin a blob, and keep collectors out for as long as the context lasts."""
+        with self._lock:
+            if digest in self._pinned:
+                gate = -1
+            else:
+                gate = self._enter(fcntl.LOCK_SH)
+                with suppress(OSError):  # a full disk; then the blob may be collected, which is a miss
+                    self._note(digest)
+        try:
+            yield
+        finally:
+            if gate >= 0:
+                os.close(gate)
+
+    def hold(self) -> None:
+        """Make the lease, so that files that bear its name are left alone; raises OSError."""
+        with self._lock:
+            gate = self._enter(fcntl.LOCK_SH)
+            try:
+                self._make()
+            finally:
+                if gate >= 0:
+                    os.close(gate)
+
+    @contextmanager
+    def collecting(self) -> Iterator[Survey]:
+        """Keep everybody from pinning, and say what is pinned."""
+        gate = self._enter(fcntl.LOCK_EX)
+        try:
+            yield self._survey()
+        finally:
+            if gate >= 0:
+                os.close(gate)
+
+    def close(self) -> None:
+        with self._lock:
+            if self._fd >= 0:
+                fd, self._fd = self._fd, -1
+                with suppress(OSError):
+                    os.unlink(self._path)
+                os.close(fd)
+            self._pinned.clear()
+
+    def _enter(self, how: int) -> int:
+        try:
+            gate = os.open(os.path.join(self._directory, _LOCK), os.O_RDWR | os.O_CREAT, 0o600)
+        except OSError:
+            return -1
+        fcntl.flock(gate, how)
+        return gate
+
+    def _make(self) -> None:
+        if self._fd < 0:
+            with suppress(FileExistsError):
+                os.mkdir(os.path.dirname(self._path), 0o700)
+            self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
+            fcntl.flock(self._fd, fcntl.LOCK_EX)
+
+    def _note(self, digest: Digest) -> None:
+        self._make()
+        os.write(self._fd, digest.hex.encode() + b"\n")
+        self._pinned.add(digest)
+
+    def _survey(self) -> Survey:
+        found = Survey(set(), set())
+        home = os.path.join(self._directory, _HOME)
+        for name in os.listdir(home) if os.path.isdir(home) else ():
+            path = os.path.join(home, name)
+            with suppress(FileNotFoundError), open(path, "rb") as file:
+                if name != self.name and _is_free(file.fileno()):
+                    os.unlink(path)
+                    continue
+                found.leases.add(name)
+                found.digests.update(map(Digest, file.read().decode("ascii", "replace").split()))
+        return found
+
+
+def _is_free(fd: int) -> bool:
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True

@@ -1,0 +1,108 @@
+"""What is remembered of registries: the `Memory` of `ports`, kept in the index and among the blobs.
+
+Only what was seen to be there is kept, with its age; that something is missing is never kept. Nothing here is secret:
+whom a registry took us for is a name that the caller made. It forgets rather than fails.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from contextlib import suppress
+from typing import cast
+
+from detlayer.names import RepositoryName
+from detlayer.oci import Digest
+from detlayer.ports import Place, Proof, Session
+from detlayer.store.blobs import Blobs
+from detlayer.store.index import Index
+
+FACT_AGE_S = 6 * 3600
+SESSION_AGE_S = 24 * 3600  # registries drop uploads that rest for longer, most sooner
+_AHEAD_S = 60  # a fact from further ahead was kept before the clock was set back
+_AT_ONCE = 400  # parameters of one query; SQLite's own bound was 999 for long
+_PROOFS = ("uploaded", "mounted", "seen", "inferred")
+
+
+class RegistryMemory:
+    """Facts, open uploads and documents. `clock` gives seconds since 1970."""
+
+    def __init__(self, index: Index, blobs: Blobs, clock: Callable[[], float]) -> None:
+        self._index = index
+        self._blobs = blobs
+        self._clock = clock
+
+    def places(self, registry: str, principal: str, digests: Collection[Digest]) -> list[Place]:
+        """Say which repositories of a registry are known to have any of these, the newest fact first."""
+        now = self._clock()
+        found = []
+        wanted = sorted({one.hex for one in digests})
+        for first in range(0, len(wanted), _AT_ONCE):
+            some = wanted[first : first + _AT_ONCE]
+            marks = ",".join("?" * len(some))
+            found += self._index.rows(
+                "SELECT at, repository, digest, proof FROM place WHERE registry=? AND principal=? "
+                f"AND digest IN ({marks}) AND at BETWEEN ? AND ?",
+                (registry, principal, *some, now - FACT_AGE_S, now + _AHEAD_S),
+            )
+        found.sort(key=lambda row: (-row[0], *row[1:]))
+        return [
+            Place(RepositoryName(registry, repository), Digest(digest), cast(Proof, proof))
+            for _, repository, digest, proof in found
+            if proof in _PROOFS
+        ]
+
+    def remember(self, principal: str, places: Collection[Place]) -> None:
+        """Keep facts, as of now; older ones of any registry that nobody would believe any more go."""
+        if not places:
+            return
+        now = int(self._clock())
+        rows = [(one.name.registry, principal, one.digest.hex, one.name.repository, one.proof, now) for one in places]
+        self._index.write(
+            ("DELETE FROM place WHERE at NOT BETWEEN ? AND ?", [(now - FACT_AGE_S, now + _AHEAD_S)]),
+            ("INSERT OR REPLACE INTO place (registry,principal,digest,repository,proof,at) VALUES (?,?,?,?,?,?)", rows),
+        )
+
+    def forget(self, principal: str, name: RepositoryName, digests: Collection[Digest]) -> None:
+        """Drop facts that proved wrong."""
+        rows = [(name.registry, principal, one.hex, name.repository) for one in digests]
+        if rows:
+            self._index.write(
+                ("DELETE FROM place WHERE registry=? AND principal=? AND digest=? AND repository=?", rows)
+            )
+
+    def session(self, principal: str, name: RepositoryName, digest: Digest) -> Session | None:
+        """Say what is known of an upload that did not end."""
+        now = self._clock()
+        rows = self._index.rows(
+            "SELECT location, offset FROM session WHERE registry=? AND principal=? AND digest=? AND repository=? "
+            "AND at BETWEEN ? AND ?",
+            (name.registry, principal, digest.hex, name.repository, now - SESSION_AGE_S, now + _AHEAD_S),
+        )
+        return Session(*rows[0]) if rows else None
+
+    def keep_session(self, principal: str, name: RepositoryName, digest: Digest, session: Session | None) -> None:
+        """Keep the newest state of an upload; None when it is over."""
+        key = (name.registry, principal, digest.hex, name.repository)
+        now = int(self._clock())
+        if session is None:
+            self._index.write(
+                ("DELETE FROM session WHERE registry=? AND principal=? AND digest=? AND repository=?", [key])
+            )
+            return
+        self._index.write(
+            ("DELETE FROM session WHERE at NOT BETWEEN ? AND ?", [(now - SESSION_AGE_S, now + _AHEAD_S)]),
+            (
+                "INSERT OR REPLACE INTO session (registry,principal,digest,repository,location,offset,at) "
+                "VALUES (?,?,?,?,?,?,?)",
+                [(*key, session.location, session.offset, now)],
+            ),
+        )
+
+    def document(self, digest: Digest) -> bytes | None:
+        """Recall a manifest, an index or a config: its bytes are what the digest says."""
+        return self._blobs.get(digest)
+
+    def keep_document(self, data: bytes) -> None:
+        """Keep a document under its digest."""
+        with suppress(OSError):  # a full disk: it is fetched again
+            self._blobs.put(data)

@@ -1,0 +1,191 @@
+"""How a strict registry behaves where registries differ, as data; and the traps: each a change of it, or faults."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any, Literal
+
+from tests.contracts.faults import (
+    BLOB,
+    MANIFEST,
+    SESSION,
+    UPLOADS,
+    CutAnswer,
+    CutRequest,
+    Endless,
+    Fault,
+    LoseAnswer,
+    Reply,
+    Silence,
+    WrongLength,
+)
+from tests.contracts.records import Answer, error_answer
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rules:
+    """The defaults are docker-registry's, or else what distribution-spec 1.1 asks for. No limit is 0.
+
+    `location`: `absolute`, `relative`, `http` (also where the registry has TLS), `elsewhere` (another host, without
+    authorization). `location_query`: Location has a `_state` that has to come back. `blobs`: `here`, or `elsewhere`:
+    GET is a redirect to another host, which asks for credentials if it `fishes`. `digest_header`: of manifests.
+    """
+
+    location: Literal["absolute", "relative", "http", "elsewhere"] = "absolute"
+    location_query: bool = True
+    mounts: bool = True
+    single_post: bool = False
+    chunk_min_bytes: int = 0
+    chunk_max_bytes: int = 0
+    put_max_bytes: int = 0
+    ranges: bool = True
+    blobs: Literal["here", "elsewhere"] = "here"
+    fishes: bool = False
+    digest_header: Literal["right", "none", "wrong"] = "right"
+    accept_counts: bool = True
+    absent_status: int = 404
+    head_status: int = 0
+    unknown_blob_status: int = 400
+    sparse_indexes: bool = False
+    immutable_tags: bool = False
+    read_only: bool = False
+    creates_repositories: bool = True
+    deletes: bool = True
+    referrers: bool = True
+    page_entries: int = 0
+    denied_status: int = 401
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """How a token service behaves. `uses`: a token is good for so many requests, then expired (0: for ever).
+
+    `realm`: where the challenge says that the service is, if that is not the truth.
+    """
+
+    get: bool = True
+    post: bool = True
+    post_refusal: int = 404
+    field: Literal["token", "access_token", "both"] = "both"
+    says_lifetime: bool = True
+    lifetime_s: int = 300
+    uses: int = 0
+    realm: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Trap:
+    """Something that registries do and clients fall into. `passes`: a push or pull is to come through all the same."""
+
+    rules: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
+    faults: tuple[Fault, ...] = ()
+    tokens: Tokens | None = None
+    passes: bool = True
+    tls: bool = False
+    bearer: bool = False
+
+    def __add__(self, other: Trap) -> Trap:
+        return Trap(
+            {**self.rules, **other.rules},
+            self.faults + other.faults,
+            other.tokens or self.tokens,
+            self.passes and other.passes,
+            self.tls or other.tls,
+            self.bearer or other.bearer,
+        )
+
+    def apply(self, rules: Rules) -> Rules:
+        return dataclasses.replace(rules, **self.rules)
+
+
+def busy(status: int, retry_after: str = "") -> Answer:
+    """What a registry says that has too much to do."""
+    headers = (("Retry-After", retry_after),) if retry_after else ()
+    return error_answer(status, ("TOOMANYREQUESTS", "try again later", None), headers=headers)
+
+
+HTML = Answer(200, (("Content-Type", "text/html"),), b"<html><body>Please sign in to the network</body></html>")
+HTML_ERROR = Answer(403, (("Content-Type", "text/html"),), b"<html>\x1b[31mForbidden\x07</html>")
+NO_JSON = Answer(200, (("Content-Type", "application/json"),), b'{"errors": [')
+PAST = "Sun, 06 Nov 1994 08:49:37 GMT"
+
+PUSH_TRAPS: dict[str, Trap] = {
+    "location-relative": Trap({"location": "relative"}),
+    "location-without-query": Trap({"location_query": False}),
+    "location-relative-without-query": Trap({"location": "relative", "location_query": False}),
+    "location-http": Trap({"location": "http"}, tls=True),
+    "location-elsewhere": Trap({"location": "elsewhere"}, bearer=True),
+    "mount-refused": Trap({"mounts": False}),
+    "single-post": Trap({"single_post": True}),
+    "chunk-minimum": Trap({"chunk_min_bytes": 4096, "put_max_bytes": 1}),
+    "chunk-maximum": Trap({"chunk_max_bytes": 1 << 16, "put_max_bytes": 1}),
+    "put-too-large": Trap({"put_max_bytes": 1 << 10}),
+    "token-for-one-request": Trap(tokens=Tokens(uses=1), bearer=True),
+    "token-for-three-requests": Trap(tokens=Tokens(uses=3), bearer=True),
+    "busy-retry-seconds": Trap(faults=(Fault(Reply(busy(429, "0")), times=2),)),
+    "busy-retry-date": Trap(faults=(Fault(Reply(busy(429, PAST)), times=2),)),
+    "busy-in-upload": Trap(faults=(Fault(Reply(busy(429, "0")), "PUT|PATCH", SESSION),)),
+    "unavailable-twice": Trap(faults=(Fault(Reply(busy(503, "0")), times=2),)),
+    "bad-gateway-in-upload": Trap(faults=(Fault(Reply(Answer(502)), "PUT|PATCH", SESSION),)),
+    "bad-gateway-on-manifest": Trap(faults=(Fault(Reply(Answer(502)), "PUT", MANIFEST),)),
+    "unavailable-for-ever": Trap(faults=(Fault(Reply(busy(503, "0")), times=0),), passes=False),
+    "cut-at-once": Trap(faults=(Fault(LoseAnswer()),)),
+    "cut-upload-at-0": Trap(faults=(Fault(CutRequest(0), "PUT|PATCH", SESSION),)),
+    "cut-upload-at-100": Trap(faults=(Fault(CutRequest(100), "PUT|PATCH", SESSION),)),
+    "cut-upload-with-reset": Trap(faults=(Fault(CutRequest(100, reset=True), "PUT|PATCH", SESSION),)),
+    "answer-lost-of-post": Trap(faults=(Fault(LoseAnswer(), "POST", UPLOADS),)),
+    "answer-lost-of-put": Trap(faults=(Fault(LoseAnswer(), "PUT", SESSION),)),
+    "answer-lost-of-manifest": Trap(faults=(Fault(LoseAnswer(), "PUT", MANIFEST),)),
+    "answer-cut": Trap(faults=(Fault(CutAnswer(3), "GET|PUT|POST"),)),
+    "session-lost": Trap(
+        faults=(Fault(Reply(error_answer(404, ("BLOB_UPLOAD_UNKNOWN", "no such upload", None))), "PUT|PATCH", SESSION),)
+    ),
+    "digest-header-none": Trap({"digest_header": "none"}),
+    "digest-header-wrong": Trap({"digest_header": "wrong"}, passes=False),
+    "absent-is-forbidden": Trap({"absent_status": 403}),
+    "head-is-forbidden": Trap({"head_status": 403}),
+    "head-is-not-allowed": Trap({"head_status": 405}),
+    "unknown-blob-is-404": Trap({"unknown_blob_status": 404}),
+    "no-referrers": Trap({"referrers": False}),
+    "no-deletes": Trap({"deletes": False}),
+    "read-only": Trap({"read_only": True}, passes=False),
+    "repository-missing": Trap({"creates_repositories": False}, passes=False),
+    "garbage-on-post": Trap(faults=(Fault(Reply(HTML), "POST", UPLOADS, times=0),), passes=False),
+    "error-in-html": Trap(faults=(Fault(Reply(HTML_ERROR), "PUT|POST", times=0),), passes=False),
+    "error-without-end": Trap(faults=(Fault(Endless(403), "PUT|POST", times=0),), passes=False),
+    "never-answers": Trap(faults=(Fault(Silence(), times=0),), passes=False),
+    "token-get-only": Trap(tokens=Tokens(post=False), bearer=True),
+    "token-get-only-405": Trap(tokens=Tokens(post=False, post_refusal=405), bearer=True),
+    "token-field-token": Trap(tokens=Tokens(field="token"), bearer=True),
+    "token-field-access-token": Trap(tokens=Tokens(field="access_token"), bearer=True),
+    "token-without-lifetime": Trap(tokens=Tokens(says_lifetime=False), bearer=True),
+    "realm-private": Trap(tokens=Tokens(realm="http://10.255.255.1/token"), bearer=True, passes=False),
+    "realm-link-local": Trap(tokens=Tokens(realm="http://169.254.169.254/token"), bearer=True, passes=False),
+}
+
+PULL_TRAPS: dict[str, Trap] = {
+    "blobs-elsewhere": Trap({"blobs": "elsewhere"}, bearer=True),
+    "blobs-elsewhere-fishing": Trap({"blobs": "elsewhere", "fishes": True}, bearer=True, passes=False),
+    "no-ranges": Trap({"ranges": False}, (Fault(CutAnswer(100), "GET", BLOB),)),
+    "cut-blob-at-0": Trap(faults=(Fault(CutAnswer(0), "GET", BLOB),)),
+    "cut-blob-at-100": Trap(faults=(Fault(CutAnswer(100), "GET", BLOB),)),
+    "cut-blob-twice": Trap(faults=(Fault(CutAnswer(100), "GET", BLOB, times=2),)),
+    "cut-manifest": Trap(faults=(Fault(CutAnswer(10), "GET", MANIFEST),)),
+    "length-too-long": Trap(faults=(Fault(WrongLength(10), "GET", BLOB),)),
+    "length-too-short": Trap(faults=(Fault(WrongLength(-10), "GET", BLOB),)),
+    "busy-on-blob": Trap(faults=(Fault(Reply(busy(429, "0")), "GET", BLOB, times=2),)),
+    "unavailable-on-manifest": Trap(faults=(Fault(Reply(busy(503, "0")), "GET", MANIFEST),)),
+    "token-for-one-request": Trap(tokens=Tokens(uses=1), bearer=True),
+    "digest-header-none": Trap({"digest_header": "none"}),
+    "digest-header-wrong": Trap({"digest_header": "wrong"}, passes=False),
+    "head-is-forbidden": Trap({"head_status": 403}),
+    "head-is-not-allowed": Trap({"head_status": 405}),
+    "garbage-manifest": Trap(faults=(Fault(Reply(HTML), "GET|HEAD", MANIFEST, times=0),), passes=False),
+    "no-json-manifest": Trap(faults=(Fault(Reply(NO_JSON), "GET", MANIFEST, times=0),), passes=False),
+    "endless-manifest": Trap(faults=(Fault(Endless(), "GET", MANIFEST, times=0),), passes=False),
+    "endless-blob": Trap(faults=(Fault(Endless(), "GET", BLOB, times=0),), passes=False),
+    "never-answers": Trap(faults=(Fault(Silence(), times=0),), passes=False),
+}
