@@ -18,10 +18,13 @@ from detlayer.cli.console import Console
 from detlayer.errors import ConfigError, DetlayerError, OutputError
 
 _COMMANDS = {
+    "build": "Build the images of a project, doing only what has to be done.",
     "diff": "Say what differs between two directories, layers or images, and why.",
+    "graph": "Show the steps of a build.",
     "image": "Assemble an image from files alone, for other build tools.",
     "init": "Write a first detlayer.toml for the project that lies here.",
     "inspect": "List what a layer holds.",
+    "lock": "Write down which bases and layers the images of a project have.",
     "normalize": "Make a layer of any tool canonical.",
     "pack": "Turn directories and files into one reproducible layer.",
     "plan": "Say what a push would do, blob by blob, and why.",

@@ -30,6 +30,7 @@ def execute(
     forced: Collection[str] = (),
     report: Report | None = None,
     clock: Callable[[], float] | None = None,
+    stop: Callable[[], None] | None = None,
 ) -> Outcome:
     """Run the steps that have to, and say what became of each.
 
@@ -37,10 +38,12 @@ def execute(
     run. `forced` steps run whatever their traces say. `scope` tells runs apart for what changed since the last one.
     `report` is called in the calling thread, `clock` gives seconds. The number of jobs never shows in the results.
 
-    An exception in the calling thread, such as a signal's, ends the run: steps under way are told so and waited for,
-    and what was done is remembered for the next run. Raises ValueError for steps that are no graph.
+    An exception in the calling thread, such as a signal's, ends the run: steps under way are told so, by `stop` in what
+    they wait for, too, and waited for a while; what was done is remembered for the next run. Raises ValueError for
+    steps that are no graph.
     """
-    return _Run(steps, traces or Forgetful(), scope, is_dry, frozenset(forced), report, clock).go(max(1, jobs))
+    run = _Run(steps, traces or Forgetful(), scope, is_dry, frozenset(forced), report, clock)
+    return run.go(max(1, jobs), stop or (lambda: None))
 
 
 class _Run:
@@ -78,7 +81,7 @@ class _Run:
 
     # -- the calling thread
 
-    def go(self, jobs: int) -> Outcome:
+    def go(self, jobs: int, stop: Callable[[], None]) -> Outcome:
         threads = [Thread(target=self._work, daemon=True) for _ in range(min(jobs, len(self._steps)))]
         for thread in threads:
             thread.start()
@@ -110,6 +113,7 @@ class _Run:
                         ready.append(step)
         except BaseException:
             self._stop.set()
+            stop()
             self._wait_for(under_way)
             raise
         finally:
