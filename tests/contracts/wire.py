@@ -359,7 +359,9 @@ def _send(connection: socket.socket, request: Request, answer: Answer, act: Act 
                 return False
     if in_chunks:
         connection.sendall(b"0\r\n\r\n")
-    return not isinstance(act, CutAnswer | WrongLength)
+    # A body that ended early: the server behind a proxy was cut off.
+    whole = length is None or request.sent_bytes == length
+    return whole and not isinstance(act, CutAnswer | WrongLength)
 
 
 def _linger(connection: socket.socket, body: Incoming) -> None:
