@@ -22,7 +22,18 @@ FLOORS = {
     **dict.fromkeys(("documents", "plan", "platforms", "lanes", "image", "config", "graph"), 1),
     **dict.fromkeys(("tree", "sink", "spool", "layout", "registry", "store", "engine"), 2),
     **dict.fromkeys(
-        ("packing", "normalisation", "inspection", "difference", "verification", "remote", "publishing", "pulling"), 3
+        (
+            "packing",
+            "normalisation",
+            "inspection",
+            "difference",
+            "verification",
+            "remote",
+            "publishing",
+            "pulling",
+            "building",
+        ),
+        3,
     ),
     "cli": 4,
 }
