@@ -32,6 +32,7 @@ FLOORS = {
             "remote",
             "publishing",
             "pulling",
+            "building",
         ),
         3,
     ),

@@ -8,6 +8,7 @@ import io
 import json
 import os
 import tarfile
+import tempfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -25,6 +26,7 @@ from detlayer.oci import MEDIA_TYPE_CONFIG, MEDIA_TYPE_INDEX, MEDIA_TYPE_MANIFES
 from detlayer.ports import Body, ImageSource
 from tests import saved
 from tests.crafted import checked, member, tar
+from tests.support import counter_bytes, mounted
 from tests.test_layout import Made
 
 LAYERS = [tar(member(b"a", b"one" * 1000)), tar(member(b"b", b"two")), tar()]
@@ -90,6 +92,18 @@ def test_the_only_image_of_a_layout(made: Made) -> None:
         assert opened.origin is None
     with open_image(write_index(made, tagged(image, "v1"), tagged(image, "v2"))) as opened:  # one image, two tags
         assert str(opened.root.digest) == image["digest"]
+
+
+def test_no_room_to_decompress(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = saved.save(tmp_path / "saved.tar", saved.Image([tar(member(b"a", counter_bytes("big", 3 << 20)))]))
+    path.write_bytes(gzip.compress(path.read_bytes(), 1))
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    with mounted(["-t", "tmpfs", "-o", "size=1m", "none"], disk):
+        monkeypatch.setattr(tempfile, "tempdir", str(disk))
+        error = refused(f"docker-archive:{path}")
+        assert (error.code, str(disk) in error.message) == ("spool-full", True)
+        assert os.listdir(disk) == []
 
 
 def test_tags_of_a_layout(made: Made) -> None:

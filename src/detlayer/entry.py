@@ -14,7 +14,7 @@ from typing import Literal, Protocol
 
 import msgspec
 
-from detlayer.errors import LayerError, TreeError, printable
+from detlayer.errors import ConfigError, LayerError, TreeError, printable
 
 Kind = Literal["dir", "file", "symlink", "hardlink"]
 
@@ -95,6 +95,28 @@ class Owner:
 
     uid: int = 0
     gid: int = 0
+
+
+def parse_mtime(text: str, epoch: str | None) -> Mtime:
+    """Read `SECONDS`, `source`, `clamp:SECONDS`, or `clamp`, which takes its seconds from `epoch` (SOURCE_DATE_EPOCH).
+
+    Raises ConfigError.
+    """
+    if text == "source":
+        return Mtime("source", DEFAULT_MTIME)
+    clamp = text == "clamp" or text.startswith("clamp:")
+    seconds = text.removeprefix("clamp").removeprefix(":")
+    if text == "clamp":
+        if epoch is None:
+            raise ConfigError("mtime-invalid", "clamp without a time needs SOURCE_DATE_EPOCH", "write clamp:SECONDS")
+        seconds = epoch
+    if re.fullmatch(r"[0-9]{1,11}", seconds) is None or int(seconds) > MAX_MTIME:
+        raise ConfigError(
+            "mtime-invalid",
+            f"{seconds!r} is no time" + (" (SOURCE_DATE_EPOCH)" if text == "clamp" else ""),
+            f"give whole seconds since 1970, 0 to {MAX_MTIME}, or source, clamp or clamp:SECONDS",
+        )
+    return Mtime("clamp" if clamp else "fixed", int(seconds))
 
 
 ModeRule = Callable[[bytes, bool], int | None]

@@ -146,7 +146,11 @@ class Documents:
 
     def _unknown(self, repository: Repository, missing: list[str]) -> Answer:
         """Name all that is missing, as docker-registry does; a client is to blame if it never was here."""
-        errors = [("MANIFEST_BLOB_UNKNOWN", "blob unknown to registry", {"digest": digest}) for digest in missing]
+        style = self._rules.unknown_blob_detail
+        details: list[Any] = [{"digest": digest} if style == "object" else digest for digest in missing]
+        if style == "none":
+            details = [None]
+        errors = [("MANIFEST_BLOB_UNKNOWN", "blob unknown to registry", detail) for detail in details]
         answer = error_answer(self._rules.unknown_blob_status, *errors)
         if never := [digest for digest in missing if digest not in repository.lost]:
             refused = RefusedError(400, "", f"a manifest whose blobs are not here: {never}", violation="manifest-early")

@@ -36,6 +36,7 @@ class Rules:
 
     location: Literal["absolute", "relative", "http", "elsewhere"] = "absolute"
     location_query: bool = True
+    stale_location: Literal["answers", "lost"] = "answers"
     mounts: bool = True
     single_post: bool = False
     chunk_min_bytes: int = 0
@@ -49,6 +50,7 @@ class Rules:
     absent_status: int = 404
     head_status: int = 0
     unknown_blob_status: int = 400
+    unknown_blob_detail: Literal["text", "object", "none"] = "text"
     sparse_indexes: bool = False
     immutable_tags: bool = False
     read_only: bool = False
@@ -135,6 +137,7 @@ PUSH_TRAPS: dict[str, Trap] = {
     "cut-at-once": Trap(faults=(Fault(LoseAnswer()),)),
     "cut-upload-at-0": Trap(faults=(Fault(CutRequest(0), "PUT|PATCH", SESSION),)),
     "cut-upload-at-100": Trap(faults=(Fault(CutRequest(100), "PUT|PATCH", SESSION),)),
+    "cut-upload-is-lost": Trap({"stale_location": "lost"}, (Fault(CutRequest(100), "PUT|PATCH", SESSION),)),
     "cut-upload-with-reset": Trap(faults=(Fault(CutRequest(100, reset=True), "PUT|PATCH", SESSION),)),
     "answer-lost-of-post": Trap(faults=(Fault(LoseAnswer(), "POST", UPLOADS),)),
     "answer-lost-of-put": Trap(faults=(Fault(LoseAnswer(), "PUT", SESSION),)),
@@ -149,6 +152,8 @@ PUSH_TRAPS: dict[str, Trap] = {
     "head-is-forbidden": Trap({"head_status": 403}),
     "head-is-not-allowed": Trap({"head_status": 405}),
     "unknown-blob-is-404": Trap({"unknown_blob_status": 404}),
+    "unknown-blob-in-object": Trap({"unknown_blob_detail": "object"}),
+    "unknown-blob-unnamed": Trap({"unknown_blob_detail": "none"}),
     "no-referrers": Trap({"referrers": False}),
     "no-deletes": Trap({"deletes": False}),
     "read-only": Trap({"read_only": True}, passes=False),

@@ -168,10 +168,12 @@ class Uploads:
             if not state:
                 text = "the query of Location was lost: no _state"
                 raise RefusedError(400, "BLOB_UPLOAD_INVALID", text, violation="location-query")
-            if state != upload.state and not (asks and upload.disturbed):
-                violation = "" if upload.disturbed else "location-stale"
+            excused = upload.disturbed
+            answers = asks and excused and self._rules.stale_location == "answers"
+            if state != upload.state and not answers:
+                violation = "" if excused else "location-stale"
                 text = "not the newest Location of this upload"
-                raise RefusedError(400, "BLOB_UPLOAD_INVALID", text, violation=violation)
+                raise RefusedError(404, "BLOB_UPLOAD_INVALID", text, violation=violation)
         return upload
 
     def _check_range(self, upload: Upload, stated: str, length: int) -> None:
@@ -197,12 +199,14 @@ class Uploads:
             raise RefusedError(400, "SIZE_INVALID", text, violation="chunk-minimum")
 
     def _receive(self, upload: Upload, body: Incoming) -> None:
-        """Take what comes; what came before a cut stays."""
+        """Take what comes; what came before a cut stays, and makes the client's Location stale."""
         try:
             for piece in body.pieces():
                 upload.data += piece
         except BrokenError:
             upload.disturbed = True
+            if upload.data:
+                self._location(upload)  # its state says how far it came, so the one that the client has is stale
             raise
 
     def _hold(self, data: bytes | bytearray, digest: str) -> None:

@@ -223,7 +223,7 @@ class WireServer:
                 while self._serve_one(number, connection, stream):
                     continue
         except ssl.SSLError as error:
-            if error.reason == "HTTP_REQUEST":
+            if error.reason in ("HTTP_REQUEST", "WRONG_VERSION_NUMBER"):  # the latter for methods OpenSSL doesn't know
                 self.blame("plain-http", None, "plain HTTP was spoken to a server that has TLS")
         except (BrokenError, OSError):
             return
@@ -359,7 +359,9 @@ def _send(connection: socket.socket, request: Request, answer: Answer, act: Act 
                 return False
     if in_chunks:
         connection.sendall(b"0\r\n\r\n")
-    return not isinstance(act, CutAnswer | WrongLength)
+    # A body that ended early: the server behind a proxy was cut off.
+    whole = length is None or request.sent_bytes == length
+    return whole and not isinstance(act, CutAnswer | WrongLength)
 
 
 def _linger(connection: socket.socket, body: Incoming) -> None:

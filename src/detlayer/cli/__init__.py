@@ -18,14 +18,20 @@ from detlayer.cli.console import Console
 from detlayer.errors import ConfigError, DetlayerError, OutputError
 
 _COMMANDS = {
+    "build": "Build the images of a project, doing only what has to be done.",
     "diff": "Say what differs between two directories, layers or images, and why.",
+    "graph": "Show the steps of a build.",
+    "image": "Assemble an image from files alone, for other build tools.",
+    "init": "Write a first detlayer.toml for the project that lies here.",
     "inspect": "List what a layer holds.",
+    "lock": "Write down which bases and layers the images of a project have.",
     "normalize": "Make a layer of any tool canonical.",
     "pack": "Turn directories and files into one reproducible layer.",
     "plan": "Say what a push would do, blob by blob, and why.",
     "pull": "Fetch an image into an OCI layout.",
     "push": "Push an image, sending only what the registry does not have.",
     "resolve": "Print what a reference names now.",
+    "schema": "Print the JSON schema of detlayer.toml.",
     "verify": "Prove a layer, image, tree or build reproducible, or name what keeps it from being so.",
 }
 

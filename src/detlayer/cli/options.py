@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import time
 from collections.abc import Callable
 from typing import Any, BinaryIO, Literal, TypeVar, cast
@@ -12,7 +11,7 @@ import click
 
 from detlayer.cli.common import with_options
 from detlayer.cli.console import Console, size, stdout_stream
-from detlayer.entry import DEFAULT_MTIME, MAX_MTIME, Mtime, Profile
+from detlayer.entry import DEFAULT_MTIME, Profile, parse_mtime
 from detlayer.errors import ConfigError, printable
 from detlayer.layer import Layer
 from detlayer.packing import parse_destination
@@ -162,31 +161,13 @@ def read_profile(options: dict[str, Any]) -> Profile:
     """Read what values entries get; raises ConfigError."""
     owner = options["owner"]
     return Profile(
-        mtime=_mtime(options["mtime"], os.environ.get("SOURCE_DATE_EPOCH")),
+        mtime=parse_mtime(options["mtime"], os.environ.get("SOURCE_DATE_EPOCH")),
         owner=None if owner == "source" else parse_owner(owner),
         mode=cast(Literal["canonical", "source"], options["mode"]),
         xattrs=options["xattrs"],
         mode_rule=parse_mode_rules(map(_pattern_text, options["chmod"])),
         owner_rule=parse_owner_rules(map(_pattern_text, options["chown"])),
     )
-
-
-def _mtime(text: str, epoch: str | None) -> Mtime:
-    if text == "source":
-        return Mtime("source", DEFAULT_MTIME)
-    clamp = text == "clamp" or text.startswith("clamp:")
-    seconds = text.removeprefix("clamp").removeprefix(":")
-    if text == "clamp":
-        if epoch is None:
-            raise ConfigError("mtime-invalid", "clamp without a time needs SOURCE_DATE_EPOCH", "write clamp:SECONDS")
-        seconds = epoch
-    if re.fullmatch(r"[0-9]{1,11}", seconds) is None or int(seconds) > MAX_MTIME:
-        raise ConfigError(
-            "mtime-invalid",
-            f"{seconds!r} is no time" + (" (SOURCE_DATE_EPOCH)" if text == "clamp" else ""),
-            f"give whole seconds since 1970, 0 to {MAX_MTIME}, or source, clamp or clamp:SECONDS",
-        )
-    return Mtime("clamp" if clamp else "fixed", int(seconds))
 
 
 def _removed(text: str) -> bytes:

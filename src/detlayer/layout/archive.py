@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Iterator
 
 from detlayer.blob import BlobReader
-from detlayer.errors import LayerError, TreeError, printable
+from detlayer.errors import LayerError, OutputError, TreeError, printable
 from detlayer.layout.file import OpenFile, open_regular, unreadable
 from detlayer.layout.place import BLOBS
 from detlayer.tar import padding
@@ -38,16 +38,21 @@ class Archive:
             raise
 
     def _expand(self, max_expansion: int) -> None:
+        pieces = iter(BlobReader(self._file, max_expansion=max_expansion))
         try:
-            with tempfile.TemporaryFile() as plain:
-                for piece in BlobReader(self._file, max_expansion=max_expansion):
-                    plain.write(piece)
-                plain.flush()
+            with tempfile.TemporaryFile(buffering=0) as plain:
+                for piece in pieces:
+                    view = memoryview(piece)
+                    while view:
+                        view = view[plain.write(view) :]
                 self._file.close()
                 self._file = OpenFile(os.dup(plain.fileno()), self._path)
-                plain.seek(0)
         except OSError as error:
-            raise unreadable(self._path, error) from error
+            raise OutputError(
+                "spool-full",
+                f"no room to decompress {printable(self._path)} in {tempfile.gettempdir()}: {error.strerror}",
+                "set TMPDIR, or decompress it yourself",
+            ) from error
 
     def _index(self) -> None:
         at = 0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from detlayer.documents import Document
@@ -16,7 +16,18 @@ from detlayer.publishing.survey import Hints, Survey
 from detlayer.registry.client import Registries
 from detlayer.remote import gather
 
-__all__ = ["Hints", "Image", "PushReport", "PushResult", "TagResult", "plan_push", "push"]
+__all__ = [
+    "Hints",
+    "Image",
+    "PushReport",
+    "PushResult",
+    "Survey",
+    "TagResult",
+    "open_surveys",
+    "plan_push",
+    "plan_surveyed",
+    "push",
+]
 
 
 class Image(Protocol):
@@ -42,13 +53,32 @@ def plan_push(
     hints: Hints | None = None,
 ) -> list[Plan]:
     """Say what a push would do, changing nothing; raises RegistryError, IntegrityError, LayerError and ConfigError."""
-    memory = memory or Amnesia()
+    surveys = open_surveys(image.root, references, registries, memory=memory)
+    return plan_surveyed(image, surveys, hints=hints)
+
+
+def open_surveys(
+    root: Document, references: Sequence[Reference], registries: Registries, *, memory: Memory | None = None
+) -> dict[RepositoryName, Survey]:
+    """Ask what the tags of each repository name now, one request each; raises RegistryError and ConfigError."""
+    surveys = {}
+    for name, tags in _by_repository(references, root.digest).items():
+        surveys[name] = Survey(registries.repository(name), tags, memory or Amnesia())
+        surveys[name].ask_tags(Wanted((root,)))
+    return surveys
+
+
+def plan_surveyed(
+    image: Image,
+    surveys: Mapping[RepositoryName, Survey],
+    *,
+    hints: Hints | None = None,
+) -> list[Plan]:
+    """Say what a push would do where the tags have been asked for; raises as `plan_push`."""
     hints = _with_origin(image, hints)
     wanted = gather(image, image.root)
     plans = []
-    for name, tags in _by_repository(references, image.root.digest).items():
-        survey = Survey(registries.repository(name), tags, memory)
-        survey.ask_tags(wanted)
+    for survey in surveys.values():
         survey.investigate(wanted, hints)
         plans.append(survey.plan(wanted))
     return plans
@@ -62,14 +92,15 @@ def push(
     memory: Memory | None = None,
     hints: Hints | None = None,
     plans: Sequence[Plan] | None = None,
+    surveys: Mapping[RepositoryName, Survey] | None = None,
     fresh: frozenset[Digest] = frozenset(),
     reporter: TransferReporter | None = None,
 ) -> PushReport:
     """Push an image under references, one repository after the other; what fails for one does not stop the others.
 
     With `plans` those are carried out, unless the registry has moved since: then nothing is done for that repository,
-    and the result says which tags. `fresh` names blobs that were made just now. Raises ConfigError, and what the image
-    raises.
+    and the result says which tags. `surveys` have asked what the tags name already. `fresh` names blobs that were made
+    just now. Raises ConfigError, and what the image raises.
     """
     memory, reporter = memory or Amnesia(), reporter or SilentTransfers()
     hints = _with_origin(image, hints)
@@ -80,7 +111,7 @@ def push(
     whole: Wanted | None = None
     results = []
     for name, tags in places.items():
-        survey = Survey(registries.repository(name), tags, memory)
+        survey = (surveys or {}).get(name) or Survey(registries.repository(name), tags, memory)
         plan = None
         try:
             if survey.ask_tags(Wanted((root,))) and tags:

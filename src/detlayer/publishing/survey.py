@@ -37,7 +37,8 @@ class Survey:
 
     def ask_tags(self, root_only: Wanted) -> bool:
         """Ask what the tags name; tells whether all of them name the image already. Raises RegistryError."""
-        self._answer(ask(root_only, self.tags, self.facts))
+        if any(tag not in self.facts.tags for tag in self.tags):
+            self._answer(ask(root_only, self.tags, self.facts))
         named = [self.facts.tags[tag] for tag in self.tags]
         return bool(named) and all(one is not None and one.digest == root_only.root.digest for one in named)
 

@@ -98,6 +98,8 @@ class RefusedError(RejectedError):
 def error_of(refusal: Refusal, what: str, host: str) -> RegistryError:
     """Make an error of a refusal. `what` says what was wanted, as in `push to acme/app`."""
     status = refusal.status
+    if status < 400:
+        return garbage(host, f"{status} where it should {what}")
     said = f"{host} refused to let you {what} ({refusal})"
     if status == 401:
         return AuthError(

@@ -139,10 +139,11 @@ class Authorizer:
         found = self.credentials
         return found.principal if found is not None else ""
 
-    def header(self, scopes: frozenset[Scope]) -> str:
+    def header(self, scopes: frozenset[Scope], *, times: int = 0) -> str:
         """Make the value of Authorization for a request; empty as long as the registry has not asked for one.
 
-        A token that is about to expire is renewed first. Raises RegistryError.
+        A token that is about to expire is renewed first. A request that was refused `times` gets one that nobody else
+        uses up, from the second time on. Raises RegistryError.
         """
         with self._lock:
             if self._challenge is None:
@@ -150,17 +151,23 @@ class Authorizer:
             if self._challenge.scheme == "basic":
                 return self._basic()
             now = self._transport.pace.now()
+            if times > 1:
+                return f"Bearer {self._fetch(scopes).text}"
             for token in self._tokens:
                 if token.expires > now and token.covers(scopes):
                     return f"Bearer {token.text}"
             self._tokens = [token for token in self._tokens if token.expires > now]
-            return f"Bearer {self._fetch(scopes)}"
+            token = self._fetch(scopes)
+            self._tokens.append(token)
+            return f"Bearer {token.text}"
 
-    def learn(self, answer: Answer, used: str) -> bool:
-        """Take in a 401; tells whether to ask again. `used` is the value of Authorization that was refused."""
+    def learn(self, answer: Answer, used: str, times: int) -> bool:
+        """Take in a 401; tells whether to ask again.
+
+        `used` is the value of Authorization that was refused, `times` how often this request was refused before.
+        """
         challenges = parse_challenges(answer.headers("www-authenticate"))
         with self._lock:
-            known = self._challenge
             for scheme in ("bearer", "basic"):
                 chosen = next((one for one in challenges if one.scheme == scheme), None)
                 if chosen is None or (scheme == "basic" and not self._can_basic()):
@@ -168,10 +175,9 @@ class Authorizer:
                 self._challenges[self._host] = chosen
                 if scheme == "basic":
                     return not used
-                # A token that was refused is forgotten; if it was just fetched, another would be no better.
-                before = len(self._tokens)
                 self._tokens = [token for token in self._tokens if f"Bearer {token.text}" != used]
-                return not used or known is None or len(self._tokens) < before
+                # A token may have expired, and the next one before its turn came; a scope does not grow.
+                return not used or (times < 3 or chosen.parameters.get("error") != "insufficient_scope")
             return False
 
     def _can_basic(self) -> bool:
@@ -187,10 +193,10 @@ class Authorizer:
 
     # -- tokens
 
-    def _fetch(self, scopes: frozenset[Scope]) -> str:
+    def _fetch(self, scopes: frozenset[Scope]) -> _Token:
         found = self.credentials
         if found is not None and found.registry_token:
-            return found.registry_token
+            return _Token(scopes, found.registry_token, float("inf"))
         challenge = self._challenge
         assert challenge is not None
         realm = challenge.parameters.get("realm", "")
@@ -204,8 +210,7 @@ class Authorizer:
             self._identity_token = reply.refresh_token
         lifetime_s = reply.expires_in if reply.expires_in > 0 else _DEFAULT_LIFETIME_S
         expires = asked_at + lifetime_s - min(_MARGIN_S, lifetime_s / 4)
-        self._tokens.append(_Token(scopes, text, expires))
-        return text
+        return _Token(scopes, text, expires)
 
     def _ask(self, realm: str, service: str, scopes: frozenset[Scope]) -> _Reply:
         # What may be pushed to comes first: some services look at the first scope only.

@@ -14,7 +14,7 @@ from urllib.parse import urljoin, urlsplit, urlunsplit
 import msgspec
 
 from detlayer.documents import Document, parse_document
-from detlayer.errors import AuthError, IntegrityError, NotFoundError, RejectedError, printable
+from detlayer.errors import AuthError, IntegrityError, NotFoundError, RejectedError, UnavailableError, printable
 from detlayer.names import RepositoryName
 from detlayer.oci import (
     INDEX_TYPES,
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 # All of them, always: docker-registry answers 404 to a HEAD that does not accept what the tag names.
 ACCEPT = ", ".join(sorted(INDEX_TYPES | MANIFEST_TYPES))
 _MAX_REDIRECTS = 5
+_MAX_REFUSALS = 5  # lanes may use up each other's tokens, where these are short-lived
 _MAX_PAGES = 10_000
 _MAX_PAGE_BYTES = 16 << 20
 _MAX_TAGS = 1_000_000
@@ -140,10 +141,16 @@ class Repository:
         Raises RegistryError, IntegrityError, and LayerError for what is no such document.
         """
         what = f"pull {self.name}" + (f"@{target}" if ":" in target else f":{target}")
-        answer = self.fetch("GET", f"manifests/{target}", {"accept": ACCEPT})
-        if answer.status != 200:
-            raise error_of(answer.refusal("GET"), what, self.name.registry)
-        data = answer.read(MAX_DOCUMENT_BYTES)
+        for left in range(self.transport.network.retries, -1, -1):
+            answer = self.fetch("GET", f"manifests/{target}", {"accept": ACCEPT})
+            if answer.status != 200:
+                raise error_of(answer.refusal("GET"), what, self.name.registry)
+            try:
+                data = answer.read(MAX_DOCUMENT_BYTES)
+                break
+            except UnavailableError:
+                if not left:
+                    raise
         if data is None:
             raise RejectedError(
                 "manifest-too-long",
@@ -299,9 +306,9 @@ class Repository:
         is_own = self._is_own(url)
         push_scope = {push(self.name)} if self._wants_push else {pull(self.name)}
         scopes = frozenset(push_scope | self._sources)
-        for _ in range(3):
+        for times in range(_MAX_REFUSALS):
             sent = dict(headers)
-            used = self._authorizer.header(scopes) if is_own else ""
+            used = self._authorizer.header(scopes, times=times) if is_own else ""
             if used:
                 sent["authorization"] = used
             answer = self.transport.send(
@@ -313,7 +320,7 @@ class Repository:
                 return self._sent_on(method, target or url, headers, body, span, data, progress, repeat)
             if answer.status != 401 or not is_own:
                 return answer
-            if not self._authorizer.learn(answer, used):
+            if not self._authorizer.learn(answer, used, times):
                 break
             self.transport.counts.add(requests=-1, auth=1)
             answer.drain()

@@ -72,7 +72,9 @@ class RemoteReader:
                 if self._answer is None:
                     self._connect()
                 piece = next(self._pieces, b"")
-            except UnavailableError:
+            except (UnavailableError, _WrongLengthError) as error:
+                if isinstance(error, _WrongLengthError) and breaks >= _MAX_BREAKS:
+                    raise self._wrong(str(error)) from error
                 piece = b""
                 breaks += 1
                 if breaks > _MAX_BREAKS:
@@ -105,7 +107,7 @@ class RemoteReader:
         said = answer.length
         if said is not None and said != self._blob.size_bytes - (self._at - skip):
             answer.close()
-            raise self._wrong(f"{said + self._at - skip} bytes of {self._blob.size_bytes}")
+            raise _WrongLengthError(f"{said + self._at - skip} bytes of {self._blob.size_bytes}")
         self._answer = answer
         self._pieces = _after(skip, answer.pieces())
 
@@ -127,6 +129,10 @@ class RemoteReader:
             self._answer.close()
             self._answer = None
         self._pieces = iter(())
+
+
+class _WrongLengthError(Exception):
+    """An answer says that it has another length than the blob: the next may be right."""
 
 
 def _after(skip: int, pieces: Iterator[bytes]) -> Iterator[bytes]:

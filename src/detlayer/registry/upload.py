@@ -79,7 +79,8 @@ class _Upload:
         self._chunk_bytes = min(_CHUNK_BYTES, _LONGEST_CHUNK_BYTES.get(repository.name.host, _CHUNK_BYTES))
 
     def run(self, mount_from: RepositoryName | None, resume: Session | None) -> Outcome:
-        session = self._recover(resume) if resume is not None else None
+        # One that was not sent in chunks has nothing to go on from.
+        session = self._recover(resume) if resume is not None and self._in_chunks else None
         last: Exception | None = None
         starts = 0
         while starts < _MAX_STARTS:

@@ -224,7 +224,8 @@ def _open_in(path: str, flags: int) -> int:
     """Open a file in a directory that whoever finds it empty removes."""
     for _ in range(_TRIES):
         with suppress(FileNotFoundError):
-            os.makedirs(os.path.dirname(path), exist_ok=True)
+            with suppress(FileExistsError):  # it was there, and was removed before makedirs looked what it is
+                os.makedirs(os.path.dirname(path), exist_ok=True)
             return os.open(path, flags, 0o666)
     return os.open(path, flags, 0o666)
 

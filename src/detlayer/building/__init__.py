@@ -1,0 +1,192 @@
+"""The recipe of image builds: steps from references and trees to images where they were asked for. Never the terminal.
+
+`files` finds and reads a project; `request` is what is asked for and what became of it; `steps` and `outputs` wire the
+graph, whose threads share a `desk`; `bases`, `fetching` and `packing` do what the steps are named after; `lock` pins;
+`single` makes an image of files alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from detlayer.building.desk import Desk
+from detlayer.building.lock import ANY_PLATFORM, Lock, LockedBase, LockedLayer, differences
+from detlayer.building.outputs import publish_step, write_step
+from detlayer.building.request import STAGES, BuildReport, BuiltImage, Request
+from detlayer.building.revision import describe
+from detlayer.building.steps import Wiring, locked_layer
+from detlayer.config import ImageSettings
+from detlayer.errors import DetlayerError
+from detlayer.graph import Done, Event, Step, closure, execute
+from detlayer.oci import parse_digest
+from detlayer.packing import default_jobs
+from detlayer.ports import Reporter, Silence, SilentTransfers, TransferReporter
+from detlayer.registry.client import Registries
+from detlayer.store import Store
+
+__all__ = ["Build", "BuildReport", "BuiltImage", "Lock", "Request", "compare_locks"]
+
+MIN_JOBS = 4  # most steps wait for the network or the disk
+
+Report = Callable[[Event], None]
+
+
+class Build:
+    """A build that is wired and not yet run. A context: what it opened is closed with it."""
+
+    def __init__(
+        self,
+        request: Request,
+        store: Store,
+        registries: Callable[[], Registries] | None,
+        *,
+        jobs: int | None = None,
+        is_dry: bool = False,
+        reporter: Reporter | None = None,
+        transfers: TransferReporter | None = None,
+    ) -> None:
+        """Wire the steps; raises ConfigError for what can't be built together.
+
+        `registries` opens the network when it is first needed. `jobs` bounds how many steps run at a time.
+        """
+        request.check()
+        self.request = request
+        self.desk = Desk(store, None if request.is_offline else registries)
+        self._is_dry = is_dry
+        self._jobs = max(MIN_JOBS, default_jobs()) if jobs is None else jobs
+        reporter = reporter or Silence()
+        pack_jobs = max(1, (default_jobs() if jobs is None else jobs) // max(1, min(self._jobs, _count_packs(request))))
+        self._about = {image.name: describe(image.directory) for image in request.images if image.git}
+        self._wiring = Wiring(request, self.desk, pack_jobs=pack_jobs, warn=reporter.warning, about=self._about)
+        self._roots: dict[str, str] = {}
+        self._manifests: dict[str, dict[str, str]] = {}
+        self._packs: dict[str, dict[str, dict[str, str]]] = {}
+        self._goals: dict[str, list[str]] = {}
+        for image in request.images:
+            self._wire(image, transfers or SilentTransfers())
+
+    def __enter__(self) -> Build:
+        return self
+
+    def __exit__(self, *failed: object) -> None:
+        self.desk.__exit__(*failed)
+
+    def _wire(self, image: ImageSettings, transfers: TransferReporter) -> None:
+        wiring, request = self._wiring, self.request
+        root, manifests, packs = wiring.image(image)
+        self._roots[image.name], self._manifests[image.name], self._packs[image.name] = root, manifests, packs
+        goals = self._goals[image.name] = [root]
+        if request.push:
+            goals.append(wiring.add(publish_step(image, root, self.desk, transfers, is_dry=self._is_dry)))
+        for output in request.outputs:
+            downloads = [wiring.download(image.base, one) for one in image.platforms] if image.base is not None else []
+            step = write_step(
+                image,
+                output,
+                root,
+                manifests,
+                downloads,
+                self.desk,
+                request.host,
+                is_alone=len(request.images) == 1 or "{image}" in output.path,
+            )
+            goals.append(wiring.add(step))
+
+    @property
+    def steps(self) -> list[Step]:
+        """The steps, as far as they were asked for."""
+        every = list(self._wiring.steps.values())
+        until = self.request.until
+        if until is None:
+            return every
+        return closure(every, [step.name for step in every if STAGES.index(step.kind) <= STAGES.index(until)])
+
+    def run(self, *, report: Report | None = None, clock: Callable[[], float] | None = None) -> BuildReport:
+        """Run the steps that have to; what fails for one image does not stop the others.
+
+        An exception in the calling thread, such as a signal's, ends it; the next build goes on from there.
+        """
+        steps = self.steps
+        outcome = execute(
+            steps,
+            traces=self.desk.traces,
+            scope=self.request.scope,
+            jobs=self._jobs,
+            is_dry=self._is_dry,
+            forced=[step.name for step in steps] if self.request.forced else (),
+            report=report,
+            clock=clock,
+            stop=self.desk.cancel,
+        )
+        requests, sent_bytes = self.desk.counts
+        images = tuple(self._built(image, outcome.steps) for image in self.request.images)
+        return BuildReport(images, outcome, requests, sent_bytes)
+
+    def _built(self, image: ImageSettings, known: Mapping[str, Done]) -> BuiltImage:
+        root = known.get(self._roots[image.name])
+        digest = parse_digest(root.values["digest"]) if root is not None and "digest" in root.values else None
+        manifests = {
+            platform: parse_digest(known[name].values["digest"])
+            for platform, name in self._manifests[image.name].items()
+            if name in known and "digest" in known[name].values
+        }
+        error = next((found for name in self._goals[image.name] if (found := _error(known, name)) is not None), None)
+        published = known.get(f"publish {image.name}")
+        is_published = published is not None and published.state in ("hit", "ran")
+        return BuiltImage(image.name, digest, manifests, image.references if is_published else (), error)
+
+    def locked(self, report: BuildReport) -> Lock:
+        """Write down what the images stood on, and what their layers were; only of a build that is good."""
+        steps = report.outcome.steps
+        bases: dict[str, LockedBase] = {}
+        layers: dict[str, dict[str, dict[str, LockedLayer]]] = {}
+        for image in self.request.images:
+            if image.base is not None and not isinstance(image.base, str):
+                name = str(image.base)
+                root = parse_digest(steps[f"resolve {name}"].values["digest"])
+                known = dict(bases[name].platforms) if name in bases else {}
+                for platform in image.platforms:
+                    known[str(platform)] = parse_digest(steps[f"fetch {name} {platform}"].values["manifest"])
+                bases[name] = LockedBase(root, known)
+            layers[image.name] = {
+                layer: {platform: locked_layer(steps[step].values) for platform, step in platforms.items()}
+                for layer, platforms in self._packs[image.name].items()
+            }
+        return Lock(bases, layers)
+
+
+def compare_locks(locked: Lock, made: Lock) -> list[str]:
+    """Say in what a build differs from a lock, a line each; empty if in nothing."""
+    found = []
+    for name, base in made.bases.items():
+        was = locked.bases.get(name)
+        for platform, digest in base.platforms.items():
+            before = was.platforms.get(platform) if was is not None else None
+            if before != digest:
+                found.append(f"base {name} {platform}: {before or 'not locked'} → {digest}")
+    for image, layers in made.layers.items():
+        for layer, platforms in layers.items():
+            for platform, one in platforms.items():
+                before_layer = locked.layers.get(image, {}).get(layer, {}).get(platform)
+                where = f"layer {layer} of {image}" + ("" if platform == ANY_PLATFORM else f" {platform}")
+                if before_layer is None:
+                    found.append(f"{where}: not locked")
+                else:
+                    found += [f"{where}: {what} {was} → {now}" for what, was, now in differences(before_layer, one)]
+        gone = locked.layers.get(image, {}).keys() - layers.keys()
+        found += [f"layer {layer} of {image}: locked, and not built any more" for layer in sorted(gone)]
+    found += [f"image {image}: locked, and not built" for image in sorted(locked.layers.keys() - made.layers.keys())]
+    return found
+
+
+def _error(steps: Mapping[str, Done], name: str) -> DetlayerError | None:
+    done = steps.get(name)
+    if done is None:
+        return None
+    if done.state == "blocked":
+        return _error(steps, done.blocked_by)
+    return done.error if isinstance(done.error, DetlayerError) else None
+
+
+def _count_packs(request: Request) -> int:
+    return sum(1 if layer.is_common else len(image.platforms) for image in request.images for layer in image.layers)

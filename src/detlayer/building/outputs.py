@@ -1,0 +1,230 @@
+"""The steps that bring an image where it is to go: registries, layouts, archives, engines."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+from detlayer import engine
+from detlayer.building.desk import Desk, Made
+from detlayer.building.request import Output, local_reference
+from detlayer.building.versions import VERSIONS
+from detlayer.config import ImageSettings
+from detlayer.documents import Document
+from detlayer.errors import ConfigError, IntegrityError, LayerError, TreeError
+from detlayer.graph import Call, Reason, Step, Values
+from detlayer.lanes import Job, work_off
+from detlayer.layout import open_image
+from detlayer.oci import Descriptor, Digest, Platform, parse_digest
+from detlayer.platforms import select
+from detlayer.ports import Sink, TransferReporter
+from detlayer.publishing import Survey, open_surveys, plan_surveyed, push
+from detlayer.remote import gather
+from detlayer.sink import FileOutput, LayoutWriter, write_docker_archive, write_oci_archive
+
+_PIECE_BYTES = 1 << 20
+
+
+def publish_step(image: ImageSettings, root: str, desk: Desk, reporter: TransferReporter, *, is_dry: bool) -> Step:
+    """Push an image to all its repositories and tags, of which each is asked first, once."""
+    surveys: dict[str, Survey] = {}
+
+    def made(call: Call) -> Made:
+        return Made(desk, desk.document(parse_digest(call["image"]["digest"])), image.base)
+
+    def settled(call: Call) -> Values | Reason:
+        whole = made(call)
+        found = open_surveys(whole.root, image.references, desk.registries, memory=desk.store.memory)
+        surveys.update({str(name): survey for name, survey in found.items()})
+        for reference in image.references:
+            named = found[reference.name].facts.tags[reference.tag]
+            if named is None or named.digest != whole.root.digest:
+                if is_dry:
+                    for plan in plan_surveyed(whole, found):
+                        call.add("bytes", plan.upload_bytes)
+                return Reason("target", str(reference), str(named.digest) if named else "", str(whole.root.digest))
+        return call["image"]
+
+    def run(call: Call) -> Values:
+        whole = made(call)
+        report = push(
+            whole,
+            image.references,
+            desk.registries,
+            memory=desk.store.memory,
+            surveys={survey.repository.name: survey for survey in surveys.values()},
+            reporter=reporter,
+        )
+        call.add("bytes", sum(one.plan.upload_bytes for one in report.results if one.plan is not None))
+        if report.first_error is not None:
+            raise report.first_error
+        return call["image"]
+
+    return Step(
+        f"publish {image.name}",
+        "publish",
+        VERSIONS["publish"],
+        run,
+        {"references": " ".join(map(str, image.references))},
+        {"image": root},
+        settled=settled,
+    )
+
+
+def write_step(
+    image: ImageSettings,
+    output: Output,
+    root: str,
+    manifests: Mapping[str, str],
+    downloads: Sequence[str],
+    desk: Desk,
+    host: Platform | None,
+    *,
+    is_alone: bool,
+) -> Step:
+    """Write an image into a layout or an archive, or load it into an engine."""
+    path = output.path_for(image.name)
+    where = f"{output.kind}:{path}" if path else output.kind
+    needs = {"image": root, **{f"base {at}": name for at, name in enumerate(downloads)}}
+    if output.kind in ("docker-archive", "docker", "podman"):
+        needs["image"] = _for_engine(image, manifests, host, where)
+    tags = image.tags if is_alone else (image.name,)
+    names = local_reference(image, output.kind)
+
+    def document(call: Call) -> Document:
+        return desk.document(parse_digest(call["image"]["digest"]))
+
+    def run(call: Call) -> Values:
+        made = Made(desk, document(call), image.base)
+        if output.kind == "oci":
+            for tag in tags:
+                _into_layout(made, LayoutWriter(path), tag, call)
+            return {"digest": str(made.root.digest)}
+        if output.kind == "docker" or output.kind == "podman":
+            engine.load(
+                output.kind, lambda sink: write_docker_archive(_Checked(sink, call), made.root, made, references=names)
+            )
+            return {"digest": str(made.root.digest)}
+        with _file(path) as file:
+            sink = _Checked(file, call)
+            if output.kind == "oci-archive":
+                write_oci_archive(sink, gather(made, made.root), made, tag=image.tags[0])
+            else:
+                write_docker_archive(sink, made.root, made, references=names)
+            file.settle()
+            file.commit()
+        return {"digest": str(made.root.digest), "file": _stamp(path)}
+
+    def settled(call: Call) -> Values | Reason:
+        root_document = document(call)
+        wanted = str(root_document.digest)
+        if output.kind == "oci":
+            has = _layout_has(path, tags, root_document, Made(desk, root_document, image.base))
+        elif output.kind == "docker" or output.kind == "podman":
+            config = root_document.config
+            has = engine.identity(output.kind, str(names[0]))
+            if config is not None and has == str(config.digest):
+                has = wanted
+        return call["image"] if has == wanted else Reason("target", where, has, wanted)
+
+    is_live = output.kind not in ("oci-archive", "docker-archive")
+    return Step(
+        f"write {image.name} {where}",
+        "write",
+        VERSIONS["write"],
+        run,
+        {"output": where, "tags": " ".join(tags), "names": " ".join(map(str, names))},
+        needs,
+        is_intact=lambda values: values.get("file") == _stamp(path),
+        settled=settled if is_live else None,
+    )
+
+
+def _for_engine(image: ImageSettings, manifests: Mapping[str, str], host: Platform | None, where: str) -> str:
+    """Choose the platform that a machine takes; raises ConfigError."""
+    if len(manifests) == 1:
+        return next(iter(manifests.values()))
+    offered = [
+        Descriptor(name, Digest(""), 0, platform=one)
+        for one, name in zip(image.platforms, manifests.values(), strict=True)
+    ]
+    chosen = select(offered, host) if host is not None else None
+    if chosen is None:
+        raise ConfigError(
+            "archive-index",
+            f"{where} holds one platform, and {image.name} is for {', '.join(manifests)}",
+            "choose one with --platform",
+        )
+    return chosen.media_type
+
+
+class _Checked:
+    """A sink that ends with the run."""
+
+    def __init__(self, sink: Sink, call: Call) -> None:
+        self._sink = sink
+        self._call = call
+
+    def write(self, data: bytes | bytearray | memoryview, /) -> None:
+        self._call.check()
+        self._sink.write(data)
+
+
+@contextmanager
+def _file(path: str) -> Iterator[FileOutput]:
+    output = FileOutput(path)
+    try:
+        yield output
+    finally:
+        output.discard()
+
+
+def _stamp(path: str) -> str:
+    """Name a file's state on disk; empty if it is not there."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return ""
+    numbers = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+    return " ".join(map(str, numbers)) + f" {os.path.realpath(path)}"
+
+
+def _into_layout(made: Made, writer: LayoutWriter, tag: str, call: Call) -> None:
+    wanted = gather(made, made.root)
+
+    def bring(blob: Descriptor) -> None:
+        body = made.body(blob)
+        if body is None or writer.has(blob):
+            return
+        with writer.part(blob) as part, body.open(part.offset) as file:
+            while piece := file.read(_PIECE_BYTES):
+                call.check()
+                part.write(piece)
+            part.finish()
+        call.add("bytes", blob.size_bytes)
+
+    work_off([Job(lambda blob=blob: bring(blob), is_data=True) for blob in wanted.blobs if not blob.is_foreign])  # type: ignore[misc]
+    for one in wanted.documents:
+        writer.put(one.data)
+    writer.tag(made.root.descriptor(), tag)
+
+
+def _layout_has(path: str, tags: Sequence[str], root: Document, made: Made) -> str:
+    """Say what all tags of a layout name, if that is there to its last blob; empty if they differ or lack something."""
+    writer = LayoutWriter(path)
+    wanted = gather(made, root)
+    if not all(
+        writer.has(one)
+        for one in (*wanted.blobs, *(each.descriptor() for each in wanted.documents))
+        if not one.is_foreign
+    ):
+        return ""
+    found = set()
+    for tag in tags:
+        try:
+            with open_image(f"oci:{path}:{tag}") as image:
+                found.add(str(image.root.digest))
+        except (LayerError, TreeError, IntegrityError):
+            return ""
+    return found.pop() if len(found) == 1 else ""

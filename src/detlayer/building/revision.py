@@ -1,0 +1,37 @@
+"""What git says of a project: the revision that is checked out, and where it comes from."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+
+from detlayer.errors import ConfigError, printable
+
+REVISION = "org.opencontainers.image.revision"
+SOURCE = "org.opencontainers.image.source"
+_CREDENTIALS = re.compile(r"(?<=://)[^/@]*@")
+
+
+def describe(directory: str) -> dict[str, str]:
+    """Say revision and source (image-spec annotations.md); raises ConfigError where git does not know.
+
+    Credentials in the address of the remote are left out; a project without one has no source.
+    """
+    revision = _git(directory, "rev-parse", "--verify", "HEAD")
+    if not revision:
+        raise ConfigError(
+            "git-missing",
+            f"{printable(directory or '.')} is no checkout of git with a commit",
+            "set git = false, or commit first",
+        )
+    source = _CREDENTIALS.sub("", _git(directory, "config", "--get", "remote.origin.url"))
+    return {REVISION: revision, **({SOURCE: source} if source else {})}
+
+
+def _git(directory: str, *arguments: str) -> str:
+    command = ["git", "-C", directory or ".", *arguments]
+    try:
+        done = subprocess.run(command, capture_output=True, stdin=subprocess.DEVNULL, check=False)
+    except OSError as error:
+        raise ConfigError("git-missing", f"git can't be started: {error.strerror}", "install it") from error
+    return done.stdout.decode("utf-8", "replace").strip() if done.returncode == 0 else ""

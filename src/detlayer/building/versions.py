@@ -1,0 +1,17 @@
+"""The version of each kind of step: another is another key, and what was made by the old one is made anew."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+VERSIONS: Mapping[str, str] = {
+    "resolve": "1",
+    "fetch": "1",
+    "pack": "1",
+    "configure": "1",
+    "assemble": "1",
+    "index": "1",
+    "download": "1",
+    "publish": "1",
+    "write": "1",
+}

@@ -1,0 +1,131 @@
+"""`detlayer build`: images from a project to where they are to go; one line for each on stdout."""
+
+from __future__ import annotations
+
+import os
+import time
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from detlayer.cli import exits
+from detlayer.cli.common import cache_options, console_options, make_console
+from detlayer.cli.console import Console
+from detlayer.cli.network import network_options, open_registries
+from detlayer.cli.projects import host_platform, open_store, project_options, read_lock, read_project, retag
+from detlayer.cli.steps import Steps, show_report
+from detlayer.cli.transfers import Transfers
+from detlayer.errors import ConfigError
+
+if TYPE_CHECKING:
+    from detlayer.building import BuildReport
+    from detlayer.building.request import Policy, Request
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  detlayer build
+  detlayer build app --output oci:image
+  detlayer build --push --tag 1.2 --tag latest
+"""
+)
+@project_options
+@click.option("--push", is_flag=True, help="Publish to `repositories`, sending only what they do not have.")
+@click.option(
+    "-o",
+    "--output",
+    "outputs",
+    metavar="WHERE",
+    multiple=True,
+    help="oci:DIR, oci-archive:FILE, docker-archive:FILE, docker or podman; {image} in a path is the image's name.",
+)
+@click.option("--tag", metavar="TAG", multiple=True, help="Other tags than the file has.")
+@click.option(
+    "--until",
+    type=click.Choice(["resolve", "fetch", "pack", "configure", "assemble", "index"]),
+    help="End behind these steps.",
+)
+@click.option("--explain", is_flag=True, help="Say of every step that runs why.")
+@click.option("--dry-run", is_flag=True, help="Say what would be done and why; look, but change nothing.")
+@click.option("--question", is_flag=True, help="End with 1 if anything would be done, else with 0; say nothing.")
+@click.option("--locked", is_flag=True, help="Take bases from detlayer.lock, and hold layers against it.")
+@click.option("--offline", is_flag=True, help="Take bases from detlayer.lock or from what is remembered; ask nobody.")
+@click.option("-j", "--jobs", type=click.IntRange(1, 256), help="Steps at a time; it never shows in the bytes.")
+@click.option("--json", "as_json", is_flag=True, help="Print events and the result as lines of JSON.")
+@network_options
+@cache_options
+@console_options
+@click.pass_context
+def build(ctx: click.Context, /, **options: Any) -> None:
+    """Build the IMAGEs of detlayer.toml, or all of them, and print REPOSITORY@DIGEST of each.
+
+    What is as it was is not done again. A base is asked for anew each time, by one request, and what stands on it is
+    built again if it has moved. Images that fail do not keep the others from being built.
+    """
+    from detlayer.building import Build
+
+    console = make_console(options, json=options["as_json"])
+    started = time.monotonic()
+    if options["until"] and (options["push"] or options["outputs"]):
+        raise ConfigError("usage", "--until ends before --push and --output", "leave one of them out")
+    is_dry = options["dry_run"] or options["question"]
+    request = _read_request(options)
+    transfers = Transfers(console, as_events=options["as_json"])
+    steps = Steps(console, as_json=options["as_json"], explain=options["explain"], is_silent=options["question"])
+    try:
+        with ExitStack() as stack:
+            store = stack.enter_context(open_store(options, console))
+            references = [one for image in request.images for one in image.references] if request.push else []
+            wired = stack.enter_context(
+                Build(
+                    request,
+                    store,
+                    lambda: stack.enter_context(open_registries(options, transfers, references)),
+                    jobs=options["jobs"],
+                    is_dry=is_dry,
+                    reporter=console,
+                    transfers=transfers,
+                )
+            )
+            report = wired.run(report=steps.hear, clock=time.monotonic)
+    finally:
+        console.close()
+    _finish(ctx, console, report, options, started=started, is_dry=is_dry)
+
+
+def _read_request(options: dict[str, Any]) -> Request:
+    from detlayer.building.request import Request, parse_output
+
+    policy: Policy = "locked" if options["locked"] else "offline" if options["offline"] else "always"
+    project, images = read_project(options)
+    return Request(
+        retag(images, options["tag"]),
+        push=options["push"],
+        outputs=tuple(map(parse_output, options["outputs"])),
+        policy=policy,
+        lock=read_lock(project) if policy != "always" else None,
+        until=options["until"],
+        scope=os.path.realpath(project.file),
+        host=host_platform(),
+        is_offline=options["offline"],
+    )
+
+
+def _finish(
+    ctx: click.Context, console: Console, report: BuildReport, options: dict[str, Any], *, started: float, is_dry: bool
+) -> None:
+    from detlayer.errors import DetlayerError
+
+    if not options["question"]:
+        show_report(console, report, as_json=options["as_json"], is_dry=is_dry, seconds=time.monotonic() - started)
+    for error in report.errors:
+        if not isinstance(error, DetlayerError):
+            raise error
+        console.error(error)
+    first = next((one for one in report.errors if isinstance(one, DetlayerError)), None)
+    if first is not None:
+        ctx.exit(exits.exit_code(first))
+    if options["question"] and report.would_do:
+        ctx.exit(exits.NO)

@@ -1,0 +1,38 @@
+"""`detlayer graph`: the steps of a build, and what they need."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import click
+
+from detlayer.cli.common import cache_options, make_console, quiet_option
+from detlayer.cli.projects import host_platform, open_store, project_options, read_project
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  detlayer graph
+  detlayer graph app --push --format mermaid
+"""
+)
+@project_options
+@click.option(
+    "--format", type=click.Choice(["text", "dot", "mermaid", "json"]), default="text", show_default=True, help="How."
+)
+@click.option("--push", is_flag=True, help="With the steps that publish.")
+@click.option("-o", "--output", "outputs", metavar="WHERE", multiple=True, help="With those that write there.")
+@cache_options
+@quiet_option
+def graph(**options: Any) -> None:
+    """Show the steps that build the IMAGEs, or all of them. Nothing is read but detlayer.toml, and nobody is asked."""
+    from detlayer.building import Build
+    from detlayer.building.request import Request, parse_output
+    from detlayer.graph import Drawing, draw
+
+    console = make_console(options, json=False)
+    _, images = read_project(options)
+    request = Request(images, options["push"], tuple(map(parse_output, options["outputs"])), host=host_platform())
+    with open_store(options, console) as store, Build(request, store, None) as wired:
+        console.result(draw(wired.steps, cast(Drawing, options["format"])))

@@ -1,0 +1,59 @@
+"""`detlayer image`: an image of files alone, for make, ninja and other build tools to call."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import click
+
+from detlayer.cli.common import make_console, quiet_option
+from detlayer.errors import ConfigError
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  detlayer pack dist:/srv/app --oci image --descriptor app.json
+  detlayer image app.json --oci image --settings image.toml --descriptor amd64.json
+  detlayer image --manifest amd64.json --manifest arm64.json --oci image --tag 1.2
+"""
+)
+@click.argument("layers", metavar="DESCRIPTOR...", nargs=-1)
+@click.option("--oci", metavar="DIR", required=True, help="The layout that has the layers and gets the image.")
+@click.option("--base", metavar="oci:DIR[:TAG]", default="scratch", show_default=True, help="What it stands on.")
+@click.option("--platform", metavar="OS/ARCH", default="", help="What it is for; linux/amd64 unless said.")
+@click.option("--settings", metavar="FILE", help="The table of an image, as in detlayer.toml: entrypoint, env, …")
+@click.option("--manifest", metavar="FILE", multiple=True, help="Make an index of images by their descriptors instead.")
+@click.option("--tag", metavar="TAG", default="", help="Its name in the layout.")
+@click.option("--descriptor", metavar="FILE", help="Write its descriptor here, as JSON.")
+@click.option("--depfile", metavar="FILE", help="Write what it was made of as a rule for make and ninja.")
+@click.option("--json", "as_json", is_flag=True, help="Print the descriptor instead of the digest.")
+@quiet_option
+def image(**options: Any) -> None:
+    """Assemble an image from a base, layers by the DESCRIPTORs that `pack` wrote, and settings; print its digest.
+
+    It reads no network and no detlayer.toml, and does only this one step.
+    """
+    from detlayer.building.single import assemble_image, assemble_index
+
+    console = make_console(options, json=options["as_json"])
+    common = {name: options[name] for name in ("tag", "descriptor", "depfile")}
+    if options["manifest"]:
+        if options["layers"] or options["settings"] or options["platform"] or options["base"] != "scratch":
+            raise ConfigError("usage", "--manifest makes an index, which has no layers, base or settings", "see --help")
+        made = assemble_index(options["oci"], options["manifest"], **common)
+    else:
+        made = assemble_image(
+            options["oci"],
+            options["layers"],
+            base=options["base"],
+            settings=options["settings"],
+            platform=options["platform"],
+            epoch=os.environ.get("SOURCE_DATE_EPOCH"),
+            **common,
+        )
+    if options["as_json"]:
+        console.result(made.descriptor.to_bytes().decode())
+    else:
+        console.result(str(made.descriptor.digest))

@@ -1,0 +1,75 @@
+"""`detlayer lock`: bases and layers as they are now, written down."""
+
+from __future__ import annotations
+
+import time
+from contextlib import ExitStack
+from typing import Any
+
+import click
+
+from detlayer.cli.common import cache_options, console_options, make_console
+from detlayer.cli.network import network_options, open_registries
+from detlayer.cli.projects import lock_path, open_store, read_project
+from detlayer.cli.steps import Steps
+from detlayer.cli.transfers import Transfers
+from detlayer.errors import DetlayerError, printable
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  detlayer lock
+  detlayer lock -f services/detlayer.toml
+"""
+)
+@click.option("-f", "--file", metavar="FILE", help="The detlayer.toml or pyproject.toml; else found upwards.")
+@click.option("-j", "--jobs", type=click.IntRange(1, 256), help="Steps at a time.")
+@network_options
+@cache_options
+@console_options
+def lock(**options: Any) -> None:
+    """Write detlayer.lock: the digest of each base for each platform, and key, diff_id and digest of each layer.
+
+    It goes beside detlayer.toml, and into version control. `build --locked` builds by it, `verify --locked` proves it.
+    """
+    from detlayer.building import Build
+    from detlayer.building.request import Request
+    from detlayer.sink import FileOutput
+
+    console = make_console(options, json=False)
+    project, images = read_project({**options, "images": ()})
+    transfers = Transfers(console)
+    steps = Steps(console, as_json=False, explain=False, is_silent=False)
+    try:
+        with ExitStack() as stack:
+            store = stack.enter_context(open_store(options, console))
+            wired = stack.enter_context(
+                Build(
+                    Request(images, until="pack"),
+                    store,
+                    lambda: stack.enter_context(open_registries(options, transfers, [])),
+                    jobs=options["jobs"],
+                    reporter=console,
+                )
+            )
+            report = wired.run(report=steps.hear, clock=time.monotonic)
+            errors = list(report.errors)
+            for error in errors[1:]:
+                if isinstance(error, DetlayerError):
+                    console.error(error)
+            if errors:
+                raise errors[0]
+            text = wired.locked(report).to_text()
+    finally:
+        console.close()
+    path = lock_path(project)
+    output = FileOutput(path)
+    try:
+        output.write(text.encode())
+        output.settle()
+        output.commit()
+    finally:
+        output.discard()
+    console.result(path)
+    console.note(f"wrote {printable(path)}: {len(images)} image{'s' * (len(images) != 1)}")

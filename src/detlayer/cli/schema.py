@@ -1,0 +1,25 @@
+"""`detlayer schema`: the JSON schema of detlayer.toml."""
+
+from __future__ import annotations
+
+import json
+
+import click
+
+from detlayer.cli.console import Console
+
+
+@click.command(
+    epilog="""\b
+Example:
+  detlayer schema
+"""
+)
+def schema() -> None:
+    """Print the JSON schema of detlayer.toml, for editors: `detlayer schema > detlayer.schema.json`.
+
+    Editors that go by taplo read `#:schema ./detlayer.schema.json` in the first line of a file.
+    """
+    from detlayer.config import schema as make_schema
+
+    Console().result(json.dumps(make_schema(), indent=2))

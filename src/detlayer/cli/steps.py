@@ -1,0 +1,158 @@
+"""How the steps of a build are shown: lines for people, events for programs, and why each runs."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from detlayer.cli.console import Console, size
+from detlayer.errors import printable
+
+if TYPE_CHECKING:
+    from detlayer.building import BuildReport
+    from detlayer.graph import Done, Event, Reason
+
+_SHOWN_CHARACTERS = 72
+_FREE = ("resolve", "fetch", "configure", "assemble", "index")  # they take no time worth a line
+
+
+class Steps:
+    """Hears of steps and shows them; called in one thread."""
+
+    def __init__(self, console: Console, *, as_json: bool, explain: bool, is_silent: bool) -> None:
+        self._console = console
+        self._as_json = as_json
+        self._explain = explain
+        self._is_silent = is_silent
+
+    def hear(self, event: Event) -> None:
+        """Show what became of a step."""
+        done = event.done
+        if done is None or self._is_silent:
+            return
+        if self._as_json:
+            from detlayer.oci import canonical_json
+
+            self._console.result(canonical_json({"type": "step", **done_document(done)}).decode())
+        self._say_moved(done)
+        if done.state == "ran":
+            facts = f"{size(done.facts['bytes'])}, " if done.facts.get("bytes") else ""
+            line = f"{done.step.name}: {facts}{done.seconds:.1f} s" + (", nothing new" if done.is_same else "")
+            if done.step.kind in _FREE and not self._explain:
+                self._console.detail(line)
+            else:
+                self._console.note(line)
+        elif done.state == "blocked":
+            self._console.note(f"{done.step.name}: left out, since `{done.blocked_by}` failed")
+        elif done.state == "hit":
+            self._console.detail(f"{done.step.name}: as it was")
+        if self._explain and done.state in ("ran", "failed", "would-run"):
+            for reason in done.reasons:
+                self._console.note(f"  because {reason_text(reason)}")
+
+    def _say_moved(self, done: Done) -> None:
+        """A base that has moved is worth a word, whatever was asked for."""
+        if done.step.kind == "fetch":
+            for reason in done.reasons:
+                if (reason.kind, reason.what) == ("input", "base.digest") and reason.before:
+                    base = done.step.inputs["base"]
+                    self._console.note(f"{base} has moved: {reason.before} → {reason.after}")
+
+
+def reason_text(reason: Reason) -> str:
+    """Say a reason in words."""
+    match reason.kind:
+        case "first":
+            return "it was never run with this"
+        case "input":
+            return f"{reason.what} changed: {_short(reason.before)} → {_short(reason.after)}"
+        case "version":
+            return f"the step changed: version {reason.before} → {reason.after}"
+        case "output":
+            return "what it made is not there any more"
+        case "forced":
+            return "it was asked for"
+        case "always":
+            return "it is asked anew in every build"
+        case "target":
+            return f"{reason.what} has {_short(reason.before)}, not {_short(reason.after)}"
+        case "upstream":
+            return f"{reason.what} has to run first"
+
+
+def _short(text: str) -> str:
+    shown = printable(text)
+    if len(shown) > _SHOWN_CHARACTERS:
+        shown = shown[:_SHOWN_CHARACTERS] + "…"
+    return shown or "nothing"
+
+
+def done_document(done: Done) -> dict[str, Any]:
+    """Make the event of a step."""
+    document: dict[str, Any] = {
+        "step": done.step.name,
+        "kind": done.step.kind,
+        "state": done.state,
+        "seconds": round(done.seconds, 3),
+    }
+    if done.key:
+        document["key"] = done.key
+    if done.reasons:
+        document["reasons"] = [
+            {
+                name: value
+                for name, value in (
+                    ("kind", one.kind),
+                    ("what", one.what),
+                    ("before", one.before),
+                    ("after", one.after),
+                )
+                if value
+            }
+            for one in done.reasons
+        ]
+    if done.facts:
+        document.update(done.facts)
+    if done.blocked_by:
+        document["blockedBy"] = done.blocked_by
+    if done.error is not None:
+        document["error"] = getattr(done.error, "code", "bug")
+    return document
+
+
+def show_report(console: Console, report: BuildReport, *, as_json: bool, is_dry: bool, seconds: float) -> None:
+    """Print the result of a build."""
+    steps = report.outcome.steps.values()
+    if as_json:
+        from detlayer.oci import canonical_json
+
+        document = {
+            "type": "result",
+            "images": [one.to_document() for one in report.images],
+            "requests": report.requests,
+            "sentBytes": report.sent_bytes,
+            "steps": {state: sum(one.state == state for one in steps) for state in {one.state for one in steps}},
+        }
+        console.result(canonical_json(document).decode())
+    elif is_dry:
+        for done in steps:
+            if done.state == "would-run":
+                what = f" ({size(done.facts['bytes'])})" if done.facts.get("bytes") else ""
+                console.line(f"{done.step.name}{what}: {'; '.join(map(reason_text, done.reasons))}")
+        console.flush()
+    else:
+        for image in report.images:
+            if image.digest is None or image.error is not None:
+                continue
+            names = dict.fromkeys(str(one.name) for one in image.references)
+            for name in names or [image.name]:
+                console.line(f"{name}@{image.digest}")
+        console.flush()
+    ran = sum(one.state == "ran" and one.step.kind not in _FREE for one in steps)
+    would = sum(one.state == "would-run" for one in steps)
+    failed = sum(one.state in ("failed", "blocked") for one in steps)
+    console.note(
+        f"{len(report.images)} image{'s' * (len(report.images) != 1)}: "
+        + (f"{would:,} steps would run" if is_dry else f"{ran:,} steps run")
+        + (f", {failed:,} failed or left out" if failed else "")
+        + f", {report.requests:,} requests, {size(report.sent_bytes)} sent, {seconds:.1f} s"
+    )

@@ -1,0 +1,235 @@
+"""A first detlayer.toml for a project that is recognised by its files: dependencies apart from the application.
+
+Dependencies change seldom: in a layer of their own they are packed and pushed seldom, too.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import tomllib
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+Kind = Literal["python", "node", "jvm", "dotnet", "go"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
+
+Read = Callable[[str], bytes | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Starter:
+    """What a kind of project starts with. `first` are the commands that make what the layers take."""
+
+    first: Sequence[str]
+    base: str
+    layers: Sequence[dict[str, Any]]
+    settings: dict[str, Any]
+
+
+def recognise(names: Collection[str]) -> Kind | None:
+    """Tell the kind of a project by the names in its directory; None if it is none of these."""
+    if any(name.endswith((".csproj", ".fsproj", ".vbproj", ".sln", ".slnx")) for name in names):
+        return "dotnet"
+    signs: tuple[tuple[Kind, tuple[str, ...]], ...] = (
+        ("go", ("go.mod",)),
+        ("jvm", ("pom.xml", "build.gradle", "build.gradle.kts", "build.sbt")),
+        ("python", ("pyproject.toml", "setup.py", "setup.cfg", "requirements.txt", "Pipfile")),
+        ("node", ("package.json",)),
+    )
+    return next((kind for kind, files in signs if any(name in names for name in files)), None)
+
+
+def write_starter(kind: Kind, directory: str, names: Collection[str], read: Read) -> str:
+    """Write the text of a first file for a project in a directory of that name."""
+    name = _image_name(directory)
+    starter = _STARTERS[kind](name, names, read)
+    lines = ["# Made by `detlayer init`. All keys: docs/build.md; `detlayer schema` is for editors."]
+    if starter.first:
+        lines += ["# What the layers take is made by:", *(f"#   {command}" for command in starter.first)]
+    lines += [
+        "",
+        f"[images.{name}]",
+        f"base = {_toml(starter.base)}",
+        'platforms = ["linux/amd64", "linux/arm64"]',
+        f"repositories = [{_toml(f'127.0.0.1:5000/{name}')}]",
+        'tags = ["latest"]',
+        *(f"{key} = {_toml(value)}" for key, value in starter.settings.items()),
+    ]
+    for layer in starter.layers:
+        lines += ["", f"[[images.{name}.layers]]", *(f"{key} = {_toml(value)}" for key, value in layer.items())]
+    return "\n".join(lines) + "\n"
+
+
+def _python(name: str, names: Collection[str], read: Read) -> Starter:
+    project = _table(_toml_of(read("pyproject.toml")).get("project"))
+    module = re.sub(r"[^A-Za-z0-9_]", "_", str(project.get("name") or name))
+    pip = "pip install --no-compile --only-binary :all:"
+    if "requirements.txt" in names:
+        # Wheels hold machine code: each platform has its own.
+        site = "build/site-packages-{arch}"
+        first = [
+            f"{pip} --platform manylinux2014_{machine} --target build/site-packages-{arch} -r requirements.txt"
+            for arch, machine in (("amd64", "x86_64"), ("arm64", "aarch64"))
+        ]
+    else:
+        site, first = "build/site-packages", ["pip install --no-compile --target build/site-packages ."]
+    where = "src" if "src" in names else module if module in names else "."
+    application: dict[str, Any] = {
+        "name": "application",
+        "sources": [f"{where}:/opt/app/{'' if where != module else module}"],
+    }
+    application["exclude"] = ["__pycache__/"]
+    if where == ".":
+        application["exclude"] += [".*", "build/", "dist/", "tests/", "*.egg-info/", "detlayer.toml"]
+    return Starter(
+        first,
+        "docker.io/library/python:3-slim",
+        [
+            {
+                "name": "dependencies",
+                "sources": [f"{site}:/opt/site-packages"],
+                "exclude": ["__pycache__/", "bin/"],
+            },
+            application,
+        ],
+        {
+            "entrypoint": ["python3", "-m", module],
+            "env": {"PYTHONPATH": {"prepend": "/opt/app:/opt/site-packages"}},
+            "workdir": "/opt/app",
+            "user": "65532:65532",
+        },
+    )
+
+
+def _node(name: str, names: Collection[str], read: Read) -> Starter:
+    package = _json_of(read("package.json"))
+    main = package.get("main")
+    script = main.removeprefix("./") if isinstance(main, str) and main else "index.js"
+    return Starter(
+        ["npm ci --omit=dev"],
+        "docker.io/library/node:lts-slim",
+        [
+            {
+                "name": "dependencies",
+                "sources": ["node_modules:/srv/app/node_modules"],
+                "exclude": [".cache/", ".bin/"],
+            },
+            {
+                "name": "application",
+                "sources": [".:/srv/app"],
+                "exclude": ["/node_modules/", ".*", "/test/", "detlayer.toml"],
+            },
+        ],
+        {
+            "entrypoint": ["node", script],
+            "env": {"NODE_ENV": "production"},
+            "workdir": "/srv/app",
+            "user": "65532:65532",
+        },
+    )
+
+
+def _jvm(name: str, names: Collection[str], read: Read) -> Starter:
+    if "pom.xml" in names or "build.sbt" in names:
+        first = ["mvn -q package dependency:copy-dependencies -DincludeScope=runtime"]
+        libraries, classes = "target/dependency", "target/classes"
+    else:
+        first = [
+            "./gradlew installDist",
+            "cp -r build/install/*/lib build/libraries && rm build/libraries/$(basename build/libs/*.jar)",
+        ]
+        libraries, classes = "build/libraries", "build/classes/java/main"
+    layers: list[dict[str, Any]] = [
+        {"name": "dependencies", "sources": [f"{libraries}:/opt/app/lib"]},
+        {"name": "application", "sources": [f"{classes}:/opt/app/classes"]},
+    ]
+    return Starter(
+        first,
+        "docker.io/library/eclipse-temurin:21-jre",
+        layers,
+        {
+            "entrypoint": ["java", "-cp", "/opt/app/classes:/opt/app/lib/*", "Main"],
+            "workdir": "/opt/app",
+            "user": "65532:65532",
+        },
+    )
+
+
+def _dotnet(name: str, names: Collection[str], read: Read) -> Starter:
+    projects = sorted(one for one in names if one.endswith((".csproj", ".fsproj", ".vbproj", ".sln", ".slnx")))
+    project = projects[0]
+    program = project.rpartition(".")[0]
+    is_web = b"Microsoft.NET.Sdk.Web" in (read(project) or b"")
+    own = [
+        f"{program}.dll",
+        f"{program}.pdb",
+        f"{program}.deps.json",
+        f"{program}.runtimeconfig.json",
+        "appsettings*.json",
+    ]
+    return Starter(
+        [f"dotnet publish {project} -c Release -p:UseAppHost=false -o build/publish"],
+        f"mcr.microsoft.com/dotnet/{'aspnet' if is_web else 'runtime'}:8.0",
+        [
+            {"name": "dependencies", "sources": ["build/publish:/opt/app"], "exclude": own},
+            {
+                "name": "application",
+                "sources": ["build/publish:/opt/app"],
+                "exclude": ["/*", *(f"!/{one}" for one in own)],
+            },
+        ],
+        {"entrypoint": ["dotnet", f"/opt/app/{program}.dll"], "workdir": "/opt/app", "user": "65532:65532"},
+    )
+
+
+def _go(name: str, names: Collection[str], read: Read) -> Starter:
+    return Starter(
+        [
+            f"CGO_ENABLED=0 GOOS=linux GOARCH={one} go build -trimpath -o build/linux-{one}/{name} ."
+            for one in ("amd64", "arm64")
+        ],
+        "gcr.io/distroless/static-debian12:nonroot",
+        [{"name": "application", "sources": [f"build/{{os}}-{{arch}}/{name}:/usr/bin/{name}"]}],
+        {"entrypoint": [f"/usr/bin/{name}"], "user": "65532:65532"},
+    )
+
+
+_STARTERS: dict[Kind, Callable[[str, Collection[str], Read], Starter]] = {
+    "python": _python,
+    "node": _node,
+    "jvm": _jvm,
+    "dotnet": _dotnet,
+    "go": _go,
+}
+
+
+def _image_name(directory: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", directory.lower()).strip("-") or "app"
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, list):
+        return "[" + ", ".join(map(_toml, value)) + "]"
+    if isinstance(value, dict):
+        return "{ " + ", ".join(f"{key} = {_toml(one)}" for key, one in value.items()) + " }"
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+
+
+def _toml_of(data: bytes | None) -> dict[str, Any]:
+    try:
+        return tomllib.loads((data or b"").decode("utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError):
+        return {}
+
+
+def _json_of(data: bytes | None) -> dict[str, Any]:
+    try:
+        return _table(json.loads(data or b"{}"))
+    except (ValueError, RecursionError):
+        return {}
+
+
+def _table(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}

@@ -1,0 +1,237 @@
+"""The run: steps go to a bounded number of threads as soon as what they need is done.
+
+The calling thread keeps the books and reports; the others look, run and remember. One that has to do what another is
+just doing, by the key, waits for that one's results.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
+from queue import Empty, SimpleQueue
+from threading import Event as Flag
+from threading import Lock, Thread
+
+from detlayer.graph.outcome import Done, Event, Outcome, Report
+from detlayer.graph.step import Call, Reason, Step, Stopped, Values, arrange
+from detlayer.graph.traces import Forgetful, Trace, Traces, compare, keep, key_of, last_key, recall
+
+_GRACE_S = 10.0  # how long steps that run may take to end when the run is ended; what hangs is left behind
+
+
+def execute(
+    steps: Sequence[Step],
+    *,
+    traces: Traces | None = None,
+    scope: str = "",
+    jobs: int = 4,
+    is_dry: bool = False,
+    forced: Collection[str] = (),
+    report: Report | None = None,
+    clock: Callable[[], float] | None = None,
+    stop: Callable[[], None] | None = None,
+) -> Outcome:
+    """Run the steps that have to, and say what became of each.
+
+    A step that fails blocks those that need it, and no others. `is_dry` runs only what is free, and says what would
+    run. `forced` steps run whatever their traces say. `scope` tells runs apart for what changed since the last one.
+    `report` is called in the calling thread, `clock` gives seconds. The number of jobs never shows in the results.
+
+    An exception in the calling thread, such as a signal's, ends the run: steps under way are told so, by `stop` in what
+    they wait for, too, and waited for a while; what was done is remembered for the next run. Raises ValueError for
+    steps that are no graph.
+    """
+    run = _Run(steps, traces or Forgetful(), scope, is_dry, frozenset(forced), report, clock)
+    return run.go(max(1, jobs), stop or (lambda: None))
+
+
+class _Run:
+    def __init__(
+        self,
+        steps: Sequence[Step],
+        traces: Traces,
+        scope: str,
+        is_dry: bool,
+        forced: frozenset[str],
+        report: Report | None,
+        clock: Callable[[], float] | None,
+    ) -> None:
+        self._steps = arrange(steps)
+        self._traces = traces
+        self._scope = scope
+        self._is_dry = is_dry
+        self._forced = forced
+        self._report = report or (lambda event: None)
+        self._clock = clock or (lambda: 0.0)
+        self._stop = Flag()
+        self._lock = Lock()
+        self._waiting: dict[str, list[Step]] = {}
+        """Keys that a step is busy with, and the steps that wait for its results."""
+        self._busy: dict[str, str] = {}
+        """What each of these steps is busy with, by its name."""
+        self._landed: dict[str, Done] = {}
+        self._todo: SimpleQueue[tuple[Step, Mapping[str, Done]] | None] = SimpleQueue()
+        self._news: SimpleQueue[Done | Step] = SimpleQueue()
+        self._done: dict[str, Done] = {}
+        self._behind: dict[str, list[Step]] = {step.name: [] for step in self._steps}
+        for step in self._steps:
+            for name in dict.fromkeys(step.needs.values()):
+                self._behind[name].append(step)
+
+    # -- the calling thread
+
+    def go(self, jobs: int, stop: Callable[[], None]) -> Outcome:
+        threads = [Thread(target=self._work, daemon=True) for _ in range(min(jobs, len(self._steps)))]
+        for thread in threads:
+            thread.start()
+        under_way = 0
+        try:
+            left = {step.name: len(set(step.needs.values())) for step in self._steps}
+            ready = deque(step for step in self._steps if not left[step.name])
+            while ready or under_way:
+                if ready:
+                    step = ready.popleft()
+                    blocker = self._blocker(step)
+                    if blocker is None:
+                        under_way += 1
+                        self._todo.put((step, {role: self._done[name] for role, name in step.needs.items()}))
+                        continue
+                    done = Done(step, "blocked", blocked_by=blocker)
+                else:
+                    news = self._news.get()
+                    if isinstance(news, Step):
+                        self._report(Event(news))
+                        continue
+                    done = news
+                    under_way -= 1
+                self._done[done.step.name] = done
+                self._report(Event(done.step, done))
+                for step in self._behind[done.step.name]:
+                    left[step.name] -= 1
+                    if not left[step.name]:
+                        ready.append(step)
+        except BaseException:
+            self._stop.set()
+            stop()
+            self._wait_for(under_way)
+            raise
+        finally:
+            for _ in threads:
+                self._todo.put(None)
+        return Outcome({step.name: self._done[step.name] for step in self._steps})
+
+    def _blocker(self, step: Step) -> str | None:
+        for name in step.needs.values():
+            if self._done[name].state in ("failed", "blocked", "stopped"):
+                return self._done[name].blocked_by or name
+        return None
+
+    def _wait_for(self, under_way: int) -> None:
+        try:
+            while under_way:
+                if not isinstance(self._news.get(timeout=_GRACE_S), Step):
+                    under_way -= 1
+        except Empty:
+            return
+
+    # -- the other threads
+
+    def _work(self) -> None:
+        while (item := self._todo.get()) is not None:
+            step, needed = item
+            call = Call({role: one.values for role, one in needed.items()}, self._stop.is_set)
+            started = self._clock()
+            try:
+                done = self._one(step, needed, call)
+            except Stopped as error:
+                done = Done(step, "stopped", error=error)
+            except BaseException as error:
+                done = Done(step, "failed", error=error)
+            if done is not None:
+                self._land(replace(done, facts=dict(call.facts), seconds=self._clock() - started))
+
+    def _one(self, step: Step, needed: Mapping[str, Done], call: Call) -> Done | None:
+        """See whether a step has to run, and run it; None if it waits for another that does the same."""
+        call.check()
+        unknown = next((role for role, one in needed.items() if one.state == "would-run"), None)
+        if unknown is not None:
+            return Done(step, "would-run", reasons=(Reason("upstream", unknown),))
+        if step.settled is not None:
+            return self._live(step, step.settled, call)
+        inputs = dict(step.inputs)
+        for role, one in needed.items():
+            inputs.update({f"{role}.{name}": value for name, value in one.values.items()})
+        if step.observe is not None:
+            inputs.update(step.observe(call))
+        key = key_of(step, inputs)
+        trace = recall(self._traces, key) if step.keeps else None
+        last = recall(self._traces, last_key(self._scope, step))
+        reasons = self._reasons(step, inputs, trace, last)
+        if trace is not None and not reasons:
+            if last is None or last.inputs != inputs or last.version != step.version:
+                keep(self._traces, last_key(self._scope, step), trace)
+            return Done(step, "hit", trace.results, key, is_same=last is not None and last.results == trace.results)
+        if self._is_dry and not step.is_free:
+            return Done(step, "would-run", key=key, reasons=reasons)
+        if not self._take_off(key, step):
+            return None
+        landed = self._landed.get(key)
+        if landed is not None:
+            return replace(landed, step=step, state="hit")
+        self._news.put(step)
+        try:
+            results = dict(step.run(call))
+            call.check()
+        except BaseException as error:
+            failed = Done(step, "failed", key=key, reasons=reasons, error=error)
+            return replace(failed, state="stopped") if isinstance(error, Stopped) else failed
+        made = Trace(step.version, inputs, results)
+        if step.keeps and not self._is_dry:
+            keep(self._traces, key, made)
+        if not self._is_dry:
+            keep(self._traces, last_key(self._scope, step), made)
+        return Done(step, "ran", results, key, reasons, is_same=last is not None and last.results == results)
+
+    def _live(self, step: Step, settled: Callable[[Call], Values | Reason], call: Call) -> Done:
+        """Run a step of which only the outside knows whether it has to be."""
+        answer = settled(call)
+        if not isinstance(answer, Reason) and step.name not in self._forced:
+            return Done(step, "hit", answer)
+        reasons = (answer if isinstance(answer, Reason) else Reason("forced"),)
+        if self._is_dry and not step.is_free:
+            return Done(step, "would-run", reasons=reasons)
+        self._news.put(step)
+        return Done(step, "ran", dict(step.run(call)), reasons=reasons)
+
+    def _reasons(self, step: Step, inputs: Values, trace: Trace | None, last: Trace | None) -> tuple[Reason, ...]:
+        if step.name in self._forced:
+            return (Reason("forced"),)
+        if not step.keeps:
+            return (Reason("always"),)
+        if trace is None:
+            return compare(step, inputs, last) or (Reason("first"),)
+        if step.is_intact is not None and not step.is_intact(trace.results):
+            return (Reason("output"),)
+        return ()
+
+    def _take_off(self, key: str, step: Step) -> bool:
+        """Make the step the one that is busy with a key; False if another is, and will hand its results on."""
+        with self._lock:
+            if key in self._waiting:
+                self._waiting[key].append(step)
+                return False
+            self._waiting[key] = []
+            self._busy[step.name] = key
+            return True
+
+    def _land(self, done: Done) -> None:
+        with self._lock:
+            key = self._busy.pop(done.step.name, None)
+            waiting = self._waiting.pop(key) if key is not None else []
+            if key is not None and done.state == "ran":
+                self._landed[key] = done
+        self._news.put(done)
+        for step in waiting:
+            state = "hit" if done.state == "ran" else done.state
+            self._news.put(replace(done, step=step, state=state, facts={}, seconds=0.0))

@@ -1,0 +1,85 @@
+"""Registries for the contract suite: each starts empty, and what it blames its client for fails the test."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.contracts.images import Layout
+from tests.contracts.servers import Kind, RealRegistry, Server
+from tests.contracts.strict import StrictRegistry
+
+STRICT: dict[str, dict[str, Any]] = {
+    "strict": {},
+    "strict-basic": {"auth": "basic"},
+    "strict-bearer": {"auth": "bearer"},
+    "strict-tls": {"auth": "bearer", "tls": True},
+}
+REAL: dict[str, Kind] = {"real": "open", "real-htpasswd": "htpasswd", "real-token": "token", "real-tls": "tls"}
+
+StartReal = Callable[[Kind], RealRegistry]
+StartStrict = Callable[..., StrictRegistry]
+
+
+@pytest.fixture(scope="session")
+def start_real(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StartReal]:
+    """Start a real registry, or hand out the one that runs, as new."""
+    running: dict[Kind, RealRegistry] = {}
+    with contextlib.ExitStack() as stack:
+
+        def start(kind: Kind) -> RealRegistry:
+            if kind not in running:
+                directory = tmp_path_factory.mktemp(f"registry-{kind}")
+                running[kind] = stack.enter_context(RealRegistry(kind, directory))
+            running[kind].reset()
+            return running[kind]
+
+        yield start
+
+
+@pytest.fixture
+def start_strict() -> Iterator[StartStrict]:
+    """Start strict registries; what they blame their clients for fails the test."""
+    with contextlib.ExitStack() as stack:
+        started: list[StrictRegistry] = []
+
+        def start(*traps: Any, **options: Any) -> StrictRegistry:
+            started.append(stack.enter_context(StrictRegistry(*traps, **options)))
+            return started[-1]
+
+        yield start
+        assert [one for server in started for one in server.violations] == []
+
+
+@pytest.fixture(params=[*STRICT, *REAL])
+def server(request: pytest.FixtureRequest) -> Iterator[Server]:
+    """Each registry in turn. Tests that take this run unchanged against strict and real ones."""
+    yield from _server(str(request.param), request)
+
+
+@pytest.fixture(params=["strict", "real"])
+def open_server(request: pytest.FixtureRequest) -> Iterator[Server]:
+    """A strict and a real registry that ask for no credentials."""
+    yield from _server(str(request.param), request)
+
+
+@pytest.fixture
+def layout(tmp_path: Path) -> Layout:
+    """An empty OCI layout to fill."""
+    return Layout(tmp_path / "layout")
+
+
+def _server(name: str, request: pytest.FixtureRequest) -> Iterator[Server]:
+    if name in STRICT:
+        start_strict: StartStrict = request.getfixturevalue("start_strict")
+        yield start_strict(**STRICT[name])
+        return
+    start_real: StartReal = request.getfixturevalue("start_real")
+    real = start_real(REAL[name])
+    yield real
+    real.revive()
+    assert real.violations == []
