@@ -23,6 +23,7 @@ from detlayer.reuse.contents import Contents
 from detlayer.reuse.explanation import Explanation
 from detlayer.reuse.sources import Sources
 from detlayer.store import Incoming, Store, vanished
+from detlayer.store.keeping import make_room
 
 _PIECE_BYTES = 1 << 20
 _SCAN_STEP = "scan/1"
@@ -121,7 +122,7 @@ class Reuse:
         """Remember to which key the walk that just ended has led, if a scan can be trusted to tell it again."""
         glance = self._sources.witnessed(self._started_ns)
         if glance.key:
-            self._store.traces.put(glance.key, _SCAN_STEP, key.encode(), self._now())
+            self._store.traces.put(glance.key, _SCAN_STEP, key.encode(), self._now(), local=True)
 
     def _recall(self, key: str) -> Layer | None:
         data = self._store.traces.get(self._trace_key(key), self._now())
@@ -191,6 +192,7 @@ class Reuse:
                 blobs=[layer.digest],
                 chunks=[(chunk, layer.digest, spot) for chunk, spot in self._chunks.spots],
             )
+            make_room(self._store)
 
     def _compare(self, key: bytes, layer: Layer) -> None:
         """Say where what was remembered is not what was read and made."""

@@ -6,6 +6,7 @@ it is read, unless its stat record says that nobody touched it since that was do
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -43,6 +44,13 @@ class Incoming:
         os.fsync(self._file.fileno())
         self._file.close()
         self._blobs.admit(self._path, digest)
+
+    def digest(self) -> Digest:
+        """Read what was written; raises OSError."""
+        found = read_digest(self._path)
+        if found is None:
+            raise OSError(errno.EIO, "what was written can't be read")
+        return found[0]
 
     def discard(self) -> None:
         """Leave nothing behind; does nothing after a commit."""

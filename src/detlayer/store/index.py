@@ -37,7 +37,8 @@ _TABLES = """
 CREATE TABLE blob (digest TEXT PRIMARY KEY, size INTEGER NOT NULL, proof BLOB, used INTEGER NOT NULL) WITHOUT ROWID;
 CREATE TABLE output (path BLOB PRIMARY KEY, digest TEXT NOT NULL, proof BLOB NOT NULL, used INTEGER NOT NULL);
 CREATE TABLE trace (
-  key BLOB PRIMARY KEY, step TEXT NOT NULL, about TEXT NOT NULL, results BLOB NOT NULL, used INTEGER NOT NULL
+  key BLOB PRIMARY KEY, step TEXT NOT NULL, about TEXT NOT NULL, results BLOB NOT NULL,
+  local INTEGER NOT NULL, used INTEGER NOT NULL
 );
 CREATE INDEX trace_about ON trace (step, about);
 CREATE TABLE trace_blob (key BLOB NOT NULL, digest TEXT NOT NULL, PRIMARY KEY (key, digest)) WITHOUT ROWID;
@@ -115,6 +116,40 @@ class Index:
                     connection.execute("ROLLBACK")
                 self._survive(error)
                 return False
+
+    def size_bytes(self) -> int:
+        """How much of the disk the index takes."""
+        found = 0
+        for name in _FILES:
+            with suppress(OSError):
+                found += os.stat(os.path.join(self.directory, name)).st_size
+        return found
+
+    def is_sound(self) -> bool:
+        """Read all of it, and tell whether it is as SQLite would have written it."""
+        with self._lock:
+            connection = self._connected()
+            if connection is None:
+                return True  # there is none; why was said
+            try:
+                return bool(connection.execute("PRAGMA integrity_check(1)").fetchall() == [("ok",)])
+            except Exception as error:
+                self._survive(error)
+                return False
+
+    def compact(self) -> None:
+        """Give back the room of rows that are gone, if nobody else is at it."""
+        with self._lock, suppress(Exception):
+            connection = self._connected()
+            if connection is not None:
+                connection.execute("VACUUM")
+                connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+
+    def forget_all(self) -> None:
+        """Remove every row, whoever else has it open."""
+        tables = self.rows("SELECT name FROM sqlite_master WHERE type='table'")
+        self.write(*((f"DELETE FROM {name}", [()]) for (name,) in tables))
+        self.compact()
 
     def drop(self) -> None:
         """Forget everything, by making the file anew."""

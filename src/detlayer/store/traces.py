@@ -53,17 +53,19 @@ class Traces:
         now: int,
         *,
         about: str = "",
+        local: bool = False,
         blobs: Collection[Digest] = (),
         chunks: Sequence[tuple[bytes, Digest, Spot]] = (),
     ) -> bool:
         """Keep the results of a step, with the blobs that they name and chunks in these; all or nothing.
 
-        `about` is what is known of them without the key. Tells whether it is kept.
+        `about` is what is known of them without the key; a `local` one means nothing elsewhere. Tells
+        whether it is kept.
         """
         statements: list[Statement] = [
             (
-                "INSERT OR REPLACE INTO trace (key, step, about, results, used) VALUES (?, ?, ?, ?, ?)",
-                [(key, step, about, seal(key, results), now)],
+                "INSERT OR REPLACE INTO trace (key, step, about, results, local, used) VALUES (?, ?, ?, ?, ?, ?)",
+                [(key, step, about, seal(key, results), local, now)],
             ),
             ("DELETE FROM trace_blob WHERE key=?", [(key,)]),
             ("INSERT INTO trace_blob (key, digest) VALUES (?, ?)", [(key, one.hex) for one in set(blobs)]),
