@@ -61,7 +61,7 @@ class Reuse:
         self._liars: list[bytes] = []
         self._started_ns = int(store.clock() * 1e9)
         self._chunks = Chunks(store, codec, recalls=not is_paranoid)
-        self._blob = _SpareBlob(store, reporter)
+        self._blob = _SpareBlob(store)
         self.explanation = Explanation()
         self.contents = Contents(store, self._started_ns, self.explanation, self._liars.append if is_paranoid else None)
 
@@ -219,9 +219,8 @@ class Reuse:
 class _SpareBlob:
     """The store's copy of a new blob. What goes wrong with it is a warning, and no copy."""
 
-    def __init__(self, store: Store, reporter: Reporter) -> None:
+    def __init__(self, store: Store) -> None:
         self._store = store
-        self._reporter = reporter
         self._incoming: Incoming | None = None
         self._failed = False
 
@@ -252,6 +251,6 @@ class _SpareBlob:
     def _fail(self, error: OSError) -> None:
         self._failed = True
         self.discard()
-        self._reporter.warning(
+        self._store.index.warn(
             "cache-unusable", f"{printable(self._store.directory)}: {error.strerror}: the layer is not kept"
         )

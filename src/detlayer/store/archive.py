@@ -103,10 +103,12 @@ def take_in(store: Store, source: BinaryIO) -> int:
 
 def _traces(store: Store, blobs: set[str], wanted: set[str] | None) -> list[_Trace]:
     named: dict[bytes, list[str]] = {}
-    for key, digest in store.index.rows("SELECT key, digest FROM trace_blob ORDER BY key, digest"):
+    for key, digest in store.index.rows("SELECT key, digest FROM trace_blob ORDER BY key, digest", (), (bytes, str)):
         named.setdefault(key, []).append(digest)
     found = []
-    rows = store.index.rows("SELECT key, step, about, results FROM trace WHERE local=0 ORDER BY key")
+    rows = store.index.rows(
+        "SELECT key, step, about, results FROM trace WHERE local=0 ORDER BY key", (), (bytes, str, str, bytes)
+    )
     for key, step, about, sealed in rows:
         results = unseal(key, sealed)
         needs = named.get(key, [])
@@ -118,7 +120,7 @@ def _traces(store: Store, blobs: set[str], wanted: set[str] | None) -> list[_Tra
 
 def _chunks(store: Store, blobs: set[str]) -> list[_Chunk]:
     found = []
-    for (key,) in store.index.rows("SELECT key FROM chunk ORDER BY key"):
+    for (key,) in store.index.rows("SELECT key FROM chunk ORDER BY key", (), (bytes,)):
         known = store.traces.find_chunk(key)
         if known is not None and known[0].hex in blobs:
             digest, spot = known

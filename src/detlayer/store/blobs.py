@@ -130,7 +130,7 @@ class Blobs:
         except OSError:
             return False
         now = self._clock()
-        rows = self._index.rows("SELECT proof, used FROM blob WHERE digest=?", (digest.hex,))
+        rows = self._index.rows("SELECT proof, used FROM blob WHERE digest=?", (digest.hex,), (bytes, int))
         if rows and holds(rows[0][0], stamp, digest):
             if rows[0][1] < now - _TOUCH_S:
                 self._index.write(("UPDATE blob SET used=? WHERE digest=?", [(int(now), digest.hex)]))

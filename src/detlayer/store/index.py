@@ -85,15 +85,19 @@ class Index:
         with self._lock:
             return self._connected() is not None
 
-    def rows(self, query: str, parameters: Sequence[object] = ()) -> list[Row]:
-        """Answer a query; nothing where nothing can be known."""
+    def rows(self, query: str, parameters: Sequence[object] = (), kinds: Sequence[type] = ()) -> list[Row]:
+        """Answer a query; nothing where nothing can be known.
+
+        Rows of other `kinds` of values are left out: in a damaged file a number may have become a text.
+        """
         with self._lock:
             for _ in range(2):
                 connection = self._connected()
                 if connection is None:
                     return []
                 try:
-                    return connection.execute(query, parameters).fetchall()
+                    found = connection.execute(query, parameters).fetchall()
+                    return [row for row in found if all(map(isinstance, row, kinds))] if kinds else found
                 except Exception as error:
                     if not self._survive(error):
                         return []
@@ -167,7 +171,7 @@ class Index:
         self._reporter.warning(code, message)
 
     def warn(self, code: str, message: str) -> None:
-        """Say why there is no index, once."""
+        """Say why the store is of no use, once."""
         if not self._has_warned:
             self._has_warned = True
             self._reporter.warning(code, message)
@@ -226,7 +230,7 @@ class Index:
                 # Enough for an index that may be lost: a crash of the machine loses the newest rows, never the file.
                 connection.execute("PRAGMA synchronous=NORMAL")
                 return connection
-        except sqlite3.Error as error:
+        except (sqlite3.Error, UnicodeDecodeError) as error:
             connection.close()
             if not _is_damage(error):
                 raise
@@ -271,7 +275,7 @@ class Index:
         """Make the best of a failed statement; tells whether to try once more. Raises what is no matter of SQLite."""
         import sqlite3
 
-        if not isinstance(error, sqlite3.Error):
+        if not isinstance(error, sqlite3.Error | UnicodeDecodeError):
             raise error
         if _is_damage(error) and not self._is_mended:
             self._is_mended = True
@@ -279,7 +283,7 @@ class Index:
             self._open(bad=self._file)
             return self._connection is not None
         # One that is locked is somebody else's for long: this answer is lost, the next need not be.
-        if error.sqlite_errorcode & 0xFF not in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+        if _code(error) not in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
             self._let_go()
             self.warn("cache-unusable", f"{printable(self.path)}: {error}: working without a cache")
         return False
@@ -304,12 +308,17 @@ def unseal(key: bytes, sealed: bytes) -> bytes | None:
     return value if sealed[:_SEAL_BYTES] == blake3(key + value).digest(_SEAL_BYTES) else None
 
 
-def _is_damage(error: sqlite3.Error) -> bool:
+def _is_damage(error: Exception) -> bool:
     """Tell a damaged file from one that is locked, full or not to be written."""
     import sqlite3
 
     # SQLITE_ERROR is a table or column that is not there.
-    return error.sqlite_errorcode & 0xFF in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR)
+    return _code(error) in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR)
+
+
+def _code(error: Exception) -> int:
+    """The primary result code; what has none is of Python's module, which could not make sense of what it read."""
+    return int(getattr(error, "sqlite_errorcode", 11)) & 0xFF
 
 
 def _inode(path: str) -> int:

@@ -74,7 +74,7 @@ def take_stock(store: Store) -> Holdings:
     sizes = [status.st_size for _, status in store.blobs.all()]
     tables = ("trace", "chunk", "tree", "directory", "place", "session")
     traces, chunks, trees, directories, facts, uploads = [
-        (store.index.rows(f"SELECT count(*) FROM {name}") or [(0,)])[0][0] for name in tables
+        (store.index.rows(f"SELECT count(*) FROM {name}", (), (int,)) or [(0,)])[0][0] for name in tables
     ]
     with store.lease.collecting() as survey:
         in_use = len(survey.digests)
@@ -97,7 +97,7 @@ def collect(store: Store, *, max_bytes: int | None = None, max_age_s: float | No
     """Remove what was not used for so long, and then the least recently used until the rest has so few bytes."""
     now = store.clock()
     oldest = now - max_age_s if max_age_s is not None else 0
-    used: dict[str, int] = dict(store.index.rows("SELECT digest, used FROM blob"))
+    used: dict[str, int] = dict(store.index.rows("SELECT digest, used FROM blob", (), (str, int)))
     gone: list[Digest] = []
     freed = in_use = 0
     with store.lease.collecting() as survey:
@@ -135,8 +135,8 @@ def collect(store: Store, *, max_bytes: int | None = None, max_age_s: float | No
 
 def make_room(store: Store, max_bytes: int = MAX_BYTES) -> Collected | None:
     """Collect if a store has grown over its bound, as every pack that adds to it asks."""
-    rows = store.index.rows("SELECT sum(size) FROM blob")
-    if not rows or (rows[0][0] or 0) <= max_bytes:
+    rows = store.index.rows("SELECT sum(size) FROM blob", (), (int,))
+    if not rows or rows[0][0] <= max_bytes:
         return None
     return collect(store, max_bytes=int(max_bytes * _ROOM))
 
@@ -157,7 +157,10 @@ def examine(store: Store) -> Health:
             store.blobs.drop(digest)
         else:
             there.add(digest.hex)
-    named = {digest for (digest,) in store.index.rows("SELECT digest FROM trace_blob UNION SELECT digest FROM chunk")}
+    named = {
+        digest
+        for (digest,) in store.index.rows("SELECT digest FROM trace_blob UNION SELECT digest FROM chunk", (), (str,))
+    }
     orphans = [Digest(one) for one in named - there]
     found.orphans = len(orphans)
     store.blobs.forget(orphans)

@@ -32,7 +32,7 @@ class Traces:
 
     def get(self, key: bytes, now: int) -> bytes | None:
         """Recall the results of a step; None if there is no trace. Its blobs are the caller's to ask for."""
-        rows = self._index.rows("SELECT results, used FROM trace WHERE key=?", (key,))
+        rows = self._index.rows("SELECT results, used FROM trace WHERE key=?", (key,), (bytes, int))
         if not rows:
             return None
         if rows[0][1] < now - _TOUCH_S:
@@ -82,7 +82,7 @@ class Traces:
 
     def find_chunk(self, chunk: bytes) -> tuple[Digest, Spot] | None:
         """Say where a chunk's compressed bytes are, or were."""
-        rows = self._index.rows("SELECT digest, spot FROM chunk WHERE key=?", (chunk,))
+        rows = self._index.rows("SELECT digest, spot FROM chunk WHERE key=?", (chunk,), (str, bytes))
         if not rows:
             return None
         blob = Digest(rows[0][0])
