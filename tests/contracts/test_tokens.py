@@ -103,6 +103,17 @@ def test_tokens_expire(start_strict: StartStrict) -> None:
         assert http.get("/v2/").status_code == 401
 
 
+def test_tokens_expire_at_a_request(start_strict: StartStrict) -> None:
+    strict = start_strict(auth="bearer", tokens=Tokens(expires_at=frozenset((2,))))
+    tokens = [ask(strict, PUSH).json()["token"] for _ in range(2)]
+    with client(strict, token=tokens[0]) as http:
+        assert [http.get("/v2/").status_code for _ in range(3)] == [200, 401, 401]
+    with client(strict, token=tokens[1]) as http:
+        assert http.get("/v2/").status_code == 401
+    with client(strict, token=ask(strict, PUSH).json()["token"]) as http:
+        assert [http.get("/v2/").status_code for _ in range(3)] == [200, 200, 200]
+
+
 def test_behaviours(start_strict: StartStrict) -> None:
     answer = ask(start_strict(auth="bearer", tokens=Tokens(field="token", says_lifetime=False)), PUSH).json()
     assert {"token", "access_token", "expires_in"} & answer.keys() == {"token"}
