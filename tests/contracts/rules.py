@@ -66,8 +66,9 @@ class Tokens:
     """How a token service behaves.
 
     `uses`: a token is good for so many requests, then expired (0: for ever); that is unfair to clients with several
-    lanes, of which one may use up what another has just fetched. `expires_at`: at these requests, of those that came with a good token,
-    all tokens given so far expire. `realm`: where the challenge says that the service is, if that is not the truth.
+    lanes, of which one may use up what another has just fetched. `expires_at`: at these requests, of those that came
+    with a good token, all tokens given so far expire. `realm`: where the challenge says that the service is, if that
+    is not the truth.
     """
 
     get: bool = True
