@@ -22,8 +22,9 @@ settings.load_profile("detlayer")
 
 
 @pytest.fixture(autouse=True)
-def _calm_environment(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """No variable of the one who runs the tests decides a result."""
+def _calm_environment(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """No variable and no cache of the one who runs the tests decides a result."""
+    monkeypatch.setenv("DETLAYER_CACHE_DIR", str(tmp_path_factory.getbasetemp() / "cache"))
     for name in ("SOURCE_DATE_EPOCH", "NO_COLOR", "FORCE_COLOR", "TZ"):
         monkeypatch.delenv(name, raising=False)
     mask = os.umask(0o022)

@@ -23,7 +23,7 @@ from detlayer.entry import Profile
 from detlayer.errors import printable
 from detlayer.finding import Finding
 from detlayer.form import check_form, check_values, is_canonical
-from detlayer.layer import KEY_FORMAT
+from detlayer.key import KEY_FORMAT
 from detlayer.places import Places
 from detlayer.recognise import recognise
 from detlayer.tar import END, padding

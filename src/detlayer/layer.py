@@ -3,8 +3,8 @@
 Knows no registry and no disk: entries come in by an iterator whose contents open on demand, bytes go out through a
 sink. Memory is bounded by the number of chunk buffers, whatever the layer's size.
 
-    entries ─ header + content ─> chunk buffer ─ tar sha256 ─┬─> codec ─> blob sha256, sink, in order
-              (calling thread)                               ┊   (workers, and the calling thread when it has to wait)
+    entries ─ header + content ─> chunk buffer ─┬─> codec, or memory ─> tar sha256, blob sha256, sink, in order
+              (calling thread)                  ┊   (workers, and the calling thread when it has to wait)
 
 Nearly all of it happens in C without the GIL; the calling thread's Python per entry is the hot path.
 """
@@ -24,12 +24,12 @@ from detlayer import chunk, codec, tar
 from detlayer.chunk import CHUNK_MAX_BYTES, cut_before
 from detlayer.codec import Codec, Compressor
 from detlayer.entry import Content, ContentReader, Entry, check_follows
-from detlayer.errors import LayerError, TreeError, printable
+from detlayer.errors import LayerError, printable
+from detlayer.key import EMPTY_FINGERPRINT, KEY_FORMAT, shrunk
 from detlayer.oci import MEDIA_TYPE_LAYER, Descriptor, Digest
-from detlayer.ports import Bytes, Reporter, Silence, Sink
+from detlayer.ports import Bytes, ChunkMemory, ContentMemory, Reporter, Silence, Sink
 from detlayer.tar import encode_header, padding
 
-KEY_FORMAT = "detlayer-key/1"
 ANNOTATION_PREFIX = "dev.detlayer."
 
 # The longest chunk of small entries: just under CHUNK_MAX, and then one more of just under CHUNK_MAX with its headers.
@@ -86,15 +86,18 @@ def pack(
     codec: Codec = codec.DEFAULT_CODEC,
     jobs: int = 1,
     reporter: Reporter | None = None,
+    contents: ContentMemory | None = None,
+    chunks: ChunkMemory | None = None,
 ) -> Layer:
     """Write `entries`, which must come in order, to `sink` as one layer blob.
 
-    `jobs` workers compress; it never shows in the bytes. Raises LayerError when the entries break SPEC 3, TreeError
+    `jobs` workers compress; it never shows in the bytes. Every content is read; `contents` hears what it is, and what
+    `chunks` has compressed already is taken from there. Raises LayerError when the entries break SPEC 3, TreeError
     when a content is not what its entry says, and whatever the sink raises. What the sink holds then is the sink's to
     undo.
     """
-    with _Line(sink, codec, jobs) as line:
-        source = _Source(line, reporter or Silence())
+    with _Line(sink, codec, jobs, chunks) as line:
+        source = _Source(line, reporter or Silence(), contents)
         source.write(entries)
         line.drain()
         return Layer(
@@ -112,18 +115,19 @@ def pack(
 
 
 class _Line:
-    """Behind the calling thread: hashes the tar, compresses, hashes and writes the blob.
+    """Behind the calling thread: compresses, hashes tar and blob, writes.
 
     There are as many threads as jobs, the calling one among them: when no buffer is free it compresses a chunk instead
     of waiting. More threads than processors cost a tenth of the time in caches alone (measured with zstd).
     """
 
-    def __init__(self, sink: Sink, codec: Codec, jobs: int) -> None:
+    def __init__(self, sink: Sink, codec: Codec, jobs: int, memory: ChunkMemory | None) -> None:
         self._sink = sink
+        self._memory = memory
         self._codec = codec
         self._compress = codec.compressor()
         self._pending: deque[tuple[int, mmap, memoryview]] = deque()
-        self._done: dict[int, tuple[mmap, Bytes]] = {}
+        self._done: dict[int, tuple[mmap, memoryview, Bytes, bytes]] = {}
         self._written = 0
         self._stopped = False
         self._failure: BaseException | None = None
@@ -171,7 +175,6 @@ class _Line:
     def put_chunk(self, buffer: mmap, size_bytes: int) -> None:
         """Hand over a full chunk, in order."""
         view = memoryview(buffer)[:size_bytes]
-        self.tar_sha.update(view)
         with self._lock:
             self._pending.append((len(self.chunks), buffer, view))
             self._chunk_there.notify()
@@ -202,15 +205,23 @@ class _Line:
             self._process(compress, *item)
 
     def _process(self, compress: Compressor, number: int, buffer: mmap, view: memoryview) -> None:
-        """Compress a chunk, and write it and those behind it that are done, once its turn has come."""
+        """Compress a chunk, and hash and write it and those behind it that are done, once its turn has come."""
         try:
-            self._done[number] = (buffer, compress(view))
+            fingerprint = b""
+            data: Bytes | None = None
+            if self._memory is not None:
+                fingerprint = blake3(view).digest()
+                data = self._memory.recall(fingerprint)
+            self._done[number] = (buffer, view, compress(view) if data is None else data, fingerprint)
             with self._writing:
                 while (done := self._done.pop(self._written, None)) is not None and self._failure is None:
-                    buffer, data = done
+                    buffer, view, data, fingerprint = done
+                    self.tar_sha.update(view)
                     if not self._is_plain:
                         self.blob_sha.update(data)
                     self._sink.write(data)
+                    if self._memory is not None:
+                        self._memory.learn(fingerprint, self.blob_bytes, data)
                     self.blob_bytes += len(data)
                     with self._lock:
                         self._written += 1
@@ -225,8 +236,9 @@ class _Line:
 class _Source:
     """The calling thread's part: entries into chunk buffers, and the key over headers and contents."""
 
-    def __init__(self, line: _Line, reporter: Reporter) -> None:
+    def __init__(self, line: _Line, reporter: Reporter, memory: ContentMemory | None) -> None:
         self._line = line
+        self._memory = memory
         self._buffer = line.take_buffer()
         self._view = memoryview(self._buffer)
         self._reporter = reporter
@@ -265,7 +277,7 @@ class _Source:
                 if size:
                     self._write_content(entry, size)
                 else:
-                    key_parts.append(_EMPTY_KEY)
+                    key_parts.append(EMPTY_FINGERPRINT)
             self.entries += 1
             previous = entry
         if previous is not None and previous.size_bytes >= CHUNK_MAX_BYTES:
@@ -284,19 +296,22 @@ class _Source:
                 end = start + size
                 piece = self._view[start:end]
                 if reader.read_into(piece) != size:
-                    raise _shrunk(entry)
-                self._key_parts.append(blake3(piece).digest())
+                    raise shrunk(entry)
+                fingerprint = blake3(piece).digest()
                 self._used = end
             else:
-                self._write_large(entry, reader, size)
+                fingerprint = self._write_large(entry, reader, size)
+            self._key_parts.append(fingerprint)
             reader.finish()
+            if self._memory is not None:
+                self._memory.learn(entry, fingerprint)
         finally:
             reader.close()
         fill = padding(size)
         if fill:
             self._append(bytes(fill))
 
-    def _write_large(self, entry: Entry, reader: ContentReader, size: int) -> None:
+    def _write_large(self, entry: Entry, reader: ContentReader, size: int) -> bytes:
         """Write content in pieces of CHUNK_MAX, a chunk each (SPEC 6.1); the last stays open for its padding."""
         digest = blake3()
         left = size
@@ -304,14 +319,14 @@ class _Source:
             length = min(left, CHUNK_MAX_BYTES)
             piece = self._view[self._used : self._used + length]
             if reader.read_into(piece) != length:
-                raise _shrunk(entry)
+                raise shrunk(entry)
             digest.update(piece)
             self._used += length
             left -= length
             if not left:
                 break
             self._put_chunk()
-        self._key_parts.append(digest.digest())
+        return digest.digest()
 
     def _append(self, data: bytes) -> None:
         end = self._used + len(data)
@@ -339,17 +354,6 @@ class _Source:
         self._buffer = self._line.take_buffer()
         self._view = memoryview(self._buffer)
         self._used = 0
-
-
-_EMPTY_KEY = blake3().digest()
-
-
-def _shrunk(entry: Entry) -> TreeError:
-    return TreeError(
-        "changed-while-read",
-        f"{printable(entry.path)} became shorter than {entry.size_bytes} bytes while it was read",
-        "pack a tree that nothing writes to",
-    )
 
 
 class BytesContent:

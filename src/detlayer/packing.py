@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterable, Sequence
-from typing import BinaryIO
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, BinaryIO
 
 from detlayer import layer as layers
 from detlayer.codec import DEFAULT_CODEC, KNOWN_CLASSES, Codec, parse_compression
 from detlayer.depfile import rule
-from detlayer.entry import Profile
+from detlayer.entry import Entry, Profile
 from detlayer.errors import ConfigError, printable
 from detlayer.layer import Layer
 from detlayer.patterns import Pattern, parse_pattern, parse_patterns, read_ignore_file
-from detlayer.ports import Reporter, Silence
-from detlayer.sink import Outputs
+from detlayer.ports import ChunkMemory, ContentMemory, Reporter, Silence, Sink
+from detlayer.sink import Outputs, Tee
 from detlayer.tree import Selection, Source, takes, walk
+
+if TYPE_CHECKING:
+    from detlayer.reuse import Explanation
+    from detlayer.store import Store
 
 IGNORE_FILE = ".detlayerignore"
 MAX_DEFAULT_JOBS = 8  # one thread reads: more workers than this would wait for it, and each costs memory
@@ -42,6 +46,9 @@ def pack(
     use_ignore_file: bool = True,
     jobs: int | None = None,
     reporter: Reporter | None = None,
+    store: Store | None = None,
+    paranoid: bool = False,
+    explain: Callable[[Explanation], None] | None = None,
 ) -> Layer:
     """Pack directories and files into one reproducible layer.
 
@@ -50,7 +57,8 @@ def pack(
     `descriptor` gets the OCI descriptor as JSON, `depfile` a rule for make and ninja. `compression` is a codec, or text
     as on the command line; by default it follows from the suffix of `output`. `exclude` holds gitignore lines (`!`
     brings back) that come after those of `ignore_files` and of each source's own `.detlayerignore`. `jobs` workers
-    compress; their number never shows in the bytes.
+    compress; their number never shows in the bytes. What earlier packs left in `store` is reused, and this one leaves
+    its own; `paranoid` takes nothing from there, and says where it was wrong. `explain` hears what was reused.
 
     Raises ConfigError, TreeError, LayerError or OutputError. Each output is then whole or untouched; only where one
     can't be renamed at the very end are others there without it.
@@ -67,23 +75,110 @@ def pack(
     _check_outputs({"output": output_path, "descriptor": descriptor, "depfile": depfile}, oci_layout, resolved)
     visited: list[bytes] = []
     with Outputs(output=output, oci_layout=oci_layout, descriptor=descriptor, depfile=depfile) as outputs:
-        entries = walk(
-            resolved,
-            profile=profile,
-            selection=selection,
-            skip=outputs.identities,
-            reporter=reporter,
-            visited=visited.append if depfile is not None else None,
-        )
-        made = layers.pack(entries, outputs.blob, codec=codec, jobs=jobs or default_jobs(), reporter=reporter)
+
+        def entries(hears: Reporter) -> Iterator[Entry]:
+            visited.clear()
+            return walk(
+                resolved,
+                profile=profile,
+                selection=selection,
+                skip=outputs.identities,
+                reporter=hears,
+                visited=visited.append if depfile is not None else None,
+            )
+
+        def make(sink: Sink, contents: ContentMemory | None = None, chunks: ChunkMemory | None = None) -> Layer:
+            return layers.pack(
+                entries(reporter),
+                sink,
+                codec=codec,
+                jobs=jobs or default_jobs(),
+                reporter=reporter,
+                contents=contents,
+                chunks=chunks,
+            )
+
+        if store is not None and any(takes(one, os.fsencode(store.directory), is_dir=True) for one in resolved):
+            reporter.warning(
+                "cache-unusable", f"{printable(store.directory)} lies in what is packed: working without a cache"
+            )
+            store = None
+        if store is not None and store.index.is_usable:
+            made = _reuse(store, outputs, codec, reporter, entries, make, paranoid=paranoid, explain=explain)
+        else:
+            made = make(outputs.blob)
         depends = b""
         if depfile is not None and target is not None:
             own = [os.path.join(os.fsdecode(one.path), IGNORE_FILE) for one in resolved] if use_ignore_file else []
             patterns = [*ignore_files, *filter(os.path.isfile, own)]
             depends = rule(os.fsencode(target), [*map(os.fsencode, patterns), *visited])
+        goals = outputs.goals(made.digest) if store is not None else []
         outputs.commit(made.digest, descriptor=made.descriptor().to_bytes() + b"\n", depfile=depends)
+        if store is not None:
+            store.outputs.keep(goals, made.digest)
     warn_of_class(made, reporter)
     return made
+
+
+def _reuse(
+    store: Store,
+    outputs: Outputs,
+    codec: Codec,
+    reporter: Reporter,
+    entries: Callable[[Reporter], Iterator[Entry]],
+    make: Callable[[Sink, ContentMemory | None, ChunkMemory | None], Layer],
+    *,
+    paranoid: bool,
+    explain: Callable[[Explanation], None] | None,
+) -> Layer:
+    """Give the layer from the store if it is there; else make it, with what is there of it, and keep it."""
+    from detlayer.reuse import Reuse  # with --no-cache nobody needs it
+
+    with Reuse(store, codec, reporter=reporter, is_paranoid=paranoid) as reuse:
+        hears = _Deferred()
+        found = reuse.find(lambda: entries(hears.anew()))
+        if found is not None:
+            hears.tell(reporter)
+            kept = 0
+
+            def holds(path: str) -> bool:
+                nonlocal kept
+                is_held = store.outputs.holds(path, found.digest, found.size_bytes)
+                kept += is_held
+                return is_held
+
+            sink = outputs.keep(found.digest, holds)
+            reuse.explanation.kept_outputs = kept
+            if sink is not None:
+                reuse.copy(found, sink)
+            made = found
+        else:
+            made = make(Tee((outputs.blob, reuse.blob)), reuse.contents, reuse.chunks)
+            reuse.keep(made)
+        if explain is not None:
+            explain(reuse.explanation)
+    return made
+
+
+class _Deferred:
+    """A reporter that keeps warnings until it is known whether the walk they came from is the one that counts."""
+
+    def __init__(self) -> None:
+        self._warnings: list[tuple[str, str]] = []
+
+    def anew(self) -> _Deferred:
+        self._warnings.clear()
+        return self
+
+    def tell(self, reporter: Reporter) -> None:
+        for code, message in self._warnings:
+            reporter.warning(code, message)
+
+    def progress(self, entries: int, tar_bytes: int) -> None:
+        return
+
+    def warning(self, code: str, message: str) -> None:
+        self._warnings.append((code, message))
 
 
 def warn_of_class(made: Layer, reporter: Reporter) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Collection
 from contextlib import AbstractContextManager
 from typing import Literal, NamedTuple, Protocol
 
+from detlayer.entry import Entry
 from detlayer.names import RepositoryName
 from detlayer.oci import Descriptor, Digest
 
@@ -37,6 +38,29 @@ class Silence:
 
     def warning(self, code: str, message: str) -> None:
         return
+
+
+class ContentMemory(Protocol):
+    """What is known of contents without reading them. A fingerprint is the blake3 of a content. Used by one thread."""
+
+    def recall(self, entry: Entry) -> bytes | None:
+        """Give the fingerprint of a content that is as it was when it was read; None if it has to be read."""
+
+    def expect(self, entry: Entry) -> bytes | None:
+        """Give the fingerprint that a content of this size had when it was last read, whatever it is now."""
+
+    def learn(self, entry: Entry, fingerprint: bytes) -> None:
+        """Hear what was just read; the content is still open."""
+
+
+class ChunkMemory(Protocol):
+    """Chunks that the same codec compressed before. Used by several threads; `learn` by one at a time."""
+
+    def recall(self, fingerprint: bytes) -> bytes | None:
+        """Give the compressed bytes of the chunk with this blake3; None if it has to be compressed."""
+
+    def learn(self, fingerprint: bytes, offset_bytes: int, data: Bytes) -> None:
+        """Hear where in the new blob a chunk's compressed bytes are, in order."""
 
 
 class Readable(Protocol):

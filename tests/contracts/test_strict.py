@@ -322,13 +322,14 @@ def test_locations(start_strict: StartStrict) -> None:
         assert strict.blob("a", DIGEST) == DATA
 
 
-def test_a_location_of_plain_http_behind_tls_does_not_answer() -> None:
+@pytest.mark.parametrize("method", ["PUT", "PATCH"])
+def test_a_location_of_plain_http_behind_tls_does_not_answer(method: str) -> None:
     with StrictRegistry(PUSH_TRAPS["location-http"]) as strict:
         with client(strict) as http:
             location = begin(http, "a")
             assert location.startswith("http://")
             with pytest.raises(httpx.TransportError):
-                http.put(with_digest(location, DIGEST), content=DATA, headers=OCTETS)
+                http.request(method, with_digest(location, DIGEST), content=DATA, headers=OCTETS)
         assert [one.code for one in strict.violations] == ["plain-http"]
 
 

@@ -223,7 +223,7 @@ class WireServer:
                 while self._serve_one(number, connection, stream):
                     continue
         except ssl.SSLError as error:
-            if error.reason == "HTTP_REQUEST":
+            if error.reason in ("HTTP_REQUEST", "WRONG_VERSION_NUMBER"):  # the latter for methods OpenSSL doesn't know
                 self.blame("plain-http", None, "plain HTTP was spoken to a server that has TLS")
         except (BrokenError, OSError):
             return

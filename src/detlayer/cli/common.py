@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
-from typing import Any, TypeVar, cast
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import click
 
 from detlayer.cli.console import Console, ProgressKind
+
+if TYPE_CHECKING:
+    from detlayer.store import Store
 
 _Decorated = TypeVar("_Decorated", bound=Callable[..., Any])
 
@@ -75,3 +79,15 @@ def cache_directory(options: dict[str, Any]) -> str:
     from detlayer.store import default_directory
 
     return default_directory()
+
+
+@contextmanager
+def open_store(options: dict[str, Any], console: Console) -> Iterator[Store | None]:
+    """Open what is kept from run to run, unless --no-cache; nothing is opened in earnest before it is asked."""
+    if options["no_cache"]:
+        yield None
+        return
+    from detlayer.store import Store
+
+    with Store(cache_directory(options), reporter=console) as store:
+        yield store

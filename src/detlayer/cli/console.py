@@ -14,6 +14,8 @@ from detlayer.errors import ConfigError, DetlayerError, OutputError
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
+    from detlayer.reuse import Explanation
+
 ProgressKind = Literal["auto", "bar", "plain", "none"]
 
 _BAR_AFTER_S = 0.5  # shorter work needs no bar, and most work is shorter
@@ -85,6 +87,11 @@ class Console:
         """Say what only --verbose asks for."""
         if self._verbose:
             self._say(text)
+
+    def explain(self, explanation: Explanation) -> None:
+        """Say what was reused, as --explain asks for."""
+        for line in explanation.to_lines():
+            self._say(line)
 
     def warning(self, code: str, message: str) -> None:
         self._say(f"{self._label('warning', code)} {message}")

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
+from contextlib import ExitStack
 from typing import Any
 
 import click
 
-from detlayer.cli.common import console_options, make_console
+from detlayer.cli.common import cache_options, console_options, make_console, open_store
 from detlayer.cli.options import (
     Ordered,
     output_options,
@@ -34,6 +35,9 @@ Examples:
 @click.option("--depfile", metavar="FILE", help="Write what was packed as a rule for make and ninja.")
 @pack_options
 @click.option("--json", "as_json", is_flag=True, help="Print the OCI descriptor instead of the digest.")
+@click.option("--explain", is_flag=True, help="Say what was reused of earlier packs, and why not the rest.")
+@click.option("--paranoid", is_flag=True, help="Read and compress everything; warn of what the cache had wrong.")
+@cache_options
 @console_options
 @click.pass_context
 def pack(ctx: click.Context, /, **options: Any) -> None:
@@ -44,7 +48,8 @@ def pack(ctx: click.Context, /, **options: Any) -> None:
     """
     console = make_console(options, json=options["as_json"])
     started = time.monotonic()
-    try:
+    with ExitStack() as stack:
+        stack.callback(console.close)
         layer = pack_sources(
             options["sources"],
             output=read_output(options, as_json=options["as_json"]),
@@ -59,7 +64,8 @@ def pack(ctx: click.Context, /, **options: Any) -> None:
             use_ignore_file=not options["no_ignore_file"],
             jobs=options["jobs"],
             reporter=console,
+            store=stack.enter_context(open_store(options, console)),
+            paranoid=options["paranoid"],
+            explain=console.explain if options["explain"] else None,
         )
         show_layer(console, layer, options, done="packed", started=started)
-    finally:
-        console.close()

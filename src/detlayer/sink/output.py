@@ -10,7 +10,7 @@ import errno
 import fcntl
 import os
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import BinaryIO, NoReturn, Protocol
 
@@ -45,6 +45,7 @@ class FileOutput:
         self._path = os.path.realpath(path)  # a symlink stays; what it points to is replaced
         self._fd = -1
         self._temporary: str | None = None
+        self._is_kept = False
         try:
             existing = os.stat(self._path)
         except FileNotFoundError:
@@ -70,6 +71,14 @@ class FileOutput:
         status = os.fstat(self._fd)
         return status.st_dev, status.st_ino
 
+    def goal(self, digest: Digest) -> str | None:
+        """Name the file that a commit makes; None for a device or FIFO."""
+        return self._path if self._temporary is not None else None
+
+    def keep(self) -> None:
+        """Let what is at the goal stay: it is what would be written. It gets a new time, as make expects."""
+        self._is_kept = True
+
     def write(self, data: Bytes, /) -> None:
         try:
             write_all(self._fd, data)
@@ -78,7 +87,7 @@ class FileOutput:
 
     def settle(self) -> None:
         try:
-            if self._temporary is not None:
+            if self._temporary is not None and not self._is_kept:
                 os.fsync(self._fd)
         except OSError as error:
             fail(error, self._path)
@@ -88,7 +97,9 @@ class FileOutput:
 
     def _finish(self, path: str) -> None:
         try:
-            if self._temporary is not None:
+            if self._is_kept:
+                os.utime(path)
+            elif self._temporary is not None:
                 os.replace(self._temporary, path)
                 self._temporary = None
                 sync_directory(os.path.dirname(path))
@@ -143,6 +154,9 @@ class LayoutOutput(FileOutput):
                 os.rmdir(self._made.pop())
             except OSError:  # somebody else put something into it, which keeps those above, too
                 self._made.clear()
+
+    def goal(self, digest: Digest) -> str | None:
+        return os.path.join(self._blobs, digest.hex)
 
     def commit(self, digest: Digest | None = None) -> None:
         if digest is None:
@@ -219,7 +233,8 @@ class Outputs:
                 self._open(StreamOutput(output))
             if oci_layout is not None:
                 self._open(LayoutOutput(oci_layout))
-            self.blob: Sink = Tee(tuple(self._opened))
+            self._blobs = tuple(self._opened)
+            self.blob: Sink = Tee(self._blobs)
             self._depfile = self._open(FileOutput(depfile)) if depfile is not None else None
             # Last, so that whoever finds a descriptor finds the blob.
             self._descriptor = self._open(FileOutput(descriptor)) if descriptor is not None else None
@@ -241,6 +256,22 @@ class Outputs:
     def identities(self) -> frozenset[tuple[int, int]]:
         """(device, inode) of the unfinished files, so that a walk can pass them by."""
         return frozenset(one.identity for one in self._opened if one.identity is not None)
+
+    def goals(self, digest: Digest) -> list[str]:
+        """Name the files that will hold the blob."""
+        found = (one.goal(digest) for one in self._blobs if isinstance(one, FileOutput))
+        return [path for path in found if path is not None]
+
+    def keep(self, digest: Digest, holds: Callable[[str], bool]) -> Sink | None:
+        """Let files that hold the blob already stay as they are, and give the sink of the others, if there are any."""
+        others = []
+        for one in self._blobs:
+            path = one.goal(digest) if isinstance(one, FileOutput) else None
+            if isinstance(one, FileOutput) and path is not None and holds(path):
+                one.keep()
+            else:
+                others.append(one)
+        return Tee(others) if others else None
 
     def commit(self, digest: Digest, *, descriptor: bytes = b"", depfile: bytes = b"") -> None:
         """Write the documents that were asked for and make everything visible; raises OutputError."""

@@ -10,13 +10,29 @@ import time
 from collections.abc import Callable
 
 from detlayer.ports import Reporter
-from detlayer.store.blobs import Blobs
+from detlayer.store.blobs import Blobs, Incoming, vanished
 from detlayer.store.index import Index
 from detlayer.store.lease import Lease
 from detlayer.store.memory import RegistryMemory
 from detlayer.store.place import default_directory
+from detlayer.store.proof import OutputProofs
+from detlayer.store.records import Record, Records, Shelf
+from detlayer.store.stamp import Stamp, is_racy, stamp_of
+from detlayer.store.traces import Spot, Traces
 
-__all__ = ["Store", "default_directory"]
+__all__ = [
+    "Incoming",
+    "Record",
+    "Records",
+    "Shelf",
+    "Spot",
+    "Stamp",
+    "Store",
+    "default_directory",
+    "is_racy",
+    "stamp_of",
+    "vanished",
+]
 
 
 class Store:
@@ -31,8 +47,11 @@ class Store:
         self.directory = directory
         self.lease = Lease(directory)
         self.index = Index(directory, reporter=reporter)
-        self.blobs = Blobs(directory, self.lease)
+        self.blobs = Blobs(directory, self.lease, self.index, clock)
+        self.traces = Traces(self.index)
+        self.outputs = OutputProofs(self.index, clock)
         self.memory = RegistryMemory(self.index, self.blobs, clock)
+        self.clock = clock
 
     def __enter__(self) -> Store:
         return self

@@ -6,18 +6,21 @@ it is read, unless its stat record says that nobody touched it since that was do
 
 from __future__ import annotations
 
-import hashlib
 import os
-from collections.abc import Iterator
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import BinaryIO
 
+from detlayer.errors import IntegrityError
 from detlayer.oci import MEDIA_TYPE_INDEX, OCI_LAYOUT_VERSION, Digest, canonical_json, digest_of
-from detlayer.ports import Bytes
+from detlayer.ports import Body, Bytes
+from detlayer.store.index import Index
 from detlayer.store.lease import Lease
 from detlayer.store.place import make_directory
+from detlayer.store.proof import holds, prove, read_digest
+from detlayer.store.stamp import stamp_of
 
-_PIECE_BYTES = 1 << 20
+_TOUCH_S = 3600  # how exactly it is known when a blob was last used
 
 
 class Incoming:
@@ -51,8 +54,10 @@ class Incoming:
 class Blobs:
     """The blobs of a store. What is pinned or put by this process stays until its lease ends."""
 
-    def __init__(self, directory: str, lease: Lease) -> None:
+    def __init__(self, directory: str, lease: Lease, index: Index, clock: Callable[[], float]) -> None:
         self._directory = directory
+        self._index = index
+        self._clock = clock
         self._layout = os.path.join(directory, "oci")
         self._home = os.path.join(self._layout, "blobs", "sha256")
         self._lease = lease
@@ -95,6 +100,7 @@ class Blobs:
         except OSError:
             return None
         if digest_of(data) != digest:
+            self._index.tell("cache-corrupt", f"{digest} in the cache is damaged: it is made anew")
             self.drop(digest)
             return None
         return data
@@ -104,22 +110,67 @@ class Blobs:
         with self._lease.pinning(digest):
             return self.has(digest)
 
-    def check(self, digest: Digest) -> bool:
-        """Read a blob and tell whether it is what its name says."""
-        sha = hashlib.sha256()
+    def is_intact(self, digest: Digest) -> bool:
+        """Pin a blob and tell whether it is what its name says: by its stat record, or by reading it.
+
+        One that is not is dropped, with a warning.
+        """
+        if not self.pin(digest):
+            return False
         try:
-            with open(self.path(digest), "rb", buffering=0) as file:
-                buffer = bytearray(_PIECE_BYTES)
-                while count := file.readinto(buffer):
-                    sha.update(memoryview(buffer)[:count])
+            stamp = stamp_of(os.stat(self.path(digest), follow_symlinks=False))
         except OSError:
             return False
-        return sha.hexdigest() == digest.hex
+        now = self._clock()
+        rows = self._index.rows("SELECT proof, used FROM blob WHERE digest=?", (digest.hex,))
+        if rows and holds(rows[0][0], stamp, digest):
+            if rows[0][1] < now - _TOUCH_S:
+                self._index.write(("UPDATE blob SET used=? WHERE digest=?", [(int(now), digest.hex)]))
+            return True
+        return self.check(digest)
+
+    def check(self, digest: Digest) -> bool:
+        """Read a blob and tell whether it is what its name says; if not, drop it, with a warning."""
+        now = self._clock()
+        found = read_digest(self.path(digest))
+        if found is None or found[0] != digest:
+            if found is not None:
+                self._index.tell("cache-corrupt", f"{digest} in the cache is damaged: it is made anew")
+            self.drop(digest)
+            return False
+        stamp = found[1]
+        self._index.write(
+            (
+                "INSERT OR REPLACE INTO blob (digest, size, proof, used) VALUES (?, ?, ?, ?)",
+                [(digest.hex, stamp[0], prove(stamp, int(now * 1e9), digest), int(now))],
+            )
+        )
+        return True
+
+    def body(self, digest: Digest) -> Body | None:
+        """Give a blob's bytes for reading, pinned and intact; None if they are not here."""
+        if not self.is_intact(digest):
+            return None
+        try:
+            return _StoredBody(self.path(digest), digest, os.stat(self.path(digest)).st_size)
+        except OSError:
+            return None
 
     def drop(self, digest: Digest) -> None:
         """Remove a blob, whoever uses it: it is corrupt."""
         with suppress(OSError):
             os.unlink(self.path(digest))
+        self.forget([digest])
+
+    def forget(self, digests: list[Digest]) -> None:
+        """Forget what was known of blobs that are gone: the chunks in them, and the steps that made them."""
+        rows = [(one.hex,) for one in digests]
+        self._index.write(
+            ("DELETE FROM blob WHERE digest=?", rows),
+            ("DELETE FROM chunk WHERE digest=?", rows),
+            ("DELETE FROM trace WHERE key IN (SELECT key FROM trace_blob WHERE digest=?)", rows),
+            ("DELETE FROM trace_blob WHERE key NOT IN (SELECT key FROM trace)", [()]),
+        )
 
     def all(self) -> Iterator[tuple[Digest, os.stat_result]]:
         """List what is there, in no order."""
@@ -138,6 +189,15 @@ class Blobs:
         with self._lease.pinning(digest):
             os.replace(path, self.path(digest))
             _sync_directory(self._home)
+            stamp = stamp_of(os.stat(self.path(digest), follow_symlinks=False))
+        # Too young to be a proof: what comes next reads it once.
+        now = self._clock()
+        self._index.write(
+            (
+                "INSERT OR REPLACE INTO blob (digest, size, proof, used) VALUES (?, ?, ?, ?)",
+                [(digest.hex, stamp[0], prove(stamp, int(now * 1e9), digest), int(now))],
+            )
+        )
 
     def _make(self) -> None:
         if os.path.isdir(self._home):
@@ -149,6 +209,31 @@ class Blobs:
         # What makes a directory a layout comes last.
         version = canonical_json({"imageLayoutVersion": OCI_LAYOUT_VERSION})
         _write_new(os.path.join(self._layout, "oci-layout"), version)
+
+
+def vanished(digest: Digest) -> IntegrityError:
+    """Say that somebody took a blob that is in use; `gc` never does."""
+    return IntegrityError("cache-vanished", f"{digest} went from the cache while it was in use", "try again")
+
+
+class _StoredBody:
+    """The bytes of a blob of the store."""
+
+    def __init__(self, path: str, digest: Digest, size_bytes: int) -> None:
+        self._path = path
+        self._digest = digest
+        self.size_bytes = size_bytes
+
+    @contextmanager
+    def open(self, offset: int = 0) -> Iterator[BinaryIO]:
+        """Open for reading from `offset`; raises IntegrityError if it went meanwhile."""
+        try:
+            file = open(self._path, "rb")  # noqa: SIM115
+        except OSError as error:
+            raise vanished(self._digest) from error
+        with file:
+            file.seek(offset)
+            yield file
 
 
 def _write_new(path: str, data: bytes) -> None:

@@ -34,10 +34,15 @@ _SEAL_BYTES = 16
 _FILES = ("index.sqlite", "index.sqlite-wal", "index.sqlite-shm", "index.sqlite-journal")
 
 _TABLES = """
-CREATE TABLE blob (digest TEXT PRIMARY KEY, size INTEGER NOT NULL, status BLOB, used INTEGER NOT NULL) WITHOUT ROWID;
-CREATE TABLE trace (key BLOB PRIMARY KEY, step TEXT NOT NULL, results BLOB NOT NULL, used INTEGER NOT NULL);
+CREATE TABLE blob (digest TEXT PRIMARY KEY, size INTEGER NOT NULL, proof BLOB, used INTEGER NOT NULL) WITHOUT ROWID;
+CREATE TABLE output (path BLOB PRIMARY KEY, digest TEXT NOT NULL, proof BLOB NOT NULL, used INTEGER NOT NULL);
+CREATE TABLE trace (
+  key BLOB PRIMARY KEY, step TEXT NOT NULL, about TEXT NOT NULL, results BLOB NOT NULL, used INTEGER NOT NULL
+);
+CREATE INDEX trace_about ON trace (step, about);
 CREATE TABLE trace_blob (key BLOB NOT NULL, digest TEXT NOT NULL, PRIMARY KEY (key, digest)) WITHOUT ROWID;
-CREATE TABLE chunk (key BLOB PRIMARY KEY, digest TEXT NOT NULL, at BLOB NOT NULL) WITHOUT ROWID;
+CREATE INDEX trace_blob_digest ON trace_blob (digest);
+CREATE TABLE chunk (key BLOB PRIMARY KEY, digest TEXT NOT NULL, spot BLOB NOT NULL) WITHOUT ROWID;
 CREATE INDEX chunk_digest ON chunk (digest);
 CREATE TABLE tree (id INTEGER PRIMARY KEY, path BLOB NOT NULL UNIQUE, used INTEGER NOT NULL);
 CREATE TABLE directory (tree INTEGER NOT NULL, path BLOB NOT NULL, records BLOB NOT NULL, PRIMARY KEY (tree, path));
@@ -122,8 +127,12 @@ class Index:
             self._let_go()
             self._is_open = False
 
+    def tell(self, code: str, message: str) -> None:
+        """Say what was found wrong in the store, and is mended."""
+        self._reporter.warning(code, message)
+
     def warn(self, code: str, message: str) -> None:
-        """Say what is wrong with the store, once."""
+        """Say why there is no index, once."""
         if not self._has_warned:
             self._has_warned = True
             self._reporter.warning(code, message)

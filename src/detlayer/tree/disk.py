@@ -136,11 +136,23 @@ class Found:
 class FileContent:
     """Content and reader in one: a file of the tree that must stay what lstat saw."""
 
-    __slots__ = ("_fd", "_found")
+    __slots__ = ("_fd", "_found", "is_steady")
 
     def __init__(self, found: Found) -> None:
         self._found = found
         self._fd = -1
+        self.is_steady = False
+        """Whether nothing at all, not even its ctime, changed while it was read."""
+
+    @property
+    def found(self) -> Found:
+        """The file, as lstat saw it."""
+        return self._found
+
+    @property
+    def variant(self) -> bytes:
+        """What else than the file decides what is read of it."""
+        return b""
 
     def open(self) -> ContentReader:
         found = self._found
@@ -173,6 +185,7 @@ class FileContent:
             raise changed(self._found.path, f"went from {was.st_size} to {now.st_size} bytes while it was read")
         if now.st_mtime_ns != was.st_mtime_ns:
             raise changed(self._found.path, "was written to while it was read")
+        self.is_steady = now.st_ctime_ns == was.st_ctime_ns
 
     def close(self) -> None:
         if self._fd >= 0:
@@ -183,12 +196,22 @@ class FileContent:
 class BytecodeContent(FileContent):
     """A .pyc whose recorded mtime becomes its source's normalised one, where that source is in the tree (SPEC 4.8)."""
 
-    __slots__ = ("_profile", "_started")
+    __slots__ = ("_is_sought", "_profile", "_source", "_started")
 
     def __init__(self, found: Found, profile: Profile) -> None:
         super().__init__(found)
         self._profile = profile
         self._started = False
+        self._source: os.stat_result | None = None
+        self._is_sought = False
+
+    @property
+    def variant(self) -> bytes:
+        source = self._sought()
+        if source is None:
+            return b"-"
+        mtime = self._profile.mtime
+        return b"%d %d %b %d" % (seconds(source), source.st_size, mtime.policy.encode(), mtime.seconds)
 
     def open(self) -> ContentReader:
         self._started = False
@@ -199,14 +222,21 @@ class BytecodeContent(FileContent):
         if not self._started and count >= pyc.HEADER_BYTES:
             self._started = True
             recorded = pyc.recorded(bytes(buffer[: pyc.HEADER_BYTES]))
-            source = self._source() if recorded is not None else None
+            source = self._sought() if recorded is not None else None
             if recorded is not None and source is not None:
                 mtime = seconds(source)
                 if pyc.matches(recorded, mtime, source.st_size):
                     buffer[8:12] = pyc.mtime_field(self._profile.time_of(mtime, self._found.name))
         return count
 
-    def _source(self) -> os.stat_result | None:
+    def _sought(self) -> os.stat_result | None:
+        """Look at the source file once: what is packed and its record are of the same one."""
+        if not self._is_sought:
+            self._source = self._seek()
+            self._is_sought = True
+        return self._source
+
+    def _seek(self) -> os.stat_result | None:
         """Find the source file in this tree: a regular file that is packed, too."""
         directory = self._found.dir
         in_pycache = directory.name == b"__pycache__"

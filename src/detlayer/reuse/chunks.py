@@ -1,0 +1,75 @@
+"""Chunks of earlier blobs, copied instead of compressed. Several threads."""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+from threading import Lock
+
+from blake3 import blake3
+
+from detlayer.codec import Codec
+from detlayer.oci import Digest
+from detlayer.ports import Bytes
+from detlayer.store import Spot, Store
+
+
+class Chunks:
+    """A `ChunkMemory` over the store. What is copied is held against its own blake3: a blob may be damaged."""
+
+    def __init__(self, store: Store, codec: Codec, *, recalls: bool = True) -> None:
+        self._store = store
+        self._codec = f"{codec.name} {codec.codec_class}".encode()
+        self._recalls = recalls
+        self._fds: dict[Digest, int] = {}
+        self._lock = Lock()
+        self.spots: list[tuple[bytes, Spot]] = []
+        """Keys and places of the new blob's chunks, in order."""
+        self.copied = 0
+        self.compressed = 0
+
+    def recall(self, fingerprint: bytes) -> bytes | None:
+        """Give the compressed bytes of a chunk; None if it has to be compressed."""
+        data = self._copy(self._key(fingerprint)) if self._recalls else None
+        with self._lock:
+            if data is None:
+                self.compressed += 1
+            else:
+                self.copied += 1
+        return data
+
+    def learn(self, fingerprint: bytes, offset_bytes: int, data: Bytes) -> None:
+        """Hear where in the new blob a chunk's compressed bytes are."""
+        spot = Spot(offset_bytes, len(data), blake3(data).digest())
+        self.spots.append((self._key(fingerprint), spot))
+
+    def close(self) -> None:
+        for fd in self._fds.values():
+            if fd >= 0:
+                os.close(fd)
+        self._fds.clear()
+
+    def _key(self, fingerprint: bytes) -> bytes:
+        return blake3(fingerprint + self._codec).digest()
+
+    def _copy(self, key: bytes) -> bytes | None:
+        found = self._store.traces.find_chunk(key)
+        if found is None:
+            return None
+        digest, spot = found
+        try:
+            data = os.pread(self._open(digest), spot.size_bytes, spot.offset_bytes)
+        except OSError:
+            return None
+        return data if blake3(data).digest() == spot.fingerprint else None
+
+    def _open(self, digest: Digest) -> int:
+        """Open a blob once; held open, it can't be taken away. Raises OSError."""
+        with self._lock:
+            fd = self._fds.get(digest)
+            if fd is None:
+                fd = -1
+                with suppress(OSError):
+                    fd = os.open(self._store.blobs.path(digest), os.O_RDONLY | os.O_NOFOLLOW)
+                self._fds[digest] = fd
+        return fd

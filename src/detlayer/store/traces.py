@@ -1,0 +1,95 @@
+"""Traces: what a step gave for a key, and the blobs that it made; where compressed chunks are. Never what a step is.
+
+A key is bytes of the caller's making that name all that the step depends on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from typing import NamedTuple
+
+import msgspec
+
+from detlayer.oci import Digest
+from detlayer.store.index import Index, Statement, seal, unseal
+
+_TOUCH_S = 3600  # how exactly it is known when something was last used
+
+
+class Spot(NamedTuple):
+    """Where in a blob a chunk's compressed bytes are, with their own blake3."""
+
+    offset_bytes: int
+    size_bytes: int
+    fingerprint: bytes
+
+
+class Traces:
+    """Results of steps, by key."""
+
+    def __init__(self, index: Index) -> None:
+        self._index = index
+
+    def get(self, key: bytes, now: int) -> bytes | None:
+        """Recall the results of a step; None if there is no trace. Its blobs are the caller's to ask for."""
+        rows = self._index.rows("SELECT results, used FROM trace WHERE key=?", (key,))
+        if not rows:
+            return None
+        if rows[0][1] < now - _TOUCH_S:
+            self._index.write(("UPDATE trace SET used=? WHERE key=?", [(now, key)]))
+        return unseal(key, rows[0][0])
+
+    def resembles(self, step: str, about: str = "") -> bool:
+        """Tell whether a step has any trace, or one of which the same was said."""
+        if about:
+            return bool(self._index.rows("SELECT 1 FROM trace WHERE step=? AND about=? LIMIT 1", (step, about)))
+        return bool(self._index.rows("SELECT 1 FROM trace WHERE step=? LIMIT 1", (step,)))
+
+    def put(
+        self,
+        key: bytes,
+        step: str,
+        results: bytes,
+        now: int,
+        *,
+        about: str = "",
+        blobs: Collection[Digest] = (),
+        chunks: Sequence[tuple[bytes, Digest, Spot]] = (),
+    ) -> bool:
+        """Keep the results of a step, with the blobs that they name and chunks in these; all or nothing.
+
+        `about` is what is known of them without the key. Tells whether it is kept.
+        """
+        statements: list[Statement] = [
+            (
+                "INSERT OR REPLACE INTO trace (key, step, about, results, used) VALUES (?, ?, ?, ?, ?)",
+                [(key, step, about, seal(key, results), now)],
+            ),
+            ("DELETE FROM trace_blob WHERE key=?", [(key,)]),
+            ("INSERT INTO trace_blob (key, digest) VALUES (?, ?)", [(key, one.hex) for one in set(blobs)]),
+            (
+                "INSERT OR REPLACE INTO chunk (key, digest, spot) VALUES (?, ?, ?)",
+                [(chunk, blob.hex, _pack(chunk, blob, spot)) for chunk, blob, spot in chunks],
+            ),
+        ]
+        return self._index.write(*statements)
+
+    def drop(self, key: bytes) -> None:
+        """Forget a trace that proved wrong."""
+        self._index.write(("DELETE FROM trace WHERE key=?", [(key,)]), ("DELETE FROM trace_blob WHERE key=?", [(key,)]))
+
+    def find_chunk(self, chunk: bytes) -> tuple[Digest, Spot] | None:
+        """Say where a chunk's compressed bytes are, or were."""
+        rows = self._index.rows("SELECT digest, spot FROM chunk WHERE key=?", (chunk,))
+        if not rows:
+            return None
+        blob = Digest(rows[0][0])
+        data = unseal(chunk + blob.hex.encode(), rows[0][1])
+        try:
+            return (blob, msgspec.msgpack.decode(data, type=Spot)) if data is not None else None
+        except msgspec.MsgspecError:
+            return None
+
+
+def _pack(chunk: bytes, blob: Digest, spot: Spot) -> bytes:
+    return seal(chunk + blob.hex.encode(), msgspec.msgpack.encode(spot))
