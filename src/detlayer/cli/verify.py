@@ -101,7 +101,7 @@ def _verify_lock(options: dict[str, Any], *, as_json: bool) -> int:
     """Pack what a project's lock is about, with nothing remembered; the exit says whether it came out the same."""
     from detlayer.building import Build
     from detlayer.building.request import Request
-    from detlayer.cli.projects import lock_path, open_store, read_lock, read_project
+    from detlayer.cli.projects import lock_path, open_workshop, read_lock, read_project
     from detlayer.oci import canonical_json
 
     if options["targets"] or options["rebuild"] or options["against"]:
@@ -111,7 +111,7 @@ def _verify_lock(options: dict[str, Any], *, as_json: bool) -> int:
     lock = read_lock(project)
     request = Request(images, policy="locked", lock=lock, only_layers=True, is_offline=True)
     with (
-        open_store({"no_cache": True}, console) as store,
+        open_workshop({"no_cache": True}, console) as store,
         Build(request, store, None, jobs=options["jobs"], reporter=console) as wired,
     ):
         report = wired.run()
