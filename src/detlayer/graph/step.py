@@ -59,10 +59,11 @@ class Call:
 class Step:
     """One step. `needs` names others by the role that they have for it; inputs come from them and from `inputs`.
 
-    `reads` names the results of others that count; all do if it is empty. `observe` looks at inputs that lie outside (a tree, a reference) when the step's turn has come. `is_intact` tells
-    whether what earlier results name is still there. `settled` stands for a trace where only the outside knows whether
-    there is anything to do: it gives the results if not, else the reason. `is_free` is for what only reads and costs
-    little: a run that is to change nothing runs it, too. `keeps` False runs it every time.
+    `reads` names the results of others that count; all do if it is empty. `observe` looks at inputs that lie outside
+    when the step's turn has come. `is_intact` tells whether what earlier results name is still there. `settled` stands
+    for a trace where only the outside knows whether there is anything to do: it gives the results if not, else the
+    reasons. `is_free` is for what only reads and costs little: a run that is to change nothing runs it, too. `keeps`
+    False runs it every time.
     """
 
     name: str
