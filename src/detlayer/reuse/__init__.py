@@ -7,7 +7,8 @@ What it gives is what a cold pack gives, byte by byte: a trace is found by the k
 from __future__ import annotations
 
 from detlayer.reuse.explanation import Explanation
+from detlayer.reuse.lookup import Reuse
 from detlayer.reuse.repack import repack
 from detlayer.reuse.sources import Sources
 
-__all__ = ["Explanation", "Sources", "repack"]
+__all__ = ["Explanation", "Reuse", "Sources", "repack"]
