@@ -310,6 +310,16 @@ def test_a_lease_of_a_killed_process_holds_nothing(cache: Path, tree: Path) -> N
     assert list((cache / "incoming").iterdir()) == []
 
 
+def test_half_written_blobs_go_with_the_next_pack(cache: Path, tree: Path) -> None:
+    (cache / "incoming").mkdir(parents=True)
+    (cache / "incoming" / "0123456789abcdef-000000000000").write_bytes(b"half")
+    with Store(str(cache)) as other:
+        writing = other.blobs.incoming()
+        pack_warm(cache, tree)
+        assert len(list((cache / "incoming").iterdir())) == 1
+        writing.discard()
+
+
 def test_the_least_recently_used_goes_first(cache: Path, tmp_path: Path) -> None:
     trees = [make_tree(tmp_path / name, {"x": counter_bytes(name, 100_000)}) for name in "abc"]
     digests = [pack_warm(cache, one, ahead_s=at * 10_000).layer.digest for at, one in enumerate(trees)]

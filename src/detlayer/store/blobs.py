@@ -83,6 +83,7 @@ class Blobs:
         self._lease.hold()
         home = os.path.join(self._directory, "incoming")
         os.makedirs(home, exist_ok=True)
+        self._lease.sweep()
         return Incoming(self, os.path.join(home, f"{self._lease.name}-{os.urandom(6).hex()}"))
 
     def put(self, data: bytes) -> Digest:

@@ -12,7 +12,6 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-import time
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from threading import RLock
@@ -22,6 +21,7 @@ from blake3 import blake3
 
 from detlayer.errors import printable
 from detlayer.ports import Reporter, Silence
+from detlayer.store.locks import lock
 from detlayer.store.place import make_directory
 
 if TYPE_CHECKING:
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 
 SCHEMA = 1
 _BUSY_S = 5.0
-_LOCK_S = 3.0
 _SEAL_BYTES = 16
 _FILES = ("index.sqlite", "index.sqlite-wal", "index.sqlite-shm", "index.sqlite-journal")
 
@@ -193,11 +192,11 @@ class Index:
             if not os.access(self.directory, os.W_OK):  # what can be read but never written only ages
                 raise PermissionError(errno.EROFS, "it can't be written to")
             self._lock_fd = os.open(os.path.join(self.directory, "index.lock"), os.O_RDWR | os.O_CREAT, 0o600)
-            if not _flock(self._lock_fd, fcntl.LOCK_SH):
+            if not lock(self._lock_fd, fcntl.LOCK_SH):
                 raise _BlockedError("another process is making it anew")
             connection = self._connect(bad)
             if connection is None:
-                if not _flock(self._lock_fd, fcntl.LOCK_EX):
+                if not lock(self._lock_fd, fcntl.LOCK_EX):
                     raise _BlockedError("it has to be made anew, and other processes have it open")
                 # Somebody else may have made it while we waited.
                 connection = self._connect(bad) or self._make()
@@ -327,18 +326,3 @@ def _inode(path: str) -> int:
         return os.stat(path).st_ino
     except FileNotFoundError:
         return 0
-
-
-def _flock(fd: int, how: int) -> bool:
-    """Take a lock of a file, waiting a little; tells whether it is ours."""
-    until = time.monotonic() + _LOCK_S
-    while True:
-        try:
-            fcntl.flock(fd, how | fcntl.LOCK_NB)
-            return True
-        except OSError as error:
-            if error.errno not in (errno.EAGAIN, errno.EACCES, errno.EINTR):
-                raise
-            if time.monotonic() >= until:
-                return False
-        time.sleep(0.01)

@@ -77,7 +77,7 @@ def take_stock(store: Store) -> Holdings:
         (store.index.rows(f"SELECT count(*) FROM {name}", (), (int,)) or [(0,)])[0][0] for name in tables
     ]
     with store.lease.collecting() as survey:
-        in_use = len(survey.digests)
+        in_use = len(survey.digests) if survey is not None else 0
     return Holdings(
         directory=store.directory,
         blobs=len(sizes),
@@ -107,7 +107,7 @@ def collect(store: Store, *, max_bytes: int | None = None, max_age_s: float | No
         for when, digest, size in found:
             if when >= oldest and (max_bytes is None or left_bytes <= max_bytes):
                 continue
-            if digest in survey.digests:
+            if survey is None or digest in survey.digests:
                 in_use += 1
                 continue
             with suppress(OSError):
@@ -116,7 +116,7 @@ def collect(store: Store, *, max_bytes: int | None = None, max_age_s: float | No
                 freed += size
                 left -= 1
                 left_bytes -= size
-        _sweep(os.path.join(store.directory, "incoming"), survey.leases)
+    store.lease.sweep()
     if gone:
         store.blobs.forget(gone)
     store.index.write(
@@ -173,12 +173,3 @@ def clear(store: Store) -> Collected:
     collected = collect(store, max_bytes=0)
     store.index.forget_all()
     return collected
-
-
-def _sweep(directory: str, leases: set[str]) -> None:
-    """Remove half-written blobs of processes that are no more."""
-    with suppress(OSError):
-        for name in os.listdir(directory):
-            if name.partition("-")[0] not in leases:
-                with suppress(OSError):
-                    os.unlink(os.path.join(directory, name))
