@@ -9,6 +9,7 @@ Steps hand each other digests; documents and blobs are on the desk.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
@@ -66,9 +67,9 @@ class Wiring:
                 return {"digest": str(root.digest)}
             if base.digest is not None:
                 return {"digest": str(base.digest)}
-            if request.policy == "locked" or (request.policy == "offline" and request.lock is not None):
-                assert request.lock is not None  # the request was checked
-                return {"digest": str(request.lock.base(str(base)).digest)}
+            lock = request.lock
+            if lock is not None and (request.policy == "locked" or str(base) in lock.bases):
+                return {"digest": str(lock.base(str(base)).digest)}
             return {"digest": str(ask_now(desk, base))}
 
         return self.add(
@@ -77,8 +78,11 @@ class Wiring:
 
     def fetch(self, base: BaseName, platform: Platform) -> str:
         """Bring the manifest and config that a platform gets of a base."""
-        desk, request = self._desk, self._request
+        desk, lock = self._desk, self._request.lock if self._request.policy == "locked" else None
         source = desk.base_source(base)
+        locked = ""
+        if lock is not None and isinstance(base, Reference) and not self._request.only_layers:
+            locked = str(lock.manifest(str(base), str(platform)))
 
         def run(call: Call) -> Values:
             name = str(base)
@@ -89,14 +93,12 @@ class Wiring:
                 data = desk.repository(base.name).get_manifest(str(digest)).data
                 desk.put(data)
             manifest = choose_manifest(parse_document(data, name), platform, name, source.document)
-            if request.policy == "locked" and request.lock is not None and isinstance(base, Reference):
-                locked = request.lock.manifest(name, str(platform))
-                if locked != manifest.digest:
-                    raise IntegrityError(
-                        "lock-differs",
-                        f"{name} has {manifest.digest} for {platform}, not {locked} as the lock says",
-                        "`detlayer lock` writes it anew",
-                    )
+            if locked not in ("", str(manifest.digest)):
+                raise IntegrityError(
+                    "lock-differs",
+                    f"{name} has {manifest.digest} for {platform}, not {locked} as the lock says",
+                    "`detlayer lock` writes it anew",
+                )
             read_base(manifest, platform, name, source)  # it has to be one, and its config be here
             desk.put(manifest.data)
             assert manifest.config is not None  # read_base has read it
@@ -111,7 +113,7 @@ class Wiring:
                 "fetch",
                 VERSIONS["fetch"],
                 run,
-                {"base": str(base), "platform": str(platform), "os.version": platform.os_version},
+                {"base": str(base), "platform": f"{platform} {platform.os_version}".rstrip(), "locked": locked},
                 {"base": self.resolve(base)},
                 is_intact=is_intact,
                 is_free=True,
@@ -155,7 +157,7 @@ class Wiring:
         """Pack a layer; one that names no platform is packed for all, and what is the same is packed once."""
         desk = self._desk
         named = layer.on(platform)
-        same = replace(named, name="")
+        same = replace(named, name="", directory=os.path.realpath(named.directory or "."))
         if same in self._packs:
             return self._packs[same]
         is_common = layer.is_common
