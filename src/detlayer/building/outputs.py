@@ -22,7 +22,8 @@ from detlayer.platforms import select
 from detlayer.ports import Sink, TransferReporter
 from detlayer.publishing import Survey, open_surveys, plan_surveyed, push
 from detlayer.remote import gather
-from detlayer.sink import FileOutput, LayoutWriter, write_docker_archive, write_oci_archive
+from detlayer.sink import FileOutput, LayoutWriter
+from detlayer.sink.archive import write_docker_archive, write_oci_archive
 
 _PIECE_BYTES = 1 << 20
 

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from detlayer import layer as layers
 from detlayer.building.desk import Desk
 from detlayer.config import LayerSettings
 from detlayer.config.settings import beside
-from detlayer.entry import Entry
 from detlayer.errors import ConfigError, OutputError, TreeError, printable
 from detlayer.graph import Call, Reason, Values
 from detlayer.image import Part
 from detlayer.layer import Layer
 from detlayer.oci import Descriptor, parse_digest
 from detlayer.packing import parse_destination, parse_source, resolve, warn_of_class
-from detlayer.reuse import Reuse
-from detlayer.tree import Selection, Source, takes, walk
+from detlayer.reuse import Reuse, Sources
+from detlayer.tree import Selection, Source, takes
 
 Warn = Callable[[str, str], None]
 
@@ -49,6 +48,7 @@ class Packer:
         self._outputs = outputs
         self._sources: list[Source] = []
         self._reuse: Reuse | None = None
+        self._taken: Sources | None = None
 
     def find(self, call: Call) -> Values | tuple[Reason, ...]:
         """Look for the layer of what is on disk now, without reading what is known; raises what a pack raises."""
@@ -62,17 +62,14 @@ class Packer:
         )
         store = self._desk.store
         self._keep_out()
-        self._reuse = Reuse(store, layer.codec, reporter=watch)
-
-        def entries() -> Iterator[Entry]:
-            watch.warnings.clear()
-            return self._walk(watch, call)
-
-        found = self._reuse.find(entries)
+        taken = self._taken = Sources(self._sources, layer.profile(), self._selection())
+        self._reuse = Reuse(store, layer.codec, taken, reporter=watch)
+        found = self._reuse.find()
         if found is not None:
-            call.facts.clear()
+            watch.warnings += taken.warnings
             self._done(found, watch)
             return values_of(found)
+        call.facts["bytes"] = sum(entry.size_bytes for entry in taken.entries())
         explanation = self._reuse.explanation
         examples = [Reason("outside", printable(path), after=f"({why})") for path, why in explanation.examples]
         return (Reason("outside", explanation.reason), *examples)
@@ -80,10 +77,11 @@ class Packer:
     def pack(self, call: Call) -> Values:
         """Pack what `find` looked at; raises what `packing.pack` raises, and TreeError if it is empty."""
         assert self._reuse is not None  # a step is looked at before it is run
+        assert self._taken is not None
         watch = _Watch(call)
         with self._reuse as reuse:
             made = layers.pack(
-                self._walk(watch, None),
+                self._taken.entries(),
                 reuse.blob,
                 codec=self._layer.codec,
                 jobs=self._jobs,
@@ -93,6 +91,7 @@ class Packer:
             )
             self._check(made)
             reuse.keep(made)
+        watch.warnings += self._taken.warnings
         self._done(made, watch)
         call.facts["bytes"] = made.size_bytes
         call.facts["chunks_copied"] = reuse.explanation.copied
@@ -105,9 +104,9 @@ class Packer:
             )
         return values_of(made)
 
-    def _walk(self, watch: _Watch, count: Call | None) -> Iterator[Entry]:
+    def _selection(self) -> Selection:
         layer = self._layer
-        selection = Selection(
+        return Selection(
             hardlinks=layer.hardlinks,
             special=layer.special,
             retime_pyc=layer.retime_pyc,
@@ -115,12 +114,6 @@ class Packer:
             opaques=tuple(map(parse_destination, layer.opaques)),
             allowed_parents=frozenset(map(parse_destination, layer.allow_parents)),
         )
-        size_bytes = 0
-        for entry in walk(self._sources, profile=layer.profile(), selection=selection, reporter=watch):
-            size_bytes += entry.size_bytes
-            yield entry
-        if count is not None:
-            count.facts["bytes"] = size_bytes
 
     def _check(self, made: Layer) -> None:
         """Refuse a layer without a file, which is a mistake more often than not."""
