@@ -149,7 +149,8 @@ class _Run:
             except BaseException as error:
                 done = Done(step, "failed", error=error)
             if done is not None:
-                self._land(replace(done, facts=dict(call.facts), seconds=self._clock() - started))
+                reasons = (*done.reasons, *call.reasons)
+                self._land(replace(done, reasons=reasons, facts=dict(call.facts), seconds=self._clock() - started))
 
     def _one(self, step: Step, needed: Mapping[str, Done], call: Call) -> Done | None:
         """See whether a step has to run, and run it; None if it waits for another that does the same."""
@@ -199,15 +200,17 @@ class _Run:
         is_old = last is not None and last.version != step.version
         if not isinstance(found, tuple) and not is_old and step.name not in self._forced:
             self._note_last(step, inputs, found, last)
-            return Done(step, "hit", found, is_same=last is not None and last.results == found)
+            same = last is not None and last.results == found
+            return Done(step, "hit", found, key_of(step, inputs), is_same=same)
         outside = found if isinstance(found, tuple) else ()
         reasons = (Reason("forced"),) if step.name in self._forced else (*compare(step, inputs, last), *outside)
         if self._is_dry and not step.is_free:
-            return Done(step, "would-run", reasons=reasons)
+            return Done(step, "would-run", key=key_of(step, inputs), reasons=reasons)
         self._news.put(step)
         results = dict(step.run(call))
         self._note_last(step, inputs, results, last)
-        return Done(step, "ran", results, reasons=reasons, is_same=last is not None and last.results == results)
+        same = last is not None and last.results == results
+        return Done(step, "ran", results, key_of(step, inputs), reasons, is_same=same)
 
     def _note_last(self, step: Step, inputs: dict[str, str], results: Values, last: Trace | None) -> None:
         """Remember what a step was run with, for the next run to compare."""
