@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 
 from detlayer.building.desk import Desk
 from detlayer.building.lock import ANY_PLATFORM, Lock, LockedBase, LockedLayer, differences
-from detlayer.building.outputs import publish_step, write_step
+from detlayer.building.publish import publish_step
 from detlayer.building.request import STAGES, BuildReport, BuiltImage, Request, label
 from detlayer.building.revision import describe
 from detlayer.building.steps import Wiring, locked_layer
@@ -82,6 +82,8 @@ class Build:
         if request.push:
             goals.append(wiring.add(publish_step(image, root, self.desk, transfers, is_dry=self._is_dry)))
         for output in request.outputs:
+            from detlayer.building.outputs import write_step  # most builds only push
+
             downloads = (
                 [wiring.bases.download(image.base, one) for one in image.platforms] if image.base is not None else []
             )
