@@ -25,7 +25,7 @@ from detlayer.building.request import Request, label
 from detlayer.building.versions import VERSIONS
 from detlayer.config import ImageSettings, LayerSettings
 from detlayer.graph import Call, Step, Values
-from detlayer.image import Base, Part, assemble, configure, index, scratch
+from detlayer.image import Base, Part, assemble, configure, index, runs_on, scratch
 from detlayer.names import Reference
 from detlayer.oci import BASE_DIGEST, BASE_NAME, Platform, canonical_json, parse_digest
 
@@ -158,8 +158,10 @@ class Wiring:
             parts = (*base.parts, *self._parts(image, call))
             made = assemble(config, parts, format=image.format, annotations={**own, **annotations})
             desk.put(made.data)
-            on = base.platform if base.platform.variant else platform
-            return {"digest": str(made.digest), "platform": canonical_json(on.to_document()).decode()}
+            return {
+                "digest": str(made.digest),
+                "platform": canonical_json(runs_on(base, platform).to_document()).decode(),
+            }
 
         return self.add(
             Step(
