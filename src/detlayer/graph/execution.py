@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
-from queue import Empty, SimpleQueue
+from queue import SimpleQueue
 from threading import Event as Flag
-from threading import Lock, Thread
+from threading import Lock, Semaphore, Thread
 
 from detlayer.graph.outcome import Done, Event, Outcome, Report
 from detlayer.graph.step import Call, Reason, Step, Stopped, Values, arrange
@@ -65,6 +65,8 @@ class _Run:
         self._report = report or (lambda event: None)
         self._clock = clock or (lambda: 0.0)
         self._stop = Flag()
+        self._gone = Semaphore(0)
+        """Released by each thread that has ended."""
         self._lock = Lock()
         self._waiting: dict[str, list[Step]] = {}
         """Keys that a step is busy with, and the steps that wait for its results."""
@@ -114,11 +116,12 @@ class _Run:
         except BaseException:
             self._stop.set()
             stop()
-            self._wait_for(under_way)
-            raise
-        finally:
+            self._dismiss(threads)
             for _ in threads:
-                self._todo.put(None)
+                if not self._gone.acquire(timeout=_GRACE_S):
+                    break
+            raise
+        self._dismiss(threads)
         return Outcome({step.name: self._done[step.name] for step in self._steps})
 
     def _blocker(self, step: Step) -> str | None:
@@ -127,30 +130,30 @@ class _Run:
                 return self._done[name].blocked_by or name
         return None
 
-    def _wait_for(self, under_way: int) -> None:
-        try:
-            while under_way:
-                if not isinstance(self._news.get(timeout=_GRACE_S), Step):
-                    under_way -= 1
-        except Empty:
-            return
+    def _dismiss(self, threads: Sequence[Thread]) -> None:
+        for _ in threads:
+            self._todo.put(None)
 
     # -- the other threads
 
     def _work(self) -> None:
         while (item := self._todo.get()) is not None:
-            step, needed = item
-            call = Call({role: one.values for role, one in needed.items()}, self._stop.is_set)
-            started = self._clock()
-            try:
-                done = self._one(step, needed, call)
-            except Stopped as error:
-                done = Done(step, "stopped", error=error)
-            except BaseException as error:
-                done = Done(step, "failed", error=error)
-            if done is not None:
-                reasons = (*done.reasons, *call.reasons)
-                self._land(replace(done, reasons=reasons, facts=dict(call.facts), seconds=self._clock() - started))
+            if not self._stop.is_set():
+                self._step(*item)
+        self._gone.release()
+
+    def _step(self, step: Step, needed: Mapping[str, Done]) -> None:
+        call = Call({role: one.values for role, one in needed.items()}, self._stop.is_set)
+        started = self._clock()
+        try:
+            done = self._one(step, needed, call)
+        except Stopped as error:
+            done = Done(step, "stopped", error=error)
+        except BaseException as error:
+            done = Done(step, "failed", error=error)
+        if done is not None:
+            reasons = (*done.reasons, *call.reasons)
+            self._land(replace(done, reasons=reasons, facts=dict(call.facts), seconds=self._clock() - started))
 
     def _one(self, step: Step, needed: Mapping[str, Done], call: Call) -> Done | None:
         """See whether a step has to run, and run it; None if it waits for another that does the same."""
