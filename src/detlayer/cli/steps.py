@@ -23,6 +23,7 @@ class Steps:
         self._as_json = as_json
         self._explain = explain
         self._is_silent = is_silent
+        self._moved: set[str] = set()
 
     def hear(self, event: Event) -> None:
         """Show what became of a step."""
@@ -55,6 +56,9 @@ class Steps:
             for reason in done.reasons:
                 if (reason.kind, reason.what) == ("input", "base.digest") and reason.before:
                     base = done.step.inputs["base"]
+                    if base in self._moved:  # for another platform
+                        return
+                    self._moved.add(base)
                     self._console.note(f"{base} has moved: {reason.before} → {reason.after}")
 
 
