@@ -10,7 +10,7 @@ import click
 
 from detlayer.cli import exits
 from detlayer.cli.common import cache_options, console_options, make_console
-from detlayer.cli.console import Console, size
+from detlayer.cli.console import Console, counted, size
 from detlayer.cli.network import network_options, open_memory, open_registries
 from detlayer.cli.transfers import Transfers
 from detlayer.errors import ConfigError
@@ -111,7 +111,9 @@ def show_plan(console: Console, plans: Sequence[Plan], *, as_json: bool) -> None
         if one.is_done:
             console.line("  nothing to do")
         else:
-            console.line(f"  {one.requests:,} requests and {size(one.upload_bytes)} to send, of {size(one.all_bytes)}")
+            console.line(
+                f"  {counted(one.requests, 'request')} and {size(one.upload_bytes)} to send, of {size(one.all_bytes)}"
+            )
     console.flush()
 
 
