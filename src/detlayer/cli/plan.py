@@ -33,7 +33,7 @@ _SOURCE = (
         "--source",
         metavar="REPOSITORY",
         multiple=True,
-        help="Mount or fetch blobs from here, where IMAGE's own are not needed.",
+        help="Another repository that may have IMAGE's blobs: they are mounted, or fetched, from there.",
     ),
 )
 
