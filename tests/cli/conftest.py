@@ -9,6 +9,7 @@ import pytest
 
 from tests.cli.command import CommandLine
 from tests.contracts.fixtures import StartReal, StartStrict
+from tests.contracts.servers import Server
 
 
 @pytest.fixture
@@ -16,5 +17,5 @@ def detlayer(tmp_path: Path, start_strict: StartStrict, start_real: StartReal) -
     """Run detlayer as a process; no secret of any registry of the test may be in what it printed or remembered."""
     line = CommandLine(tmp_path)
     yield line
-    servers = [*start_strict.started, *start_real.running.values()]
+    servers: list[Server] = [*start_strict.started, *start_real.running.values()]
     assert line.leaks(secret for server in servers for secret in server.secrets) == set()

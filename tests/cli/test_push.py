@@ -163,7 +163,7 @@ def test_a_whole_index(detlayer: CommandLine, open_server: Server, index: str, l
     assert said.exit == 0
     stored = open_server.manifest("team/all", said.stdout.strip())
     assert stored is not None
-    assert [child["digest"] for child in json.loads(stored[1])["manifests"]][0] == index
+    assert next(child["digest"] for child in json.loads(stored[1])["manifests"]) == index
     assert broken_tags(open_server) == {}
 
 

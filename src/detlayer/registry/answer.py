@@ -132,7 +132,9 @@ def error_of(refusal: Refusal, what: str, host: str) -> RegistryError:
         return RefusedError(refusal, "registry-read-only", said, "is the registry read-only, or a mirror?")
     if status == 429 or status >= 500:
         return UnavailableError(
-            "registry-busy", f"can't {what}: {host} has no time now ({refusal})", "try again later, or raise --retries"
+            "registry-busy",
+            f"can't {what}: {host} has no time now ({refusal})",
+            "try again later, or raise --retries and --timeout",
         )
     if status == 413:
         return RefusedError(
