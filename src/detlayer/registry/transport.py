@@ -6,6 +6,7 @@ The only module that knows httpx; its errors become ours here. Every answer is b
 from __future__ import annotations
 
 import random
+import re
 import ssl
 import sys
 import threading
@@ -34,6 +35,7 @@ _BUSY = frozenset((429, 500, 502, 503, 504))
 _REDIRECTS = frozenset((301, 302, 303, 307, 308))
 _FIRST_WAIT_S = 0.25
 _LONGEST_WAIT_S = 30.0
+_ERRNO = re.compile(r"^\[Errno -?[0-9]+\] ")
 _LOOPBACK = ("localhost", "127.", "[::1]")
 
 Method = Literal["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"]
@@ -138,7 +140,7 @@ class Answer:
 
     def pieces(self) -> Iterator[bytes]:
         """Read the body as it comes, undecoded; raises UnavailableError when it breaks off."""
-        with _translated(self.host):
+        with _translated(self.url):
             for piece in self._response.iter_raw():
                 self._transport.pace.check()
                 self._transport.counts.add(received_bytes=len(piece))
@@ -279,7 +281,7 @@ class Transport:
         elif data is not None:
             self.counts.add(sent_bytes=len(data))
         self.counts.add(**{"auth" if auth else "requests": 1})
-        with _translated(host):
+        with _translated(url):
             request = client.build_request(method, url, headers=sent, content=content)
             response = client.send(request, stream=True)
         if self._log is not None:
@@ -431,29 +433,40 @@ def _context(network: Network, kind: str) -> ssl.SSLContext:
     except (OSError, ssl.SSLError, ValueError) as error:
         named = ", ".join(filter(None, (network.ca_file, network.client_cert, network.client_key)))
         raise ConfigError(
-            "certificate-unreadable", f"{printable(named)}: {error}", "name certificates in PEM files"
+            "certificate-unreadable", f"{printable(named)}: {_plain(error)}", "name certificates in PEM files"
         ) from error
     return context
 
 
 @contextmanager
-def _translated(host: str) -> Iterator[None]:
+def _translated(url: str) -> Iterator[None]:
     """Turn httpx's errors into ours."""
     load_httpx()
     import httpx
 
-    shown = printable(host)
+    parts = urlsplit(url)
+    shown = printable(parts.netloc)
+    hint = (
+        "try again"
+        if parts.scheme == "https"
+        else "try again; if it has TLS, name the CA of its certificate: --ca-file"
+    )
     try:
         yield
     except httpx.ConnectError as error:
-        if (reason := _tls_reason(error)) is not None:
+        if (tls := _tls_error(error)) is not None:
+            what = f"no TLS with {shown}: {printable(str(tls.reason or tls))}"
+            if isinstance(tls, ssl.SSLCertVerificationError):
+                what = f"the certificate of {shown} does not hold: {printable(tls.verify_message)}"
             raise RejectedError(
                 "registry-tls",
-                f"the certificate of {shown} does not hold: {reason}",
-                "name the CA that signed it with --ca-file; a registry without TLS wants --insecure-registry",
+                what,
+                f"name the CA that signed it with --ca-file; if it has no TLS, add --insecure-registry {shown}",
             ) from error
         raise UnavailableError(
-            "registry-unreachable", f"{shown} can't be reached: {error}", "check the name, the port and the network"
+            "registry-unreachable",
+            f"{shown} can't be reached: {_plain(error)}",
+            "check the name, the port and the network",
         ) from error
     except httpx.TimeoutException as error:
         raise UnavailableError(
@@ -461,29 +474,28 @@ def _translated(host: str) -> Iterator[None]:
         ) from error
     except httpx.ProxyError as error:
         raise UnavailableError(
-            "proxy-failed", f"the proxy did not lead to {shown}: {error}", "check HTTPS_PROXY and NO_PROXY"
+            "proxy-failed", f"the proxy did not lead to {shown}: {_plain(error)}", "check HTTPS_PROXY and NO_PROXY"
         ) from error
     except httpx.UnsupportedProtocol as error:
         raise garbage(shown, "with an address that is none") from error
     except (httpx.RemoteProtocolError, httpx.LocalProtocolError) as error:
-        raise UnavailableError(
-            "registry-broke-off", f"{shown} broke off: {printable(str(error))}", "try again; is this a registry?"
-        ) from error
+        raise UnavailableError("registry-broke-off", f"{shown} broke off: {_plain(error)}", hint) from error
     except (httpx.TransportError, httpx.StreamError) as error:
         raise UnavailableError(
-            "registry-broke-off", f"the connection to {shown} broke: {printable(str(error))}", "try again"
+            "registry-broke-off", f"the connection to {shown} broke: {_plain(error)}", hint
         ) from error
     except httpx.InvalidURL as error:
         raise garbage(shown, f"with an address that is none: {error}") from error
 
 
-def _tls_reason(error: BaseException) -> str | None:
-    """Find the word of TLS in the causes of an error."""
+def _tls_error(error: BaseException) -> ssl.SSLError | None:
+    """Find what TLS said among the causes of an error."""
     seen: BaseException | None = error
-    while seen is not None:
-        if isinstance(seen, ssl.SSLCertVerificationError):
-            return printable(seen.verify_message)
-        if isinstance(seen, ssl.SSLError):
-            return printable(str(seen.reason or seen))
+    while seen is not None and not isinstance(seen, ssl.SSLError):
         seen = seen.__cause__ or seen.__context__
-    return None
+    return seen
+
+
+def _plain(error: Exception) -> str:
+    """Show an error without the number that the system has for it."""
+    return printable(_ERRNO.sub("", str(error)))
