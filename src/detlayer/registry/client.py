@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, NamedTuple
-from urllib.parse import urljoin, urlsplit, urlunsplit
+from urllib.parse import urlsplit, urlunsplit
 
 import msgspec
 
@@ -28,6 +28,7 @@ from detlayer.oci import (
     parse_digest,
 )
 from detlayer.ports import Body
+from detlayer.registry.address import checked, join, origin
 from detlayer.registry.answer import RefusedError, error_of, garbage
 from detlayer.registry.auth import Authorizer, Challenge, Scope, pull, push
 from detlayer.registry.transport import Answer, Method, Transport, follow
@@ -236,10 +237,10 @@ class Repository:
             link = _next_link(answer.header("link"))
             if not link:
                 return found
-            after = urljoin(url, link)
-            if urlsplit(after).netloc != urlsplit(url).netloc or after == url:
+            after = self.trusted(join(url, link))
+            if not self._is_own(after) or after == url:
                 raise garbage(self.name.registry, "a list of tags that goes on elsewhere")
-            url = self._https(after)
+            url = after
         raise garbage(self.name.registry, "a list of tags without end")
 
     def referrers(self, subject: Digest) -> list[Descriptor]:
@@ -349,14 +350,16 @@ class Repository:
     def location(self, answer: Answer) -> str:
         """Read where an upload goes on: relative or not, on this host by HTTPS if that is how we speak to it."""
         text = answer.header("location")
-        target = urljoin(answer.url, text)
-        parts = urlsplit(target)
-        if not text or parts.scheme not in ("http", "https") or not parts.netloc:
+        if not text:
             raise garbage(self.name.registry, "an upload without a Location")
-        return self._https(target)
+        return self.trusted(join(answer.url, text))
 
-    def _https(self, url: str) -> str:
-        """A registry behind a proxy that ends TLS may believe that it speaks plain HTTP."""
+    def trusted(self, url: str) -> str:
+        """Check an address that this registry gave once. Raises RegistryError.
+
+        A registry behind a proxy that ends TLS may believe that it speaks plain HTTP: then it is spoken to by HTTPS.
+        """
+        url = checked(url, self.name.registry)
         parts, base = urlsplit(url), urlsplit(self._base)
         if base.scheme == "https" and parts.scheme == "http":
             if parts.hostname != base.hostname:
@@ -369,8 +372,7 @@ class Repository:
         return url
 
     def _is_own(self, url: str) -> bool:
-        parts, base = urlsplit(url), urlsplit(self._base)
-        return (parts.scheme, parts.netloc) == (base.scheme, base.netloc)
+        return origin(url) == origin(self._base)
 
 
 def fallback_tag(subject: Digest) -> str:
