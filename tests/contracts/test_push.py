@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from collections.abc import Callable
 from pathlib import Path
@@ -10,11 +11,11 @@ import pytest
 
 from detlayer.errors import ConfigError, IntegrityError, LayerError
 from detlayer.oci import canonical_json
-from detlayer.plan import parse_plans, plans_document
+from detlayer.plan.document import parse_plans, plans_document
 from tests.contracts.claims import assert_has, broken_tags, seed
 from tests.contracts.images import Layout, artifact, base_of, image, platforms
 from tests.contracts.pushing import Client, blob_bytes, counted
-from tests.contracts.servers import Server
+from tests.contracts.servers import Kind, RealRegistry, Server
 from tests.contracts.strict import StrictRegistry
 
 Start = Callable[..., StrictRegistry]
@@ -320,3 +321,30 @@ def test_by_digest(open_server: Server, layout: Layout) -> None:
     with pytest.raises(ConfigError) as caught:
         Client(open_server).push(layout, f"team/app@sha256:{'0' * 64}")
     assert caught.value.code == "digest-differs"
+
+
+def test_a_plan_that_believes_what_is_not_so(start_real: Callable[[Kind], RealRegistry], layout: Layout) -> None:
+    """It says that blobs and manifests are there: the registry says what is not, and gets it."""
+    server = start_real("open")
+    index = layout.tag(platforms(layout), "image")
+    client = Client(server)
+    (made,) = client.plan(layout, "team/app:1")
+    lies = dataclasses.replace(
+        made,
+        blobs=tuple(dataclasses.replace(step, action="present", source=None) for step in made.blobs),
+        manifests=tuple(dataclasses.replace(step, action="present") for step in made.manifests),
+    )
+    client.push(layout, "team/app:1", plans=[lies])
+    assert_has(server, "team/app", "1", layout, index)
+
+
+def test_a_plan_for_other_tags(open_server: Server, layout: Layout) -> None:
+    layout.tag(image(layout), "image")
+    client = Client(open_server)
+    made = client.plan(layout, "team/app:1", "team/app:2")
+    with pytest.raises(ConfigError) as caught:
+        client.push(layout, "team/app:1", plans=made)
+    assert caught.value.code == "plan-differs"
+    assert open_server.tags("team/app") == {}
+    with pytest.raises(ConfigError, match="the plan is for "):
+        client.push(layout, "team/other:1", plans=[*made, *client.plan(layout, "team/other:1")])

@@ -76,7 +76,7 @@ def push(ctx: click.Context, /, **options: Any) -> None:
 
 
 def _read_plans(path: str | None) -> list[Plan] | None:
-    from detlayer.plan import parse_plans
+    from detlayer.plan.document import parse_plans
 
     if path is None:
         return None

@@ -124,6 +124,9 @@ def push(
             whole = whole or Wanted(gather(image, root).documents, fresh)
             plan = given.get(name)
             if plan is not None:
+                from detlayer.plan.document import agree
+
+                agree(plan, whole, tags)
                 survey.adopt(plan)
             else:
                 survey.investigate(whole, hints)
@@ -176,9 +179,13 @@ def _check_plans(
     plans: Sequence[Plan], places: dict[RepositoryName, list[str]], root: Digest
 ) -> dict[RepositoryName, Plan]:
     given = {one.name: one for one in plans}
-    for name in places:
-        if name not in given:
-            raise ConfigError("plan-differs", f"the plan is not for {name}", "make the plan for the same references")
+    for name in {**places, **given}:
+        if name not in given or name not in places:
+            raise ConfigError(
+                "plan-differs",
+                f"the plan is {'not ' if name in places else ''}for {name}",
+                "make the plan for the same references",
+            )
         if given[name].root != root:
             raise ConfigError(
                 "plan-differs", f"the plan is for {given[name].root}, and the image is {root}", "make the plan anew"
@@ -194,5 +201,5 @@ def _moved(plan: Plan | None, survey: Survey) -> tuple[str, ...]:
     return tuple(
         tag
         for tag in survey.tags
-        if tag not in seen or seen[tag] != (named.digest if (named := survey.facts.tags[tag]) else None)
+        if tag in seen and seen[tag] != (named.digest if (named := survey.facts.tags[tag]) else None)
     )
