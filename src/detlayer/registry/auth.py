@@ -178,7 +178,7 @@ class Authorizer:
                     return not used
                 self._tokens = [token for token in self._tokens if f"Bearer {token.text}" != used]
                 # A token may have expired, and the next one before its turn came; a scope does not grow.
-                return not used or (times < 3 or chosen.parameters.get("error") != "insufficient_scope")
+                return not used or (times < 2 or chosen.parameters.get("error") != "insufficient_scope")
             return False
 
     def _can_basic(self) -> bool:

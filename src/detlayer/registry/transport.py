@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     import httpx
 
 PIECE_BYTES = 256 << 10
-_MAX_REDIRECTS = 5
 _MAX_HEADER = 8192
 _BUSY = frozenset((429, 500, 502, 503, 504))
 _REDIRECTS = frozenset((301, 302, 303, 307, 308))

@@ -141,17 +141,24 @@ class _Upload:
         """Open a session; None if the blob was mounted instead. A mount that fails never fails a push."""
         post = self._repository.url("blobs/uploads/")
         if mount_from is not None:
-            answer = self._repository.call("POST", f"{post}?mount={self._blob.digest}&from={mount_from.repository}", {})
-            if answer.status == 201:
+            answer = self._mount(f"{post}?mount={self._blob.digest}&from={mount_from.repository}")
+            if answer is not None and answer.status == 201:
                 answer.drain()
                 return None
-            if answer.status == 202:
+            if answer is not None and answer.status == 202:
                 return self._opened(answer)
-            answer.drain()
+            if answer is not None:
+                answer.drain()
         answer = self._repository.call("POST", post, {})
         if answer.status != 202:
             raise self._error(answer, "POST")
         return self._opened(answer)
+
+    def _mount(self, url: str) -> Answer | None:
+        try:
+            return self._repository.call("POST", url, {})
+        except (AuthError, RejectedError):  # we may push here, and not pull there
+            return None
 
     def _opened(self, answer: Answer) -> Session:
         minimum = answer.header("oci-chunk-min-length")
