@@ -13,7 +13,7 @@ from detlayer.cli.console import Console, size
 from detlayer.cli.network import network_options, open_memory, open_registries
 from detlayer.cli.plan import open_image_named, read_hints, read_references, show_plan, source_options
 from detlayer.cli.transfers import Transfers
-from detlayer.errors import ConfigError, printable
+from detlayer.errors import ConfigError, DetlayerError, printable
 
 if TYPE_CHECKING:
     from detlayer.plan import Plan
@@ -91,7 +91,7 @@ def _show(console: Console, report: PushReport, transfers: Transfers, *, as_json
     from detlayer.oci import canonical_json
 
     for result in report.results:
-        _say(console, result)
+        _say(console, result, report.first_error)
     ok = [one for one in report.results if one.first_error is None and not one.moved]
     if as_json:
         document = {
@@ -112,7 +112,8 @@ def _show(console: Console, report: PushReport, transfers: Transfers, *, as_json
     )
 
 
-def _say(console: Console, result: PushResult) -> None:
+def _say(console: Console, result: PushResult, raised: DetlayerError | None) -> None:
+    """Say what became of each tag, and why it failed; the error that the command ends with is said at its end."""
     for moved in result.moved:
         console.warning(
             "plan-stale", f"{result.name}:{moved} has moved since the plan was made: nothing was pushed there"
@@ -121,5 +122,8 @@ def _say(console: Console, result: PushResult) -> None:
     for tag in result.tags:
         joint = "@" if tag.tag.startswith("sha256:") else ":"
         console.note(f"{result.name}{joint}{tag.tag} {words[tag.state]}")
-    if result.error is not None:
+    if result.error is not None and not result.tags:
         console.note(f"{result.name} failed")
+    for error in dict.fromkeys(filter(None, (result.error, *(tag.error for tag in result.tags)))):
+        if error is not raised:
+            console.warning(error.code, error.message)

@@ -104,7 +104,8 @@ def push(
     """
     memory, reporter = memory or Amnesia(), reporter or SilentTransfers()
     hints = _with_origin(image, hints)
-    origin = next(iter(hints.sources), None)
+    own = (image.origin,) if image.origin is not None else ()
+    origins = tuple(registries.repository(source) for source in dict.fromkeys((*own, *hints.sources)))
     root = image.root
     places = _by_repository(references, root.digest)
     given = _check_plans(plans, places, root.digest) if plans is not None else {}
@@ -140,13 +141,14 @@ def push(
                 survey.facts,
                 memory,
                 reporter,
-                registries.repository(origin) if origin is not None else None,
+                origins,
             )
             done = carrier.carry_out(plan)
             results.append(PushResult(name, root.digest, tuple(done), plan))
             hints = Hints((*hints.sources, name))  # the next repository of this registry can mount from here
         except DetlayerError as error:
-            results.append(PushResult(name, root.digest, (), plan, error))
+            failed = tuple(TagResult(tag, "failed", error) for tag in tags)
+            results.append(PushResult(name, root.digest, failed, plan, error))
     counts = registries.transport.counts
     return PushReport(tuple(results), counts.requests, counts.sent_bytes)
 
@@ -154,7 +156,7 @@ def push(
 def _with_origin(image: Image, hints: Hints | None) -> Hints:
     named = hints.sources if hints is not None else ()
     origin = (image.origin,) if image.origin is not None else ()
-    return Hints((*named, *origin))
+    return Hints(tuple(dict.fromkeys((*named, *origin))))
 
 
 def _by_repository(references: Sequence[Reference], root: Digest) -> dict[RepositoryName, list[str]]:
