@@ -11,7 +11,7 @@ from threading import RLock
 from detlayer.building.traces import StoreTraces
 from detlayer.documents import Document, parse_document
 from detlayer.errors import LayerError, UnavailableError
-from detlayer.layout import FileBody, OpenedImage, OpenFile, open_file, open_image
+from detlayer.layout import OpenedImage, open_image
 from detlayer.names import Reference, RepositoryName
 from detlayer.oci import Descriptor, Digest, digest_of
 from detlayer.ports import Body
@@ -122,24 +122,13 @@ class Desk:
 
     # -- blobs
 
-    def find(self, digest: Digest) -> OpenFile | None:
-        """Open a blob of the store; None if it is not there."""
-        if not self.store.blobs.pin(digest):
-            return None
-        try:
-            return open_file(self.store.blobs.path(digest))
-        except LayerError:
-            return None
-
     def body(self, blob: Descriptor) -> Body | None:
-        """Name a blob's bytes in the store; None if it has not as many of them."""
-        file = self.find(blob.digest)
-        if file is None:
-            data = self._documents.get(blob.digest)  # the store may not be able to keep any
-            return BytesBody(data) if data is not None else None
-        with file:
-            is_whole = file.size_bytes == blob.size_bytes
-        return FileBody(blob.digest, blob.size_bytes, self.find) if is_whole else None
+        """Name a blob's bytes in the store; None if it has not as many of them, intact."""
+        body = self.store.blobs.body(blob.digest)
+        if body is not None and body.size_bytes == blob.size_bytes:
+            return body
+        data = self._documents.get(blob.digest)  # the store may not be able to keep any
+        return BytesBody(data) if data is not None else None
 
 
 @dataclass(frozen=True, slots=True)

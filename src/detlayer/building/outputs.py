@@ -16,35 +16,40 @@ from detlayer.errors import ConfigError, IntegrityError, LayerError, TreeError
 from detlayer.graph import Call, Reason, Step, Values
 from detlayer.lanes import Job, work_off
 from detlayer.layout import open_image
+from detlayer.names import RepositoryName
 from detlayer.oci import Descriptor, Digest, Platform, parse_digest
 from detlayer.platforms import select
 from detlayer.ports import Sink, TransferReporter
 from detlayer.publishing import Survey, open_surveys, plan_surveyed, push
 from detlayer.remote import gather
-from detlayer.sink import FileOutput, LayoutWriter, write_docker_archive, write_oci_archive
+from detlayer.sink import FileOutput, LayoutWriter
+from detlayer.sink.archive import write_docker_archive, write_oci_archive
 
 _PIECE_BYTES = 1 << 20
 
 
 def publish_step(image: ImageSettings, root: str, desk: Desk, reporter: TransferReporter, *, is_dry: bool) -> Step:
     """Push an image to all its repositories and tags, of which each is asked first, once."""
-    surveys: dict[str, Survey] = {}
+    surveys: dict[RepositoryName, Survey] = {}
 
     def made(call: Call) -> Made:
         return Made(desk, desk.document(parse_digest(call["image"]["digest"])), image.base)
 
-    def settled(call: Call) -> Values | Reason:
+    def settled(call: Call) -> Values | tuple[Reason, ...]:
         whole = made(call)
         found = open_surveys(whole.root, image.references, desk.registries, memory=desk.store.memory)
-        surveys.update({str(name): survey for name, survey in found.items()})
+        surveys.update(found)
+        reasons = []
         for reference in image.references:
             named = found[reference.name].facts.tags[reference.tag]
             if named is None or named.digest != whole.root.digest:
-                if is_dry:
-                    for plan in plan_surveyed(whole, found):
-                        call.add("bytes", plan.upload_bytes)
-                return Reason("target", str(reference), str(named.digest) if named else "", str(whole.root.digest))
-        return call["image"]
+                reasons.append(
+                    Reason("target", str(reference), str(named.digest) if named else "", str(whole.root.digest))
+                )
+        if reasons and is_dry:
+            for plan in plan_surveyed(whole, found):
+                call.add("bytes", plan.upload_bytes)
+        return tuple(reasons) or call["image"]
 
     def run(call: Call) -> Values:
         whole = made(call)
@@ -53,7 +58,7 @@ def publish_step(image: ImageSettings, root: str, desk: Desk, reporter: Transfer
             image.references,
             desk.registries,
             memory=desk.store.memory,
-            surveys={survey.repository.name: survey for survey in surveys.values()},
+            surveys=surveys,
             reporter=reporter,
         )
         call.add("bytes", sum(one.plan.upload_bytes for one in report.results if one.plan is not None))
@@ -116,7 +121,7 @@ def write_step(
             file.commit()
         return {"digest": str(made.root.digest), "file": _stamp(path)}
 
-    def settled(call: Call) -> Values | Reason:
+    def settled(call: Call) -> Values | tuple[Reason, ...]:
         root_document = document(call)
         wanted = str(root_document.digest)
         if output.kind == "oci":
@@ -126,7 +131,7 @@ def write_step(
             has = engine.identity(output.kind, str(names[0]))
             if config is not None and has == str(config.digest):
                 has = wanted
-        return call["image"] if has == wanted else Reason("target", where, has, wanted)
+        return call["image"] if has == wanted else (Reason("target", where, has, wanted),)
 
     is_live = output.kind not in ("oci-archive", "docker-archive")
     return Step(

@@ -65,6 +65,7 @@ class Request:
     policy: Policy = "always"
     lock: Lock | None = None
     until: Stage | None = None
+    only_layers: bool = False
     scope: str = ""
     host: Platform | None = None
     forced: bool = False

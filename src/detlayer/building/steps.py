@@ -20,7 +20,7 @@ from detlayer.building.bases import choose_manifest, read_base
 from detlayer.building.desk import BaseName, Desk
 from detlayer.building.fetching import ask_now, bring
 from detlayer.building.lock import LockedLayer, check
-from detlayer.building.packing import Watch, pack_layer, part_of
+from detlayer.building.packing import Packer, part_of
 from detlayer.building.request import Request
 from detlayer.building.versions import VERSIONS
 from detlayer.config import ImageSettings, LayerSettings
@@ -161,13 +161,11 @@ class Wiring:
         is_common = layer.is_common
         name = f"pack {image.name}/{layer.name}" + ("" if is_common else f" {platform}")
 
-        def run(call: Call) -> Values:
-            values = pack_layer(named, desk, jobs=self._pack_jobs, reporter=Watch(call, self._warn))
-            call.add("bytes", int(values["size"]))
-            return values
-
+        packer = Packer(named, desk, jobs=self._pack_jobs, warn=self._warn, outputs=_paths(self._request))
         self._packs[same] = name
-        return self.add(Step(name, "pack", VERSIONS["pack"], run, settings_of(named), keeps=False))
+        return self.add(
+            Step(name, "pack", VERSIONS["pack"], packer.pack, settings_of(named), settled=packer.find, keeps=False)
+        )
 
     # -- images
 
@@ -230,6 +228,7 @@ class Wiring:
                 run,
                 inputs,
                 needs,
+                frozenset(("manifest", "config", "diff-id")),
                 observe=observe,
                 is_intact=lambda values: desk.known(parse_digest(values["config"])) is not None,
                 is_free=True,
@@ -258,6 +257,7 @@ class Wiring:
                 run,
                 {"format": image.format, "annotations": text_of(annotations), "base": str(image.base or "scratch")},
                 needs,
+                frozenset(("manifest", "config", "digest", "media-type")),
                 is_intact=lambda values: desk.known(parse_digest(values["digest"])) is not None,
                 is_free=True,
             )
@@ -296,6 +296,16 @@ class Wiring:
         )
 
 
+def _paths(request: Request) -> tuple[tuple[str, bool], ...]:
+    """Name what a build writes, and whether it is a directory: no layer may hold it."""
+    return tuple(
+        (path, one.kind == "oci")
+        for one in request.outputs
+        for each in request.images
+        if (path := one.path_for(each.name))
+    )
+
+
 def base_annotations(base: BaseName | None, digest: str) -> dict[str, str]:
     """Say what an image stands on (image-spec annotations.md); a layout has no name that means anything elsewhere."""
     if base is None:
@@ -311,7 +321,7 @@ def locked_layer(values: Values) -> LockedLayer:
 
 def settings_of(layer: LayerSettings) -> dict[str, str]:
     """Give a layer's settings as inputs of a step, by key, so that what changed can be named."""
-    document = msgspec.to_builtins(layer)
+    document = {**msgspec.to_builtins(layer), "codec": layer.codec.name}
     return {name: text_of(value) for name, value in document.items() if name != "name"}
 
 

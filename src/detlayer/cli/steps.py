@@ -73,10 +73,16 @@ def reason_text(reason: Reason) -> str:
             return "it was asked for"
         case "always":
             return "it is asked anew in every build"
+        case "outside":
+            return f"{printable(reason.what)} {reason.after}".rstrip()
         case "target":
             return f"{reason.what} has {_short(reason.before)}, not {_short(reason.after)}"
         case "upstream":
             return f"{reason.what} has to run first"
+
+
+def _steps(count: int) -> str:
+    return f"{count:,} step{'s' * (count != 1)}"
 
 
 def _short(text: str) -> str:
@@ -152,7 +158,7 @@ def show_report(console: Console, report: BuildReport, *, as_json: bool, is_dry:
     failed = sum(one.state in ("failed", "blocked") for one in steps)
     console.note(
         f"{len(report.images)} image{'s' * (len(report.images) != 1)}: "
-        + (f"{would:,} steps would run" if is_dry else f"{ran:,} steps run")
+        + (f"{_steps(would)} would run" if is_dry else f"{_steps(ran)} run")
         + (f", {failed:,} failed or left out" if failed else "")
         + f", {report.requests:,} requests, {size(report.sent_bytes)} sent, {seconds:.1f} s"
     )

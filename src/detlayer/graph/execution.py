@@ -157,20 +157,19 @@ class _Run:
         unknown = next((role for role, one in needed.items() if one.state == "would-run"), None)
         if unknown is not None:
             return Done(step, "would-run", reasons=(Reason("upstream", unknown),))
-        if step.settled is not None:
-            return self._live(step, step.settled, call)
         inputs = dict(step.inputs)
         for role, one in needed.items():
-            inputs.update({f"{role}.{name}": value for name, value in one.values.items()})
+            inputs.update({f"{role}.{name}": value for name, value in one.values.items() if _counts(step, name)})
         if step.observe is not None:
             inputs.update(step.observe(call))
+        if step.settled is not None:
+            return self._live(step, step.settled, inputs, call)
         key = key_of(step, inputs)
         trace = recall(self._traces, key) if step.keeps else None
         last = recall(self._traces, last_key(self._scope, step))
         reasons = self._reasons(step, inputs, trace, last)
         if trace is not None and not reasons:
-            if last is None or last.inputs != inputs or last.version != step.version:
-                keep(self._traces, last_key(self._scope, step), trace)
+            self._note_last(step, inputs, trace.results, last)
             return Done(step, "hit", trace.results, key, is_same=last is not None and last.results == trace.results)
         if self._is_dry and not step.is_free:
             return Done(step, "would-run", key=key, reasons=reasons)
@@ -186,23 +185,35 @@ class _Run:
         except BaseException as error:
             failed = Done(step, "failed", key=key, reasons=reasons, error=error)
             return replace(failed, state="stopped") if isinstance(error, Stopped) else failed
-        made = Trace(step.version, inputs, results)
         if step.keeps and not self._is_dry:
-            keep(self._traces, key, made)
-        if not self._is_dry:
-            keep(self._traces, last_key(self._scope, step), made)
+            keep(self._traces, key, Trace(step.version, inputs, results))
+        self._note_last(step, inputs, results, last)
         return Done(step, "ran", results, key, reasons, is_same=last is not None and last.results == results)
 
-    def _live(self, step: Step, settled: Callable[[Call], Values | Reason], call: Call) -> Done:
+    def _live(
+        self, step: Step, settled: Callable[[Call], Values | tuple[Reason, ...]], inputs: dict[str, str], call: Call
+    ) -> Done:
         """Run a step of which only the outside knows whether it has to be."""
-        answer = settled(call)
-        if not isinstance(answer, Reason) and step.name not in self._forced:
-            return Done(step, "hit", answer)
-        reasons = (answer if isinstance(answer, Reason) else Reason("forced"),)
+        last = recall(self._traces, last_key(self._scope, step))
+        found = settled(call)
+        is_old = last is not None and last.version != step.version
+        if not isinstance(found, tuple) and not is_old and step.name not in self._forced:
+            self._note_last(step, inputs, found, last)
+            return Done(step, "hit", found, is_same=last is not None and last.results == found)
+        outside = found if isinstance(found, tuple) else ()
+        reasons = (Reason("forced"),) if step.name in self._forced else (*compare(step, inputs, last), *outside)
         if self._is_dry and not step.is_free:
             return Done(step, "would-run", reasons=reasons)
         self._news.put(step)
-        return Done(step, "ran", dict(step.run(call)), reasons=reasons)
+        results = dict(step.run(call))
+        self._note_last(step, inputs, results, last)
+        return Done(step, "ran", results, reasons=reasons, is_same=last is not None and last.results == results)
+
+    def _note_last(self, step: Step, inputs: dict[str, str], results: Values, last: Trace | None) -> None:
+        """Remember what a step was run with, for the next run to compare."""
+        made = Trace(step.version, inputs, dict(results))
+        if made != last and not self._is_dry:
+            keep(self._traces, last_key(self._scope, step), made)
 
     def _reasons(self, step: Step, inputs: Values, trace: Trace | None, last: Trace | None) -> tuple[Reason, ...]:
         if step.name in self._forced:
@@ -235,3 +246,7 @@ class _Run:
         for step in waiting:
             state = "hit" if done.state == "ran" else done.state
             self._news.put(replace(done, step=step, state=state, facts={}, seconds=0.0))
+
+
+def _counts(step: Step, result: str) -> bool:
+    return not step.reads or result in step.reads

@@ -217,7 +217,15 @@ class Repository:
         answer = self.fetch("GET", f"blobs/{digest}", headers)
         if answer.status in (200, 206) or (answer.status == 416 and offset):
             return answer
-        raise error_of(answer.refusal("GET"), f"pull {self.name}@{digest}", self.name.registry)
+        refusal = answer.refusal("GET")
+        if not self._is_own(answer.url):
+            # Credentials would not help: none go there. Such addresses are signed, mostly, for a short time.
+            raise RejectedError(
+                "redirect-refused",
+                f"{printable(answer.host)}, where {self.name.registry} keeps {digest}, refused it ({refusal})",
+                "try again; if it stays so, the registry hands out addresses that do not work",
+            )
+        raise error_of(refusal, f"pull {self.name}@{digest}", self.name.registry)
 
     # -- tags and referrers
 

@@ -1,8 +1,10 @@
-"""Where blobs and images go: files, streams, OCI layouts, archives. What is written appears whole or not at all."""
+"""Where blobs and images go: files, streams, OCI layouts, archives. What is written appears whole or not at all.
+
+`archive` is imported by itself: a pack needs none of what it needs.
+"""
 
 from __future__ import annotations
 
-from detlayer.sink.archive import write_docker_archive, write_oci_archive
 from detlayer.sink.layout import LayoutWriter, PartialBlob
 from detlayer.sink.output import FileOutput, LayoutOutput, Output, Outputs, StreamOutput, Tee
 
@@ -15,6 +17,4 @@ __all__ = [
     "PartialBlob",
     "StreamOutput",
     "Tee",
-    "write_docker_archive",
-    "write_oci_archive",
 ]

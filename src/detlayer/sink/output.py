@@ -139,11 +139,12 @@ class LayoutOutput(FileOutput):
             missing = os.path.dirname(missing)
         try:
             for path in reversed(wanted):
-                os.mkdir(path)
-                self._made.append(path)
-        except FileExistsError as error:
-            if not os.path.isdir(self._blobs):
-                fail(NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR)), error.filename)
+                try:
+                    os.mkdir(path)
+                    self._made.append(path)
+                except FileExistsError as error:  # made by another pack just now, or no directory
+                    if not os.path.isdir(path):
+                        fail(NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR)), error.filename)
         except OSError as error:
             fail(error, self._layout)
 
