@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from detlayer.documents import Document
+from detlayer.documents import Document, each_once
 from detlayer.names import RepositoryName
 from detlayer.oci import Descriptor, Digest, parse_digest
 from detlayer.ports import Proof
@@ -43,7 +43,7 @@ class Wanted:
 
     @property
     def blobs(self) -> tuple[Descriptor, ...]:
-        return tuple({blob.digest: blob for one in self.documents for blob in one.blobs}.values())
+        return each_once(blob for one in self.documents for blob in one.blobs)
 
     @property
     def by_digest(self) -> dict[Digest, Document]:
