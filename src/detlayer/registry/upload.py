@@ -76,6 +76,7 @@ class _Upload:
         self._progress = progress
         self._sent = 0
         self._reached = 0
+        self._is_resumed = False
         self._in_chunks = self._may_chunk() and blob.size_bytes >= CHUNKED_FROM_BYTES
         self._chunk_bytes = min(_CHUNK_BYTES, _LONGEST_CHUNK_BYTES.get(repository.name.host, _CHUNK_BYTES))
 
@@ -104,6 +105,12 @@ class _Upload:
                     starts -= 1  # as often as it takes to find a size that is taken
                 self._in_chunks = True
                 last, session = error, None
+            except IntegrityError as error:
+                if error.code != "blob-refused" or not self._is_resumed:
+                    raise
+                # What an earlier run sent, or the registry kept of it, was no good: once from the beginning.
+                self._is_resumed = False
+                last, session = error, None
             except UnavailableError as error:
                 # The answer to the last request may be all that was lost.
                 if self._repository.head_blob(self._blob.digest) is not None:
@@ -121,13 +128,13 @@ class _Upload:
             starts += 1
             if session is None:
                 self._take_back(self._sent)
-        if isinstance(last, UnavailableError):
+        if isinstance(last, UnavailableError | IntegrityError):
             raise last
         raise self._refused(last) from last
 
     def _refused(self, error: Exception | None) -> Exception:
         refusal = error.args[0] if error is not None and error.args else None
-        if isinstance(refusal, Refusal):
+        if isinstance(refusal, Refusal) and refusal.status != 404:  # the repository is there, or there was no session
             return error_of(refusal, f"push to {self._repository.name.repository}", self._repository.name.registry)
         return RejectedError(
             "upload-lost",
@@ -189,7 +196,7 @@ class _Upload:
         if offset > self._blob.size_bytes or not self._may_chunk() or not offset:
             answer.drain()
             return None
-        self._in_chunks = True
+        self._in_chunks = self._is_resumed = True
         self._reached = max(self._reached, offset)
         self._advance(offset)
         return self._session(answer, offset, location)
