@@ -85,10 +85,6 @@ def reason_text(reason: Reason) -> str:
             return f"{reason.what} has to run first"
 
 
-def _steps(count: int) -> str:
-    return f"{count:,} step{'s' * (count != 1)}"
-
-
 def _short(text: str) -> str:
     shown = printable(text)
     if len(shown) > _SHOWN_CHARACTERS:
