@@ -35,7 +35,7 @@ def lock(**options: Any) -> None:
     """
     from detlayer.building import Build
     from detlayer.building.request import Request
-    from detlayer.sink import FileOutput
+    from detlayer.sink import write_file
 
     console = make_console(options, json=False)
     project, images = read_project({**options, "images": ()})
@@ -64,12 +64,6 @@ def lock(**options: Any) -> None:
     finally:
         console.close()
     path = lock_path(project)
-    output = FileOutput(path)
-    try:
-        output.write(text.encode())
-        output.settle()
-        output.commit()
-    finally:
-        output.discard()
+    write_file(path, text.encode())
     console.result(path)
     console.note(f"wrote {printable(path)}: {len(images)} image{'s' * (len(images) != 1)}")
