@@ -58,13 +58,15 @@ class Contents:
         self._explanation = explanation
         self._judge = judge
         self._trees: dict[Source, _Tree] = {}
+        self._source: Source | None = None
+        self._tree: _Tree | None = None
         self._dir: Dir | None = None
         self._place = _Place(Dir(Source(b""), None, b""), b"", {})
 
     def recall(self, entry: Entry) -> bytes | None:
         """Give the fingerprint of a content that is as it was when it was read."""
         content = entry.content
-        if not isinstance(content, FileContent):
+        if self._judge is not None or not isinstance(content, FileContent) or not content.is_steady:
             return None
         found = content.found
         place = self._place if found.dir is self._dir else self._turn(found.dir)
@@ -114,13 +116,15 @@ class Contents:
 
     def _turn(self, directory: Dir) -> _Place:
         """Find the place of a directory; the walk has left all that are not above it."""
-        tree = self._trees.get(directory.source)
-        if tree is None:
-            tree = self._trees[directory.source] = _Tree(
-                Records(self._store.index, _name(directory.source), int(self._started_ns / 1e9))
-            )
-        lineage = directory.lineage()
-        while tree.open and not any(tree.open[-1].dir is above for above in lineage):
+        tree = self._tree
+        if directory.source is not self._source or tree is None:
+            tree = self._trees.get(directory.source)
+            if tree is None:
+                now = self._started_ns // 1_000_000_000
+                tree = _Tree(Records(self._store.index, _name(directory.source), now))
+                self._trees[directory.source] = tree
+            self._source, self._tree = directory.source, tree
+        while tree.open and not _is_above(tree.open[-1].dir, directory):
             self._leave(tree)
         if not tree.open or tree.open[-1].dir is not directory:
             relative = directory.relative.encode("utf-8", "surrogateescape")
@@ -145,6 +149,16 @@ class Contents:
         if tree.left:
             tree.records.save(tree.left)
             tree.left = []
+
+
+def _is_above(above: Dir, directory: Dir) -> bool:
+    """Tell whether a directory is the same as another, or above it."""
+    at: Dir | None = directory
+    while at is not None:
+        if at is above:
+            return True
+        at = at.parent
+    return False
 
 
 def _reason(record: Record, stamp: Stamp, variant: bytes) -> Reason | None:
