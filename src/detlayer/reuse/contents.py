@@ -60,6 +60,9 @@ class Contents:
         self._trees: dict[Source, _Tree] = {}
         self._source: Source | None = None
         self._tree: _Tree | None = None
+        self._asked: FileContent | None = None
+        self._reason: Reason | None = None
+        """Why the content that was asked for last has to be read."""
         self._dir: Dir | None = None
         self._place = _Place(Dir(Source(b""), None, b""), b"", {})
 
@@ -71,7 +74,11 @@ class Contents:
         found = content.found
         place = self._place if found.dir is self._dir else self._turn(found.dir)
         record = place.old.get(found.name)
-        if record is None or _reason(record, stamp_of(found.stat), content.variant) is not None:
+        if record is None:
+            return None
+        reason = self._reason = _reason(record, stamp_of(found.stat), content.variant)
+        self._asked = content
+        if reason is not None:
             return None
         place.new[found.name] = record
         self._explanation.known += 1
@@ -86,18 +93,19 @@ class Contents:
         place = self._place if found.dir is self._dir else self._turn(found.dir)
         stamp = stamp_of(found.stat)
         old = place.old.get(found.name)
-        self._explanation.read += 1
+        explanation = self._explanation
+        explanation.read += 1
         if old is None:
-            self._explanation.note(entry.path, "new")
+            explanation.note(entry.path, "new")
         else:
-            reason = _reason(old, stamp, content.variant)
+            reason = self._reason if self._asked is content else _reason(old, stamp, content.variant)
             if old.fingerprint == fingerprint:
-                self._explanation.same += 1
+                explanation.same += 1
                 if reason is None:
                     place.new[found.name] = old
                     return
             elif reason is not None:
-                self._explanation.note(entry.path, reason)
+                explanation.note(entry.path, reason)
             elif self._judge is not None:
                 self._judge(entry.path)
         if content.is_steady:
