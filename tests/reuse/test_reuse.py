@@ -305,6 +305,17 @@ def test_paranoid_finds_what_stat_records_do_not_show(
     assert second.blob == pack_cold(tree)[1]
 
 
+def test_a_directory_that_is_too_large_is_read(cache: Path, tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memory is bounded: nothing is kept of its files, and nothing is taken for gone."""
+    monkeypatch.setattr("detlayer.reuse.contents._MAX_FILES", 2)
+    monkeypatch.setattr("detlayer.reuse.sources._describe", lambda *options: None)
+    pack_warm(cache, tree)
+    second = pack_warm(cache, tree)
+    assert (second.explanation.known, second.explanation.read) == (2, 2)
+    assert "gone" not in second.explanation.reasons
+    assert second.blob == pack_cold(tree)[1]
+
+
 def test_a_cache_within_the_tree_is_not_used(tree: Path) -> None:
     warm = pack_warm(tree / ".cache", tree)
     assert [code for code, _ in warm.warnings] == ["cache-unusable"]

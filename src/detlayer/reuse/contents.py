@@ -14,6 +14,8 @@ from detlayer.tree import Source
 from detlayer.tree.disk import Dir, FileContent
 
 _SAVED_AT_ONCE = 256
+# Half a kilobyte each while the walk is in their directory. One that is larger only a scan remembers.
+_MAX_FILES = 100_000
 
 
 class _Place:
@@ -108,7 +110,7 @@ class Contents:
                 explanation.note(entry.path, reason)
             elif self._judge is not None:
                 self._judge(entry.path)
-        if content.is_steady:
+        if content.is_steady and len(place.new) < _MAX_FILES:
             place.new[found.name] = Record(stamp, self._started_ns, fingerprint, content.variant)
 
     def close(self) -> None:
@@ -144,6 +146,8 @@ class Contents:
 
     def _leave(self, tree: _Tree) -> None:
         place = tree.open.pop()
+        if len(place.new) >= _MAX_FILES:
+            return
         gone = place.old.keys() - place.new.keys()
         for name in sorted(gone):
             self._explanation.note(place.relative + name, "gone")
