@@ -16,7 +16,7 @@ import pytest
 
 from detlayer.layout import open_image
 from tests.building.bench import APP, FILES, PLATFORMS, Bench, directory
-from tests.support import make_tree
+from tests.support import counter_bytes, make_tree
 
 SERVICE = """
 extends = "../../detlayer.toml"
@@ -38,7 +38,7 @@ NAMES = [f"s{at:02}" for at in range(12)]
 @pytest.fixture
 def monorepo(bench: Bench) -> Bench:
     """Twelve images for two platforms each, over one base, with a layer in common."""
-    make_tree(bench.path, {"common": {"lib": "c" * 5000}})
+    make_tree(bench.path, {"common": {"lib": counter_bytes("common", 200_000)}})
     bench.write(ROOT)
     for name in NAMES:
         make_tree(
@@ -61,6 +61,8 @@ def test_twelve_images_share_what_is_common(monorepo: Bench) -> None:
         "index": 12,
         "publish": 12,
     }
+    # What is common is sent once, whoever comes first; the others mount it from there.
+    assert sum(one.body_bytes > 200_000 for one in built.requests) == 1
     asked = [one for one in built.asked if "/v2/base/" in one and "/manifests/" in one]
     assert len(asked) == 3  # the index, and a manifest for each platform
     assert sorted(monorepo.server.repositories()) == ["base", *NAMES]

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 
 from detlayer.building.desk import Desk
 from detlayer.building.lock import ANY_PLATFORM, Lock, LockedBase, LockedLayer, differences
-from detlayer.building.publish import publish_step
+from detlayer.building.publish import Turns, publish_step
 from detlayer.building.request import STAGES, BuildReport, BuiltImage, Request, label
 from detlayer.building.revision import describe
 from detlayer.building.steps import Wiring, locked_layer
@@ -61,6 +61,7 @@ class Build:
         self._wiring = Wiring(
             request, self.desk, pack_jobs=pack_jobs, is_dry=is_dry, warn=reporter.warning, about=self._about
         )
+        self._turns = Turns()
         self._roots: dict[str, str] = {}
         self._manifests: dict[str, dict[str, str]] = {}
         self._packs: dict[str, dict[str, dict[str, str]]] = {}
@@ -80,7 +81,7 @@ class Build:
         self._roots[image.name], self._manifests[image.name], self._packs[image.name] = root, manifests, packs
         goals = self._goals[image.name] = [root]
         if request.push:
-            goals.append(wiring.add(publish_step(image, root, self.desk, transfers, is_dry=self._is_dry)))
+            goals.append(wiring.add(publish_step(image, root, self.desk, self._turns, transfers, is_dry=self._is_dry)))
         for output in request.outputs:
             from detlayer.building.outputs import write_step  # most builds only push
 
