@@ -38,6 +38,7 @@ _NETWORK = (
     click.option("--password-stdin", is_flag=True, help="Read the password from stdin; else $DETLAYER_PASSWORD."),
     click.option(
         "--retries",
+        metavar="N",
         type=click.IntRange(0, 20),
         default=4,
         show_default=True,
@@ -75,7 +76,7 @@ def open_registries(
     if options["client_key"] and not options["client_cert"]:
         raise ConfigError("usage", "--client-key without --client-cert", "name the certificate, too")
     network = Network(
-        insecure=frozenset(options["insecure_registry"]),
+        insecure=frozenset(map(str.lower, options["insecure_registry"])),
         ca_file=options["ca_file"],
         client_cert=options["client_cert"],
         client_key=options["client_key"],

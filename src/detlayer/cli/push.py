@@ -9,11 +9,11 @@ import click
 
 from detlayer.cli import exits
 from detlayer.cli.common import cache_options, console_options, make_console
-from detlayer.cli.console import Console, size
+from detlayer.cli.console import Console, counted, size
 from detlayer.cli.network import network_options, open_memory, open_registries
 from detlayer.cli.plan import open_image_named, read_hints, read_references, show_plan, source_options
 from detlayer.cli.transfers import Transfers
-from detlayer.errors import ConfigError, printable
+from detlayer.errors import ConfigError, DetlayerError, printable
 
 if TYPE_CHECKING:
     from detlayer.plan import Plan
@@ -76,7 +76,7 @@ def push(ctx: click.Context, /, **options: Any) -> None:
 
 
 def _read_plans(path: str | None) -> list[Plan] | None:
-    from detlayer.plan import parse_plans
+    from detlayer.plan.document import parse_plans
 
     if path is None:
         return None
@@ -91,7 +91,7 @@ def _show(console: Console, report: PushReport, transfers: Transfers, *, as_json
     from detlayer.oci import canonical_json
 
     for result in report.results:
-        _say(console, result)
+        _say(console, result, report.first_error)
     ok = [one for one in report.results if one.first_error is None and not one.moved]
     if as_json:
         document = {
@@ -104,15 +104,16 @@ def _show(console: Console, report: PushReport, transfers: Transfers, *, as_json
     elif ok:
         console.result(str(ok[0].digest))
     counts = transfers.counts()
-    blobs = ", ".join(f"{count:,} {how}" for how, count in sorted(counts.items()))
+    blobs = ", ".join(f"{number:,} {how}" for how, number in sorted(counts.items()))
     console.note(
-        f"{report.requests:,} requests, {size(report.sent_bytes)} sent"
+        f"{counted(report.requests, 'request')}, {size(report.sent_bytes)} sent"
         + (f", blobs: {blobs}" if blobs else "")
         + f", {time.monotonic() - started:.1f} s"
     )
 
 
-def _say(console: Console, result: PushResult) -> None:
+def _say(console: Console, result: PushResult, first_error: DetlayerError | None) -> None:
+    """Say what became of a push to one repository. The first error ends the run, and is said by that."""
     for moved in result.moved:
         console.warning(
             "plan-stale", f"{result.name}:{moved} has moved since the plan was made: nothing was pushed there"
@@ -121,5 +122,8 @@ def _say(console: Console, result: PushResult) -> None:
     for tag in result.tags:
         joint = "@" if tag.tag.startswith("sha256:") else ":"
         console.note(f"{result.name}{joint}{tag.tag} {words[tag.state]}")
-    if result.error is not None:
+    if result.error is not None and not result.tags:
         console.note(f"{result.name} failed")
+    for error in dict.fromkeys(filter(None, (result.error, *(tag.error for tag in result.tags)))):
+        if error is not first_error:
+            console.failure(error)

@@ -42,12 +42,15 @@ class PushResult:
             "repository": str(self.name),
             "digest": str(self.digest),
             "tags": [
-                {"tag": one.tag, "state": one.state, **({"error": one.error.code} if one.error else {})}
-                for one in self.tags
+                {"tag": one.tag, "state": one.state, **(_what(one.error) if one.error else {})} for one in self.tags
             ],
-            **({"error": self.error.code} if self.error else {}),
+            **(_what(self.error) if self.error else {}),
             **({"moved": list(self.moved)} if self.moved else {}),
         }
+
+
+def _what(error: DetlayerError) -> dict[str, Any]:
+    return {"error": error.code, "message": error.message}
 
 
 @dataclass(frozen=True, slots=True)

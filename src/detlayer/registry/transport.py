@@ -6,6 +6,7 @@ The only module that knows httpx; its errors become ours here. Every answer is b
 from __future__ import annotations
 
 import random
+import re
 import ssl
 import sys
 import threading
@@ -16,10 +17,11 @@ from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
 from importlib import import_module
 from typing import TYPE_CHECKING, Literal
-from urllib.parse import urljoin, urlsplit
+from urllib.parse import urlsplit
 
 from detlayer.errors import ConfigError, IntegrityError, RegistryError, RejectedError, UnavailableError, printable
 from detlayer.ports import Body
+from detlayer.registry.address import is_loopback, join, origin, shown_url
 from detlayer.registry.answer import MAX_ERROR_BYTES, Refusal, garbage, read_faults
 
 if TYPE_CHECKING:
@@ -28,13 +30,12 @@ if TYPE_CHECKING:
     import httpx
 
 PIECE_BYTES = 256 << 10
-_MAX_REDIRECTS = 5
 _MAX_HEADER = 8192
 _BUSY = frozenset((429, 500, 502, 503, 504))
 _REDIRECTS = frozenset((301, 302, 303, 307, 308))
 _FIRST_WAIT_S = 0.25
 _LONGEST_WAIT_S = 30.0
-_LOOPBACK = ("localhost", "127.", "[::1]")
+_ERRNO = re.compile(r"^\[Errno -?[0-9]+\] ")
 
 Method = Literal["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"]
 
@@ -138,7 +139,7 @@ class Answer:
 
     def pieces(self) -> Iterator[bytes]:
         """Read the body as it comes, undecoded; raises UnavailableError when it breaks off."""
-        with _translated(self.host):
+        with _translated(self.url):
             for piece in self._response.iter_raw():
                 self._transport.pace.check()
                 self._transport.counts.add(received_bytes=len(piece))
@@ -279,7 +280,7 @@ class Transport:
         elif data is not None:
             self.counts.add(sent_bytes=len(data))
         self.counts.add(**{"auth" if auth else "requests": 1})
-        with _translated(host):
+        with _translated(url):
             request = client.build_request(method, url, headers=sent, content=content)
             response = client.send(request, stream=True)
         if self._log is not None:
@@ -351,7 +352,14 @@ class Transport:
             timeout=httpx.Timeout(network.read_s, connect=network.connect_s, pool=None),
             limits=httpx.Limits(max_connections=64, max_keepalive_connections=16, keepalive_expiry=20),
             cookies=_no_cookies(),
+            # httpx reads where a redirect leads, though it does not follow: what it could not read is refused before.
+            event_hooks={"response": [_check_location]},
         )
+
+
+def _check_location(response: httpx.Response) -> None:
+    if response.has_redirect_location:
+        join(str(response.request.url), response.headers["location"])
 
 
 def follow(answer: Answer, *, allow_other_hosts: bool) -> str | None:
@@ -365,35 +373,21 @@ def follow(answer: Answer, *, allow_other_hosts: bool) -> str | None:
     location = answer.header("location")
     if not location:
         raise garbage(answer.host, f"{answer.status} without a Location")
-    target = urljoin(answer.url, location)
+    target = join(answer.url, location)
     here, there = urlsplit(answer.url), urlsplit(target)
-    if there.scheme not in ("http", "https") or not there.netloc:
-        raise garbage(answer.host, f"a redirect to {shown_url(target)}")
     if here.scheme == "https" and there.scheme == "http":
         raise RejectedError(
             "redirect-insecure",
             f"{answer.host} redirects to plain HTTP: {shown_url(target)}",
             "the registry, or a proxy before it, is set up wrongly",
         )
-    if not allow_other_hosts and here.netloc != there.netloc:
+    if not allow_other_hosts and origin(answer.url) != origin(target):
         raise RejectedError(
             "redirect-host",
             f"{answer.host} redirects to another host: {shown_url(target)}",
             "use the name of the registry that it redirects to",
         )
     return target
-
-
-def is_loopback(host: str) -> bool:
-    """Tell whether a host (with a port or not) is this machine by its name."""
-    return host.startswith(_LOOPBACK) and (not host.startswith("localhost") or host.partition(":")[0] == "localhost")
-
-
-def shown_url(url: str) -> str:
-    """Show a URL without what may be secret: signatures and sessions are in queries, passwords before the host."""
-    parts = urlsplit(url)
-    host = parts.netloc.rpartition("@")[2]
-    return printable(f"{parts.scheme}://{host}{parts.path}" + ("?…" if parts.query else ""))
 
 
 def load_httpx() -> None:
@@ -431,29 +425,40 @@ def _context(network: Network, kind: str) -> ssl.SSLContext:
     except (OSError, ssl.SSLError, ValueError) as error:
         named = ", ".join(filter(None, (network.ca_file, network.client_cert, network.client_key)))
         raise ConfigError(
-            "certificate-unreadable", f"{printable(named)}: {error}", "name certificates in PEM files"
+            "certificate-unreadable", f"{printable(named)}: {_plain(error)}", "name certificates in PEM files"
         ) from error
     return context
 
 
 @contextmanager
-def _translated(host: str) -> Iterator[None]:
+def _translated(url: str) -> Iterator[None]:
     """Turn httpx's errors into ours."""
     load_httpx()
     import httpx
 
-    shown = printable(host)
+    parts = urlsplit(url)
+    shown = printable(parts.netloc)
+    hint = (
+        "try again"
+        if parts.scheme == "https"
+        else "try again; if it has TLS, name the CA of its certificate: --ca-file"
+    )
     try:
         yield
     except httpx.ConnectError as error:
-        if (reason := _tls_reason(error)) is not None:
+        if (tls := _tls_error(error)) is not None:
+            what = f"no TLS with {shown}: {printable(str(tls.reason or tls))}"
+            if isinstance(tls, ssl.SSLCertVerificationError):
+                what = f"the certificate of {shown} does not hold: {printable(tls.verify_message)}"
             raise RejectedError(
                 "registry-tls",
-                f"the certificate of {shown} does not hold: {reason}",
-                "name the CA that signed it with --ca-file; a registry without TLS wants --insecure-registry",
+                what,
+                f"name the CA that signed it with --ca-file; if it has no TLS, add --insecure-registry {shown}",
             ) from error
         raise UnavailableError(
-            "registry-unreachable", f"{shown} can't be reached: {error}", "check the name, the port and the network"
+            "registry-unreachable",
+            f"{shown} can't be reached: {_plain(error)}",
+            "check the name, the port and the network",
         ) from error
     except httpx.TimeoutException as error:
         raise UnavailableError(
@@ -461,29 +466,31 @@ def _translated(host: str) -> Iterator[None]:
         ) from error
     except httpx.ProxyError as error:
         raise UnavailableError(
-            "proxy-failed", f"the proxy did not lead to {shown}: {error}", "check HTTPS_PROXY and NO_PROXY"
+            "proxy-failed", f"the proxy did not lead to {shown}: {_plain(error)}", "check HTTPS_PROXY and NO_PROXY"
         ) from error
     except httpx.UnsupportedProtocol as error:
         raise garbage(shown, "with an address that is none") from error
-    except (httpx.RemoteProtocolError, httpx.LocalProtocolError) as error:
-        raise UnavailableError(
-            "registry-broke-off", f"{shown} broke off: {printable(str(error))}", "try again; is this a registry?"
-        ) from error
+    except httpx.LocalProtocolError as error:
+        # What it says has the header in it, which may be a credential.
+        raise garbage(shown, "so that no request can be made of it") from error
+    except httpx.RemoteProtocolError as error:
+        raise UnavailableError("registry-broke-off", f"{shown} broke off: {_plain(error)}", hint) from error
     except (httpx.TransportError, httpx.StreamError) as error:
         raise UnavailableError(
-            "registry-broke-off", f"the connection to {shown} broke: {printable(str(error))}", "try again"
+            "registry-broke-off", f"the connection to {shown} broke: {_plain(error)}", hint
         ) from error
     except httpx.InvalidURL as error:
         raise garbage(shown, f"with an address that is none: {error}") from error
 
 
-def _tls_reason(error: BaseException) -> str | None:
-    """Find the word of TLS in the causes of an error."""
+def _tls_error(error: BaseException) -> ssl.SSLError | None:
+    """Find what TLS said among the causes of an error."""
     seen: BaseException | None = error
-    while seen is not None:
-        if isinstance(seen, ssl.SSLCertVerificationError):
-            return printable(seen.verify_message)
-        if isinstance(seen, ssl.SSLError):
-            return printable(str(seen.reason or seen))
+    while seen is not None and not isinstance(seen, ssl.SSLError):
         seen = seen.__cause__ or seen.__context__
-    return None
+    return seen
+
+
+def _plain(error: Exception) -> str:
+    """Show an error without the number that the system has for it."""
+    return printable(_ERRNO.sub("", str(error)))
