@@ -50,6 +50,14 @@ def test_each_kind_gets_a_file_that_loads(kind: str, tmp_path: Path, monkeypatch
     assert image.runtime.entrypoint[-1] == entrypoints[kind]
 
 
+@pytest.mark.parametrize("sign", ["build.gradle", "build.gradle.kts", "build.sbt"])
+def test_other_builds_of_the_jvm(sign: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(make_tree(tmp_path / "shop", {sign: ""}))
+    assert run(["init"]) == 0
+    image = load(find_project(), ProjectFiles(), environment={}).images["shop"]
+    assert [layer.name for layer in image.layers] == ["dependencies", "application"]
+
+
 def test_a_file_that_is_there_is_not_touched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(make_tree(tmp_path / "x", {"detlayer.toml": "mine", "go.mod": ""}))
     with pytest.raises(ConfigError) as caught:

@@ -87,6 +87,23 @@ def test_ninja_does_what_the_page_says(path: Path, tmp_path: Path) -> None:
     assert "[3/3]" in shell("ninja", here)
 
 
+def test_python_does_what_the_pages_say(bench: Bench, tmp_path: Path) -> None:
+    built = bench.build("--no-cache")
+    said = subprocess.run(
+        [sys.executable, "-c", blocks("build.md", "python")[0]],
+        cwd=bench.path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert said.returncode == 0, said.stderr
+    assert said.stdout.startswith(f"{built.digest} [")
+    assert bench.server.tags("team/app") == {"latest": built.digest}
+    here = make_tree(tmp_path / "p", {"src": {"a": "1"}, "image.toml": 'entrypoint = ["/a"]'})
+    subprocess.run([sys.executable, "-c", blocks("steps.md", "python")[0]], cwd=here, check=True)
+    assert Bench(here, bench.server, bench.capfd).command("verify", "oci:image:latest").code == 0
+
+
 @pytest.mark.parametrize("table", [FileTable, ImageTable, LayerTable])
 def test_every_key_is_on_the_page(table: type[msgspec.Struct]) -> None:
     page = (DOCS / "build.md").read_text()

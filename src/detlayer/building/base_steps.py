@@ -77,7 +77,10 @@ class BaseSteps:
             return {"manifest": str(manifest.digest), "config": str(manifest.config.digest)}
 
         def is_intact(values: Values) -> bool:
-            return all(desk.known(parse_digest(values[one])) is not None for one in ("manifest", "config"))
+            # What the lock has otherwise is run again, which says so.
+            return locked in ("", values["manifest"]) and all(
+                desk.known(parse_digest(values[one])) is not None for one in ("manifest", "config")
+            )
 
         return self._add(
             Step(
@@ -85,7 +88,7 @@ class BaseSteps:
                 "fetch",
                 VERSIONS["fetch"],
                 run,
-                {"base": str(base), "platform": label(platform), "locked": locked},
+                {"base": str(base), "platform": label(platform)},
                 {"base": self.resolve(base)},
                 is_intact=is_intact,
                 is_free=True,
