@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -123,3 +124,12 @@ def test_members_are_directories_on_disk(tmp_path: Path, monkeypatch: pytest.Mon
     )
     monkeypatch.chdir(tmp_path)
     assert list(load("detlayer.toml", ProjectFiles(), environment={}).images) == ["a", "b"]
+
+
+def test_what_is_no_file_holds_nobody_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    os.mkfifo("detlayer.toml")
+    for text in ("detlayer.toml", ".", "a\0b"):
+        with pytest.raises(ConfigError) as caught:
+            ProjectFiles().read(text)
+        assert caught.value.code == "config-unreadable"

@@ -16,7 +16,7 @@ import pytest
 
 from detlayer.layout import open_image
 from tests.building.bench import APP, FILES, PLATFORMS, Bench, directory
-from tests.support import counter_bytes, make_tree
+from tests.support import as_nobody, counter_bytes, make_tree
 
 SERVICE = """
 extends = "../../detlayer.toml"
@@ -100,20 +100,26 @@ def test_images_are_chosen_by_name_and_from_below(monorepo: Bench) -> None:
     assert {line.partition("@")[2] for line in below.lines} < whole
 
 
-def test_two_checkouts_give_one_digest(bench: Bench, tmp_path: Path) -> None:
-    """Another directory, umask, order and day; and nothing remembered."""
+def test_two_checkouts_give_one_digest(bench: Bench, open_tmp: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another directory, user, umask, order and day; and nothing remembered."""
     first = bench.build("--push")
-    before = os.umask(0o077)
-    try:
-        other = make_tree(tmp_path / "else" / "where", {name: FILES[name] for name in sorted(FILES, reverse=True)})
-    finally:
-        os.umask(before)
-    for path in other.rglob("*"):
-        os.utime(path, (1_234_567_890, 1_234_567_890))
-    there = Bench(other, bench.server, bench.capfd)
-    there.write()
-    assert there.build("--no-cache").digest == first.digest
-    assert there.build().digest == first.digest
+    home = open_tmp / "nobody"
+    home.mkdir()
+    home.chmod(0o777)
+    with as_nobody():
+        before = os.umask(0o077)
+        try:
+            with_rights = {name: FILES[name] for name in sorted(FILES, reverse=True)}
+            other = make_tree(home / "where", with_rights)
+        finally:
+            os.umask(before)
+        for path in other.rglob("*"):
+            os.utime(path, (1_234_567_890, 1_234_567_890))
+        there = Bench(other, bench.server, bench.capfd)
+        there.write()
+        monkeypatch.setenv("DETLAYER_CACHE_DIR", str(home / "cache"))
+        assert there.build("--no-cache").digest == first.digest
+        assert there.build().digest == first.digest
 
 
 # -- outputs

@@ -114,14 +114,12 @@ class Build:
 
         An exception in the calling thread, such as a signal's, ends it; the next build goes on from there.
         """
-        steps = self.steps
         outcome = execute(
-            steps,
+            self.steps,
             traces=self.desk.traces,
             scope=self.request.scope,
             jobs=self._jobs,
             is_dry=self._is_dry,
-            forced=[step.name for step in steps] if self.request.forced else (),
             report=report,
             clock=clock,
             stop=self.desk.cancel,

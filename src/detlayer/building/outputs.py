@@ -77,9 +77,9 @@ def write_step(
             has = _layout_has(path, tags, root_document, Made(desk, root_document, image.base))
         elif output.kind == "docker" or output.kind == "podman":
             config = root_document.config
-            has = engine.identity(output.kind, str(names[0]))
-            if config is not None and has == str(config.digest):
-                has = wanted
+            found = {engine.identity(output.kind, str(name)) for name in names}
+            is_there = config is not None and found == {str(config.digest)}
+            has = wanted if is_there else next(iter(found - {wanted}), "")
         return call["image"] if has == wanted else (Reason("target", where, has, wanted),)
 
     is_live = output.kind not in ("oci-archive", "docker-archive")

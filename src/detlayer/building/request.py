@@ -69,7 +69,6 @@ class Request:
     only_layers: bool = False
     scope: str = ""
     host: Platform | None = None
-    forced: bool = False
     is_offline: bool = False
     """Whether the network is out of bounds, whatever the policy."""
 
