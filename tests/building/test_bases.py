@@ -129,10 +129,12 @@ def test_foreign_layers_are_named_and_not_copied(bench: Bench) -> None:
 
 def test_a_lesser_variant_will_do(bench: Bench) -> None:
     put_base(bench, "application/vnd.oci.image.layer.v1.tar", architecture="arm", variant="v6")
-    bench.write(ONE.replace("PLATFORM", "linux/arm/v7"))
+    bench.write(ONE.replace('"PLATFORM"', '"linux/arm/v6", "linux/arm/v7"'))
     built = bench.build("--push")
     assert built.code == 0, built.errors
-    assert config(bench, built.digest)["variant"] == "v6"
+    children = manifest(bench, built.digest)["manifests"]
+    assert [one["platform"]["variant"] for one in children] == ["v6", "v7"]
+    assert config(bench, children[1]["digest"])["variant"] == "v7"
     bench.write(ONE.replace("PLATFORM", "linux/arm/v5"))
     assert "error[platform-missing]" in bench.command("build").errors
 

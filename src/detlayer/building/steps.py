@@ -174,7 +174,12 @@ class Wiring:
                 "assemble",
                 VERSIONS["assemble"],
                 run,
-                {"format": image.format, "annotations": text_of(annotations), "base": str(image.base or "scratch")},
+                {
+                    "format": image.format,
+                    "annotations": text_of(annotations),
+                    "base": str(image.base or "scratch"),
+                    "platform": label(platform),
+                },
                 needs,
                 frozenset(("manifest", "config", "digest", "media-type")),
                 is_intact=lambda values: desk.known(parse_digest(values["digest"])) is not None,
