@@ -98,7 +98,14 @@ def test_docker_format_over_an_oci_base(bench: Bench) -> None:
     document = manifest(bench, built.digest)
     assert document["mediaType"] == "application/vnd.docker.distribution.manifest.v2+json"
     assert {one["mediaType"] for one in document["layers"]} == {"application/vnd.docker.image.rootfs.diff.tar.gzip"}
-    assert config(bench, built.digest)["config"] == {"Cmd": ["sh"], "Healthcheck": {"Test": ["CMD-SHELL", "true"]}}
+    assert config(bench, built.digest)["config"] == {
+        "Cmd": ["sh"],
+        "Healthcheck": {"Test": ["CMD-SHELL", "true"]},
+        "Labels": {
+            "org.opencontainers.image.base.name": f"{bench.server.address}/base:1",
+            "org.opencontainers.image.base.digest": bench.server.tags("base")["1"],
+        },
+    }
 
 
 def test_docker_format_over_a_base_of_zstd_is_refused(bench: Bench) -> None:

@@ -120,10 +120,14 @@ class Wiring:
         runtime = replace(image.runtime, labels={**self._about.get(image.name, {}), **image.runtime.labels})
 
         def run(call: Call) -> Values:
+            settings = runtime
+            if image.format == "docker" and "base" in call:  # it has no annotations
+                own = base_annotations(image.base, call["base"]["manifest"])
+                settings = replace(runtime, labels={**own, **runtime.labels})
             config = configure(
                 self._base(image, platform, call),
                 self._parts(image, call),
-                runtime,
+                settings,
                 platform=platform,
                 created=image.created,
             )
@@ -137,6 +141,8 @@ class Wiring:
             return {}
 
         inputs = {"runtime": text_of(runtime), "created": str(image.created), "platform": label(platform)}
+        if image.format == "docker":
+            inputs["base"] = str(image.base or "scratch")
         return self.add(
             Step(
                 f"configure {image.name} {label(platform)}",
