@@ -178,6 +178,19 @@ def test_a_base_in_a_layout(bench: Bench) -> None:
     assert [one.partition(" ")[0] for one in bench.build("--push").asked] == ["HEAD"]
 
 
+def test_an_archive_for_an_engine_has_the_platform_of_the_machine(bench: Bench) -> None:
+    built = bench.build("-o", "docker-archive:x.tar")
+    assert built.code == 0, built.errors
+    machine = {"x86_64": "amd64", "aarch64": "arm64"}[os.uname().machine]
+    with tarfile.open(bench.path / "x.tar") as archive:
+        listed = json.load(archive.extractfile("manifest.json"))  # type: ignore[arg-type]
+        config = json.load(archive.extractfile(listed[0]["Config"]))  # type: ignore[arg-type]
+    assert config["architecture"] == machine
+    # Only what is written is downloaded.
+    downloads = [step for step in built.states if step.startswith("download ")]
+    assert downloads == [f"download {bench.server.address}/base:1 linux/{machine}"]
+
+
 def test_an_index_is_no_docker_archive(bench: Bench) -> None:
     bench.write(APP.replace('"linux/amd64", "linux/arm64"', '"linux/arm64", "linux/s390x"'))
     built = bench.command("build", "-o", "docker-archive:x.tar")

@@ -81,21 +81,13 @@ class Build:
                 wiring.add(publish_step(image, root, self.desk, self._turns, self._hears, is_dry=self._is_dry))
             )
         for output in request.outputs:
-            from detlayer.building.outputs import write_step  # most builds only push
+            from detlayer.building.outputs import platforms_of, write_step  # most builds only push
 
-            downloads = (
-                [wiring.bases.download(image.base, one) for one in image.platforms] if image.base is not None else []
-            )
-            step = write_step(
-                image,
-                output,
-                root,
-                manifests,
-                downloads,
-                self.desk,
-                request.host,
-                is_alone=len(request.images) == 1 or "{image}" in output.path,
-            )
+            platforms = platforms_of(image, output, request.host)
+            downloads = [wiring.bases.download(image.base, one) for one in platforms] if image.base is not None else []
+            made = root if platforms == image.platforms else manifests[label(platforms[0])]
+            is_alone = len(request.images) == 1 or "{image}" in output.path
+            step = write_step(image, output, made, downloads, self.desk, is_alone=is_alone)
             goals.append(wiring.add(step))
 
     @property
