@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Mapping
+from importlib import import_module
 from pathlib import Path
 
 import msgspec
 import pytest
+from click.testing import CliRunner
 
 from detlayer.config import load, schema
 from detlayer.config.tables import FileTable, ImageTable, LayerTable
@@ -102,6 +105,25 @@ def test_python_does_what_the_pages_say(bench: Bench, tmp_path: Path) -> None:
     here = make_tree(tmp_path / "p", {"src": {"a": "1"}, "image.toml": 'entrypoint = ["/a"]'})
     subprocess.run([sys.executable, "-c", blocks("steps.md", "python")[0]], cwd=here, check=True)
     assert Bench(here, bench.server, bench.capfd).command("verify", "oci:image:latest").code == 0
+
+
+@pytest.mark.parametrize("command", ["build", "graph", "lock", "schema", "init", "image"])
+def test_help_examples_run_as_they_stand(bench: Bench, command: str) -> None:
+    shown = CliRunner().invoke(getattr(import_module(f"detlayer.cli.{command}"), command), ["--help"]).output
+    examples = [line.strip() for line in shown.splitlines() if line.strip().startswith("detlayer ")]
+    assert examples
+    make_tree(bench.path, {"dist": {"a": "1"}, "image.toml": "", "services": {"api": {}}, "arm64.json": ""})
+    (bench.path / "services/detlayer.toml").write_text("[images.a]")
+    if command == "init":
+        (bench.path / "detlayer.toml").unlink()
+        (bench.path / "package.json").write_text("{}")
+    for example in examples:
+        arguments = shlex.split(example)[1:]
+        if "arm64.json" in arguments:
+            bench.expect(
+                "image", "app.json", "--oci", "image", "--platform", "linux/arm64", "--descriptor", "arm64.json"
+            )
+        bench.expect(*arguments)
 
 
 @pytest.mark.parametrize("table", [FileTable, ImageTable, LayerTable])
