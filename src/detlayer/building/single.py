@@ -144,7 +144,7 @@ def _settings(path: Path | None, epoch: str | None) -> ImageSettings:
     if data is None:
         raise ConfigError("config-missing", f"there is no {printable(name)}", "check the path")
     table = read_image(data, name)
-    return read_settings("image", table, {}, file=name, key="", directory="", epoch=epoch)
+    return read_settings("image", table, {}, file=name, key="", epoch=epoch)
 
 
 def _layer(path: Path, writer: LayoutWriter) -> Part:

@@ -12,7 +12,6 @@ from detlayer.cli.common import cache_options, console_options, make_console
 from detlayer.cli.network import network_options, open_registries
 from detlayer.cli.projects import lock_path, open_workshop, read_project
 from detlayer.cli.steps import Steps
-from detlayer.cli.transfers import Transfers
 from detlayer.errors import DetlayerError, printable
 
 
@@ -39,8 +38,7 @@ def lock(**options: Any) -> None:
 
     console = make_console(options, json=False)
     project, images = read_project({**options, "images": ()})
-    transfers = Transfers(console)
-    steps = Steps(console, as_json=False, explain=False, is_silent=False)
+    steps = Steps(console)
     try:
         with ExitStack() as stack:
             store = stack.enter_context(open_workshop(options, console))
@@ -48,9 +46,9 @@ def lock(**options: Any) -> None:
                 Build(
                     Request(images, until="pack"),
                     store,
-                    lambda: stack.enter_context(open_registries(options, transfers, [])),
+                    lambda: stack.enter_context(open_registries(options, steps, [])),
                     jobs=options["jobs"],
-                    reporter=console,
+                    reporter=steps,
                 )
             )
             report = wired.run(report=steps.hear, clock=time.monotonic)
