@@ -15,10 +15,11 @@ from tests.contracts.claims import seed
 from tests.contracts.faults import Fault, LoseAnswer, Reply
 from tests.contracts.fixtures import StartReal, StartStrict
 from tests.contracts.images import Layout, image, platforms
-from tests.contracts.records import Answer
+from tests.contracts.records import Answer, Request, error_answer
 from tests.contracts.rules import PUSH_TRAPS, Rules, busy
 from tests.contracts.servers import Server
 from tests.contracts.tokens import ALICE, Account
+from tests.contracts.wire import Incoming, WireServer
 
 READER = Account("carol", "carol-may-only-read", allowed={"*": frozenset(("pull",))})
 CAROL = {"DETLAYER_USERNAME": READER.username, "DETLAYER_PASSWORD": READER.password}
@@ -217,6 +218,38 @@ def test_a_host_that_is_not_there(detlayer: CommandLine, digest: str) -> None:
             assert re.fullmatch(f"{host} can't be reached: {reason}", message)
             assert hint == "check the name, the port and the network"
     assert not (detlayer.here / "pulled").exists()
+
+
+class Forward:
+    """A forward proxy that leads nowhere, and says so."""
+
+    def answer(self, request: Request, body: Incoming) -> Answer:
+        return error_answer(400, ("UNSUPPORTED", "this proxy leads nowhere", None))
+
+    def disturbed(self, request: Request | None) -> None:
+        """Nothing depends on it."""
+
+
+def test_proxies_and_plain_http_elsewhere(detlayer: CommandLine, start_strict: StartStrict, layout: Layout) -> None:
+    """Plain HTTP off this machine is asked for, and goes by $HTTP_PROXY; loopback never does."""
+    registry = start_strict()
+    digest = seed(registry, "team/app", layout, image(layout), "1")
+    elsewhere = "registry.invalid:8080"
+    with WireServer(Forward()) as proxy:
+        through = {"HTTP_PROXY": proxy.url, "http_proxy": proxy.url, **LOGIN}
+        said = detlayer("resolve", f"{elsewhere}/app:1", "--insecure-registry", elsewhere, "-v", **through)
+        assert said.failure == (4, "registry-refused")
+        assert said.error[2].endswith("(400, UNSUPPORTED: this proxy leads nowhere)")
+        assert [request.target for request in proxy.requests] == [f"http://{elsewhere}/v2/app/manifests/1"]
+        assert not proxy.requests[0].has("authorization")  # nobody has asked
+        # Without --insecure-registry it is HTTPS, which finds nobody there.
+        assert detlayer("resolve", f"{elsewhere}/app:1", "--retries", "0", **through).exit == 5
+        direct = detlayer("resolve", f"{registry.address}/team/app:1", **through)
+        assert direct.stdout.startswith(digest)
+        exempt = {**through, "NO_PROXY": "registry.invalid", "no_proxy": "registry.invalid"}
+        said = detlayer("resolve", f"{elsewhere}/app:1", "--insecure-registry", elsewhere, "--retries", "0", **exempt)
+        assert said.failure == (5, "registry-unreachable")
+        assert len(proxy.requests) == 1
 
 
 @pytest.mark.parametrize("command", ["push", "plan", "resolve", "pull"])

@@ -41,13 +41,14 @@ class PushResult:
         return {
             "repository": str(self.name),
             "digest": str(self.digest),
-            "tags": [
-                {"tag": one.tag, "state": one.state, **({"error": one.error.code} if one.error else {})}
-                for one in self.tags
-            ],
-            **({"error": self.error.code} if self.error else {}),
+            "tags": [{"tag": one.tag, "state": one.state, **_error_document(one.error)} for one in self.tags],
+            **_error_document(self.error),
             **({"moved": list(self.moved)} if self.moved else {}),
         }
+
+
+def _error_document(error: DetlayerError | None) -> dict[str, str]:
+    return {"error": error.code, "message": error.message} if error is not None else {}
 
 
 @dataclass(frozen=True, slots=True)
