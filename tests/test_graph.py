@@ -172,8 +172,8 @@ def test_free_steps_run_in_dry_runs_too() -> None:
 def test_what_only_the_outside_knows(is_dry: bool) -> None:
     there = {"tag": "old"}
 
-    def settled(call: Call) -> Values | Reason:
-        return {"tag": "new"} if there["tag"] == "new" else Reason("target", "tag", there["tag"], "new")
+    def settled(call: Call) -> Values | tuple[Reason, ...]:
+        return {"tag": "new"} if there["tag"] == "new" else (Reason("target", "tag", there["tag"], "new"),)
 
     def run(call: Call) -> Values:
         there["tag"] = "new"
@@ -184,14 +184,19 @@ def test_what_only_the_outside_knows(is_dry: bool) -> None:
     step = Step("publish", "publish", "1", run, settled=settled)
     traces = MemoryTraces()
     first = execute([step], traces=traces, is_dry=is_dry)["publish"]
-    assert first.reasons == (Reason("target", "tag", "old", "new"),)
+    assert first.reasons == (Reason("first"), Reason("target", "tag", "old", "new"))
     assert first.state == ("would-run" if is_dry else "ran")
     assert there["tag"] == ("old" if is_dry else "new")
     assert first.facts == ({} if is_dry else {"bytes": 7})
     if not is_dry:
         assert execute([step], traces=traces)["publish"].state == "hit"
         there["tag"] = "moved"
-        assert execute([step], traces=traces)["publish"].state == "ran"
+        assert execute([step], traces=traces)["publish"].reasons == (Reason("target", "tag", "moved", "new"),)
+        changed = replace(step, inputs={"level": "9"}, version="2")
+        assert execute([changed], traces=traces)["publish"].reasons == (
+            Reason("version", "publish", "1", "2"),
+            Reason("input", "level", "", "9"),
+        )
         assert execute([step], forced=["publish"])["publish"].reasons == (Reason("forced"),)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import threading
 
 import pytest
@@ -66,3 +67,33 @@ def test_after_a_failure_nothing_is_begun() -> None:
     with pytest.raises(LookupError):
         work_off(jobs, lanes=1)
     assert begun == [1]
+
+
+def test_after_an_interruption_nothing_is_begun() -> None:
+    """A signal's exception comes to the calling thread at once; what runs is left behind, and nothing follows it."""
+    begun: list[int] = []
+    let_go = threading.Event()
+    before = set(threading.enumerate())
+    caller = threading.get_ident()
+
+    class Interrupted(BaseException):
+        pass
+
+    def interrupt() -> None:
+        signal.pthread_kill(caller, signal.SIGUSR1)
+        let_go.wait(timeout=30)
+
+    def stop(number: int, frame: object) -> None:
+        raise Interrupted
+
+    usual = signal.signal(signal.SIGUSR1, stop)
+    try:
+        jobs = [Job(interrupt, is_data=True), *[Job(lambda: begun.append(1), is_data=True)] * 10]
+        with pytest.raises(Interrupted):
+            work_off(jobs, lanes=1)
+    finally:
+        signal.signal(signal.SIGUSR1, usual)
+    let_go.set()
+    for thread in set(threading.enumerate()) - before:
+        thread.join(timeout=30)
+    assert begun == []

@@ -21,7 +21,7 @@ _REGISTRY = st.one_of(
     st.just("docker.io"),
     st.just("localhost"),
     st.builds("{}.{}".format, _WORD, _WORD),
-    st.builds("{}:{}".format, _WORD, st.integers(0, 65535)),
+    st.builds("{}:{}".format, _WORD, st.integers(1, 65535)),
     st.builds("[::{:x}]:{}".format, st.integers(0, 65535), st.integers(1, 65535)),
     _WORD.map(str.upper).filter(lambda word: word != word.lower()),
 )
@@ -98,6 +98,13 @@ def test_meaning(text: str, registry: str, repository: str, tag: str, digest: st
         "host.example/../app",
         "host..example/app",
         "host.example:999999/app",
+        "host.example:65536/app",
+        "host.example:0/app",
+        "a" * 64 + ".example/app",
+        "a." * 127 + "example/app",
+        "[:::]:5000/app",
+        "[1.2.3.4]/app",
+        "[::1%25lo]:5000/app",
         "user@host.example/app",
         "host.example/a__.b",
         "host.example/" + "a" * 256,
@@ -118,6 +125,8 @@ def test_what_is_no_reference(text: str) -> None:
 def test_docker_hub_answers_elsewhere() -> None:
     assert parse_reference("alpine").name.host == host_of("docker.io") == "registry-1.docker.io"
     assert parse_reference("ghcr.io/a/b").name.host == "ghcr.io"
+    assert parse_reference("GHCR.io/a/b").name.host == "ghcr.io"
+    assert str(parse_reference("Index.Docker.io/alpine")) == "docker.io/library/alpine:latest"
 
 
 def test_tags() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -31,10 +32,9 @@ from detlayer.plan import (
     Question,
     Wanted,
     ask,
-    parse_plans,
     plan,
-    plans_document,
 )
+from detlayer.plan.document import agree, parse_plans, plans_document
 
 NAME = parse_repository("registry.example/team/app")
 OTHER = parse_repository("registry.example/team/base")
@@ -308,6 +308,71 @@ def test_what_is_no_plan(data: bytes) -> None:
     with pytest.raises(ConfigError) as caught:
         parse_plans(data, "plan.json")
     assert caught.value.code == "plan-invalid"
+
+
+DIGEST = "sha256:" + "0" * 64
+HONEST: dict[str, Any] = {
+    "repository": str(NAME),
+    "root": DIGEST,
+    "rootBytes": 1,
+    "blobs": [{"digest": DIGEST, "size": 1, "mediaType": LAYER, "action": "upload", "reason": ""}],
+    "manifests": [{"digest": DIGEST, "size": 1, "mediaType": "", "action": "put", "reason": ""}],
+    "tags": [{"tag": "1", "action": "put", "reason": ""}],
+}
+
+
+@pytest.mark.parametrize(
+    ("where", "what"),
+    [
+        ("blobs", {"size": -1}),
+        ("blobs", {"digest": "sha256:0"}),
+        ("blobs", {"action": "delete"}),
+        ("blobs", {"action": "mount"}),
+        ("blobs", {"action": "mount", "from": "other.example/team/base"}),
+        ("blobs", {"action": "upload", "from": str(OTHER)}),
+        ("blobs", {"action": "mount", "from": "registry.example/../x"}),
+        ("manifests", {"size": -1}),
+        ("tags", {"tag": "../../other/manifests/latest"}),
+        ("tags", {"tag": "a?b"}),
+        ("tags", {"tag": "sha256:" + "1" * 64}),
+        ("tags", {"action": "present"}),
+        ("tags", {"action": "present", "seen": "sha256:" + "1" * 64}),
+        ("tags", {"seen": "latest"}),
+    ],
+)
+def test_plans_that_were_tampered_with(where: str, what: dict[str, Any]) -> None:
+    honest = json.dumps({"format": "detlayer-plan/1", "plans": [HONEST]})
+    assert len(parse_plans(honest.encode(), "plan.json")) == 1
+    changed = {**HONEST, where: [{**HONEST[where][0], **what}]}
+    with pytest.raises(ConfigError) as caught:
+        parse_plans(json.dumps({"format": "detlayer-plan/1", "plans": [changed]}).encode(), "plan.json")
+    assert caught.value.code == "plan-invalid"
+
+
+def test_a_plan_agrees_with_its_image_only() -> None:
+    """SPEC 11.5: neither more nor less than the image, under the tags that were asked for."""
+    wanted = image("a")
+    made = plan(NAME, wanted, ["1", "latest"], Facts())
+    agree(made, wanted, ["latest", "1"])
+    agree(plan(NAME, wanted, [], Facts()), wanted, [])
+    first, *others = made.blobs
+    wrong = [
+        (made, image("b"), ["1", "latest"]),
+        (made, wanted, ["1"]),
+        (made, wanted, ["1", "latest", "2"]),
+        (made, wanted, []),
+        (replace(made, blobs=tuple(others)), wanted, ["1", "latest"]),
+        (replace(made, blobs=(*made.blobs, first)), wanted, ["1", "latest"]),
+        (replace(made, blobs=(replace(first, digest=digest_of(b"x")), *others)), wanted, ["1", "latest"]),
+        (replace(made, blobs=(replace(first, size_bytes=1), *others)), wanted, ["1", "latest"]),
+        (replace(made, blobs=(replace(first, action="foreign"), *others)), wanted, ["1", "latest"]),
+        (replace(made, manifests=made.manifests[1:]), wanted, ["1", "latest"]),
+        (replace(made, root_bytes=1), wanted, ["1", "latest"]),
+    ]
+    for changed, about, tags in wrong:
+        with pytest.raises(ConfigError) as caught:
+            agree(changed, about, tags)
+        assert caught.value.code == "plan-differs"
 
 
 def test_names_of_repositories_show() -> None:

@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 
 from detlayer.errors import AuthError, NotFoundError, RejectedError, UnavailableError
 from detlayer.oci import digest_of
+from detlayer.registry.address import is_loopback, shown_url
 from detlayer.registry.answer import MAX_ERROR_BYTES, Refusal, RefusedError, error_of, read_faults
 from detlayer.registry.auth import Challenge, parse_challenges
-from detlayer.registry.transport import Network, Transport, is_loopback, shown_url
+from detlayer.registry.transport import Network, Transport
 
 
 @pytest.mark.parametrize(
@@ -130,7 +131,15 @@ def test_what_a_registry_says_stays_on_one_line() -> None:
         ("localhost:5000", True),
         ("127.0.0.1:5000", True),
         ("[::1]:5000", True),
+        ("LOCALHOST:5000", True),
+        ("127.0.0.1", True),
+        ("::1", True),
         ("localhost.evil.example", False),
+        ("127.evil.example", False),
+        ("127.0.0.1.evil.example:5000", False),
+        ("[::1].evil.example", False),
+        ("[::2]:5000", False),
+        ("", False),
         ("registry.example", False),
     ],
 )

@@ -6,6 +6,7 @@ their digest is what counts, and JSON written anew would have another.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -54,15 +55,28 @@ class Document:
 
     @property
     def blobs(self) -> tuple[Descriptor, ...]:
-        """What it names that is no document: config and layers, in order, each once."""
-        named = (*((self.config,) if self.config else ()), *self.layers)
-        return tuple({one.digest: one for one in named}.values())
+        """What it names that is no document: config and layers, in order, each once.
+
+        Of an index, what is neither index nor manifest: that must be no error (image-index.md, "manifests"), and
+        BuildKit lists the layers of its caches so.
+        """
+        config = (self.config,) if self.config else ()
+        return each_once((*config, *self.layers, *(one for one in self.children if not one.is_document)))
 
     def descriptor(self, platform: Platform | None = None) -> Descriptor:
         """Describe it, as an index would name it."""
         return Descriptor(
             self.media_type, self.digest, len(self.data), platform=platform, artifact_type=self.artifact_type
         )
+
+
+def each_once(blobs: Iterable[Descriptor]) -> tuple[Descriptor, ...]:
+    """Leave out what was named before; a blob that is foreign for one and not for another is needed here."""
+    found: dict[Digest, Descriptor] = {}
+    for one in blobs:
+        if one.digest not in found or (found[one.digest].is_foreign and not one.is_foreign):
+            found[one.digest] = one
+    return tuple(found.values())
 
 
 def parse_document(data: bytes, name: str, media_type: str = "") -> Document:

@@ -1,4 +1,4 @@
-"""The key of entries without their tar: `detlayer-key/1` (SPEC 8), and how long that tar would be. Never disk.
+"""The key of entries without their tar: `detlayer-key/1` (SPEC 8). Never disk.
 
 A key needs headers and the fingerprints of contents. Where those are known, no content is read.
 """
@@ -6,16 +6,14 @@ A key needs headers and the fingerprints of contents. Where those are known, no 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from mmap import mmap
 
 from blake3 import blake3
 
-from detlayer import tar
-from detlayer.entry import Entry, check_follows
+from detlayer.entry import Entry
 from detlayer.errors import LayerError, TreeError, printable
 from detlayer.ports import ContentMemory
-from detlayer.tar import encode_header, padding
+from detlayer.tar import encode_header
 
 KEY_FORMAT = "detlayer-key/1"
 EMPTY_FINGERPRINT = blake3().digest()
@@ -24,56 +22,26 @@ _PIECE_BYTES = 4 << 20
 _KEY_PARTS = 4096
 
 
-@dataclass(frozen=True, slots=True)
-class Outline:
-    """What is known of a layer before its tar is made. `key` is empty if contents had to be read and were not."""
+def key_of(entries: Iterable[Entry], memory: ContentMemory) -> str:
+    """Compute the key of `entries`, reading only contents that `memory` does not know.
 
-    key: str
-    entries: int
-    tar_bytes: int
-
-
-def outline(entries: Iterable[Entry], memory: ContentMemory, *, read_all: bool = False) -> Outline:
-    """Compute the key of `entries`, which must come in order, reading only contents that `memory` does not know.
-
-    Unless `read_all`, reading stops at the first content that can't be what it was: then there is no key, and the rest
-    says whether a layer like this was ever made. Raises what a pack of the same entries raises.
+    Their order is not judged: no layer has the key of entries that are out of order. Raises TreeError and LayerError.
     """
     key = blake3(KEY_FORMAT.encode() + b"\n")
     parts: list[bytes] = []
     buffer = memoryview(mmap(-1, _PIECE_BYTES))
-    is_known = True
-    count = 0
-    tar_bytes = len(tar.END)
-    previous: Entry | None = None
     for entry in entries:
-        if previous is not None:
-            check_follows(entry, previous)
-        previous = entry
-        header = encode_header(entry)
-        parts.append(header)
-        count += 1
-        tar_bytes += len(header)
-        if entry.kind != "file":
-            continue
-        size = entry.size_bytes
-        if not size:
-            parts.append(EMPTY_FINGERPRINT)
-            continue
-        tar_bytes += size + padding(size)
-        fingerprint = memory.recall(entry)
-        if fingerprint is None and is_known:
-            expected = memory.expect(entry)
-            if expected is not None or read_all:
-                fingerprint = _read(entry, memory, buffer)
-            is_known = read_all or (fingerprint is not None and fingerprint == expected)
-        if fingerprint is not None:
-            parts.append(fingerprint)
+        parts.append(encode_header(entry))
+        if entry.kind == "file":
+            if entry.size_bytes:
+                parts.append(memory.recall(entry) or _read(entry, memory, buffer))
+            else:
+                parts.append(EMPTY_FINGERPRINT)
         if len(parts) > _KEY_PARTS:
             key.update(b"".join(parts))
             parts.clear()
     key.update(b"".join(parts))
-    return Outline(f"blake3:{key.hexdigest()}" if is_known else "", count, tar_bytes)
+    return f"blake3:{key.hexdigest()}"
 
 
 def _read(entry: Entry, memory: ContentMemory, buffer: memoryview) -> bytes:

@@ -30,7 +30,8 @@ def work_off(jobs: Sequence[Job[_Result]], *, lanes: int = DATA_LANES) -> list[_
     """Run jobs, data ones at most `lanes` at a time, and return their results in the order of the jobs.
 
     After the first failure no job is begun any more; that failure is raised when those that run have ended. An
-    exception that comes to the calling thread, such as a signal's, is raised at once, and jobs are left behind.
+    exception that comes to the calling thread, such as a signal's, is raised at once: no job is begun any more, and
+    those that run are left behind.
     """
     if len(jobs) == 1:
         return [jobs[0].run()]
@@ -48,31 +49,37 @@ def work_off(jobs: Sequence[Job[_Result]], *, lanes: int = DATA_LANES) -> list[_
                     return waiting[kind].popleft()
         return None
 
+    def give_up() -> None:
+        with lock:
+            waiting[True].clear()
+            waiting[False].clear()
+
     def lane(kinds: Sequence[bool]) -> None:
         while (index := take(kinds)) is not None:
             try:
                 ended.put((index, jobs[index].run(), None))
             except BaseException as error:
-                with lock:
-                    waiting[True].clear()
-                    waiting[False].clear()
+                give_up()
                 ended.put((index, None, error))
         ended.put(None)
 
     kinds = [(False, True)] * min(lanes, len(jobs)) + [(False,)] * CONTROL_LANES
-    for one in kinds:
-        Thread(target=lane, args=(one,), daemon=True).start()
     results: dict[int, _Result] = {}
     failure: BaseException | None = None
     left = len(kinds)
-    while left:
-        done = ended.get()
-        if done is None:
-            left -= 1
-        elif done[2] is not None:
-            failure = failure or done[2]
-        else:
-            results[done[0]] = done[1]  # type: ignore[assignment]  # without an error it is a result
+    try:
+        for one in kinds:
+            Thread(target=lane, args=(one,), daemon=True).start()
+        while left:
+            done = ended.get()
+            if done is None:
+                left -= 1
+            elif done[2] is not None:
+                failure = failure or done[2]
+            else:
+                results[done[0]] = done[1]  # type: ignore[assignment]  # without an error it is a result
+    finally:
+        give_up()
     if failure is not None:
         raise failure
     return [results[index] for index in range(len(jobs))]

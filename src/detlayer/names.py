@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from ipaddress import IPv6Address
 
 from detlayer.errors import ConfigError, printable
 from detlayer.oci import Digest, parse_digest
@@ -17,11 +18,13 @@ DEFAULT_TAG = "latest"
 _HUB_NAMES = frozenset((DEFAULT_REGISTRY, "index.docker.io", "registry-1.docker.io"))
 _HUB_HOST = "registry-1.docker.io"
 
-_LABEL = r"[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9])?"
-_HOST = re.compile(rf"(?:{_LABEL}(?:\.{_LABEL})*|\[[0-9A-Fa-f:]+\])(?::[0-9]{{1,5}})?\Z")
+_LABEL = r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
+_HOST = re.compile(rf"(?:{_LABEL}(?:\.{_LABEL})*|\[(?P<ipv6>[0-9A-Fa-f:]+)\])(?::(?P<port>[0-9]{{1,5}}))?\Z")
 _COMPONENT = r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*"
 _REPOSITORY = re.compile(rf"{_COMPONENT}(?:/{_COMPONENT})*\Z")
 _TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}\Z")
+_MAX_HOST = 253
+_MAX_PORT = 65_535
 _MAX_REPOSITORY = 255
 
 
@@ -60,8 +63,8 @@ class Reference:
 
 
 def host_of(registry: str) -> str:
-    """Say where a registry answers: Docker Hub does not do so under its name."""
-    return _HUB_HOST if registry == DEFAULT_REGISTRY else registry
+    """Say where a registry answers: Docker Hub does not do so under its name. Hosts are compared in lower case."""
+    return _HUB_HOST if registry == DEFAULT_REGISTRY else registry.lower()
 
 
 def parse_reference(text: str) -> Reference:
@@ -99,14 +102,25 @@ def parse_repository(text: str, whole: str = "") -> RepositoryName:
         registry, repository = first, rest
     else:
         registry, repository = DEFAULT_REGISTRY, text
-    if registry in _HUB_NAMES:
+    if registry.lower() in _HUB_NAMES:
         registry = DEFAULT_REGISTRY
         repository = repository if "/" in repository else f"library/{repository}"
-    if not _HOST.match(registry):
+    if not _is_host(registry):
         raise _invalid(whole, f"{printable(registry)!r} is no host")
     if not _REPOSITORY.match(repository) or len(repository) > _MAX_REPOSITORY:
         raise _invalid(whole, "a repository is lower-case words with '/' between them, as in registry/team/app:tag")
     return RepositoryName(registry, repository)
+
+
+def _is_host(text: str) -> bool:
+    match = _HOST.match(text)
+    if match is None or len(text) > _MAX_HOST:
+        return False
+    try:
+        IPv6Address(match["ipv6"] or "::")
+    except ValueError:
+        return False
+    return match["port"] is None or 0 < int(match["port"]) <= _MAX_PORT
 
 
 def is_tag(text: str) -> bool:

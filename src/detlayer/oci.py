@@ -106,6 +106,16 @@ class Descriptor:
         return self.media_type in MANIFEST_TYPES
 
     @property
+    def is_document(self) -> bool:
+        """Whether it is to be read as an index or a manifest, also where an index leaves that open."""
+        return (
+            self.is_index
+            or self.is_manifest
+            or not self.media_type
+            or self.media_type.startswith("application/vnd.docker.distribution.manifest.")
+        )
+
+    @property
     def is_config(self) -> bool:
         """Whether it is the config of an image; artifacts have others."""
         return self.media_type in CONFIG_TYPES

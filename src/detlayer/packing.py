@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, BinaryIO
 
 from detlayer import layer as layers
 from detlayer.codec import DEFAULT_CODEC, KNOWN_CLASSES, Codec, parse_compression
 from detlayer.depfile import rule
-from detlayer.entry import Entry, Profile
+from detlayer.entry import Profile
 from detlayer.errors import ConfigError, printable
 from detlayer.layer import Layer
 from detlayer.patterns import Pattern, parse_pattern, parse_patterns, read_ignore_file
-from detlayer.ports import ChunkMemory, ContentMemory, Reporter, Silence, Sink
-from detlayer.sink import Outputs, Tee
+from detlayer.ports import Reporter, Silence
+from detlayer.sink import Outputs
 from detlayer.tree import Selection, Source, takes, walk
 
 if TYPE_CHECKING:
@@ -75,38 +75,41 @@ def pack(
     _check_outputs({"output": output_path, "descriptor": descriptor, "depfile": depfile}, oci_layout, resolved)
     visited: list[bytes] = []
     with Outputs(output=output, oci_layout=oci_layout, descriptor=descriptor, depfile=depfile) as outputs:
-
-        def entries(hears: Reporter) -> Iterator[Entry]:
-            visited.clear()
-            return walk(
-                resolved,
-                profile=profile,
-                selection=selection,
-                skip=outputs.identities,
-                reporter=hears,
-                visited=visited.append if depfile is not None else None,
-            )
-
-        def make(sink: Sink, contents: ContentMemory | None = None, chunks: ChunkMemory | None = None) -> Layer:
-            return layers.pack(
-                entries(reporter),
-                sink,
-                codec=codec,
-                jobs=jobs or default_jobs(),
-                reporter=reporter,
-                contents=contents,
-                chunks=chunks,
-            )
-
         if store is not None and any(takes(one, os.fsencode(store.directory), is_dir=True) for one in resolved):
             reporter.warning(
                 "cache-unusable", f"{printable(store.directory)} lies in what is packed: working without a cache"
             )
             store = None
         if store is not None and store.index.is_usable:
-            made = _reuse(store, outputs, codec, reporter, entries, make, paranoid=paranoid, explain=explain)
+            from detlayer.reuse import Sources, repack  # with --no-cache nobody needs them
+
+            taken = Sources(
+                resolved,
+                profile or Profile(),
+                selection or Selection(),
+                skip=outputs.identities,
+                visited=visited if depfile is not None else None,
+            )
+            made = repack(
+                taken,
+                outputs,
+                store,
+                codec=codec,
+                jobs=jobs or default_jobs(),
+                reporter=reporter,
+                paranoid=paranoid,
+                explain=explain,
+            )
         else:
-            made = make(outputs.blob)
+            entries = walk(
+                resolved,
+                profile=profile,
+                selection=selection,
+                skip=outputs.identities,
+                reporter=reporter,
+                visited=visited.append if depfile is not None else None,
+            )
+            made = layers.pack(entries, outputs.blob, codec=codec, jobs=jobs or default_jobs(), reporter=reporter)
         depends = b""
         if depfile is not None and target is not None:
             own = [os.path.join(os.fsdecode(one.path), IGNORE_FILE) for one in resolved] if use_ignore_file else []
@@ -118,67 +121,6 @@ def pack(
             store.outputs.keep(goals, made.digest)
     warn_of_class(made, reporter)
     return made
-
-
-def _reuse(
-    store: Store,
-    outputs: Outputs,
-    codec: Codec,
-    reporter: Reporter,
-    entries: Callable[[Reporter], Iterator[Entry]],
-    make: Callable[[Sink, ContentMemory | None, ChunkMemory | None], Layer],
-    *,
-    paranoid: bool,
-    explain: Callable[[Explanation], None] | None,
-) -> Layer:
-    """Give the layer from the store if it is there; else make it, with what is there of it, and keep it."""
-    from detlayer.reuse import Reuse  # with --no-cache nobody needs it
-
-    with Reuse(store, codec, reporter=reporter, is_paranoid=paranoid) as reuse:
-        hears = _Deferred()
-        found = reuse.find(lambda: entries(hears.anew()))
-        if found is not None:
-            hears.tell(reporter)
-            kept = 0
-
-            def holds(path: str) -> bool:
-                nonlocal kept
-                is_held = store.outputs.holds(path, found.digest, found.size_bytes)
-                kept += is_held
-                return is_held
-
-            sink = outputs.keep(found.digest, holds)
-            reuse.explanation.kept_outputs = kept
-            if sink is not None:
-                reuse.copy(found, sink)
-            made = found
-        else:
-            made = make(Tee((outputs.blob, reuse.blob)), reuse.contents, reuse.chunks)
-            reuse.keep(made)
-        if explain is not None:
-            explain(reuse.explanation)
-    return made
-
-
-class _Deferred:
-    """A reporter that keeps warnings until it is known whether the walk they came from is the one that counts."""
-
-    def __init__(self) -> None:
-        self._warnings: list[tuple[str, str]] = []
-
-    def anew(self) -> _Deferred:
-        self._warnings.clear()
-        return self
-
-    def tell(self, reporter: Reporter) -> None:
-        for code, message in self._warnings:
-            reporter.warning(code, message)
-
-    def progress(self, entries: int, tar_bytes: int) -> None:
-        return
-
-    def warning(self, code: str, message: str) -> None:
-        self._warnings.append((code, message))
 
 
 def warn_of_class(made: Layer, reporter: Reporter) -> None:

@@ -46,9 +46,6 @@ class ContentMemory(Protocol):
     def recall(self, entry: Entry) -> bytes | None:
         """Give the fingerprint of a content that is as it was when it was read; None if it has to be read."""
 
-    def expect(self, entry: Entry) -> bytes | None:
-        """Give the fingerprint that a content of this size had when it was last read, whatever it is now."""
-
     def learn(self, entry: Entry, fingerprint: bytes) -> None:
         """Hear what was just read; the content is still open."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from detlayer.documents import Document, parse_document
 from detlayer.errors import IntegrityError, LayerError
 from detlayer.names import RepositoryName
-from detlayer.oci import Descriptor, digest_of
+from detlayer.oci import Descriptor, Digest, digest_of
 from detlayer.plan import Wanted
 from detlayer.ports import Amnesia, Body, ImageSource, Memory
 from detlayer.registry.client import Repository
@@ -49,25 +49,29 @@ class RemoteImage:
 def gather(source: ImageSource, root: Document) -> Wanted:
     """Read all documents of an image, children before parents, the root last.
 
-    Raises what the source raises, LayerError for what nests too deep, IntegrityError for what is not what was named.
+    Raises what the source raises, LayerError for what nests too deep or names one blob with two sizes, IntegrityError
+    for what is not what was named.
     """
     found: dict[str, Document] = {}
+    sizes: dict[Digest, int] = {root.digest: len(root.data)}
 
     def visit(document: Document, depth: int) -> None:
         if depth > _MAX_DEPTH or len(found) > _MAX_DOCUMENTS:
             raise LayerError(
                 "document-invalid", f"{root.digest} has indexes in indexes without end", "no honest image has these"
             )
-        for child in document.children:
-            key = str(child.digest)
-            if key in found:
-                continue
-            if not (child.is_index or child.is_manifest or not child.media_type):
+        for one in (*document.children, *document.layers, *((document.config,) if document.config else ())):
+            if sizes.setdefault(one.digest, one.size_bytes) != one.size_bytes:
                 raise LayerError(
                     "document-invalid",
-                    f"{document.digest} lists {child.digest}, which is {child.media_type}: no manifest",
-                    "registries do not take such an index",
+                    f"{document.digest} says that {one.digest} has {one.size_bytes} bytes, "
+                    f"and elsewhere it has {sizes[one.digest]}",
+                    "make or fetch the image again",
                 )
+        for child in document.children:
+            key = str(child.digest)
+            if key in found or not child.is_document:
+                continue
             data = source.document(child)
             if digest_of(data) != child.digest or len(data) != child.size_bytes:
                 raise IntegrityError(

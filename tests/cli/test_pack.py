@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import fcntl
 import gzip
 import hashlib
@@ -10,6 +11,7 @@ import json
 import os
 import pty
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -26,7 +28,9 @@ from detlayer.oci import canonical_json
 from tests.support import File, counter_bytes, list_files, make_tree, pack_tree, read_headers, read_members
 
 COMMAND = [sys.executable, "-m", "detlayer"]
-ENVIRONMENT = {"PATH": os.environ["PATH"]}
+CACHE = tempfile.mkdtemp(prefix="detlayer-tests-")
+atexit.register(shutil.rmtree, CACHE, ignore_errors=True)
+ENVIRONMENT = {"PATH": os.environ["PATH"], "DETLAYER_CACHE_DIR": CACHE}
 
 
 @dataclass(frozen=True)

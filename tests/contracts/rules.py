@@ -63,9 +63,12 @@ class Rules:
 
 @dataclass(frozen=True, slots=True)
 class Tokens:
-    """How a token service behaves. `uses`: a token is good for so many requests, then expired (0: for ever).
+    """How a token service behaves.
 
-    `realm`: where the challenge says that the service is, if that is not the truth.
+    `uses`: a token is good for so many requests, then expired (0: for ever); that is unfair to clients with several
+    lanes, of which one may use up what another has just fetched. `expires_at`: at these requests, of those that came
+    with a good token, all tokens given so far expire. `realm`: where the challenge says that the service is, if that
+    is not the truth.
     """
 
     get: bool = True
@@ -75,6 +78,7 @@ class Tokens:
     says_lifetime: bool = True
     lifetime_s: int = 300
     uses: int = 0
+    expires_at: frozenset[int] = frozenset()
     realm: str = ""
 
 
@@ -125,8 +129,9 @@ PUSH_TRAPS: dict[str, Trap] = {
     "chunk-minimum": Trap({"chunk_min_bytes": 4096, "put_max_bytes": 1}),
     "chunk-maximum": Trap({"chunk_max_bytes": 1 << 16, "put_max_bytes": 1}),
     "put-too-large": Trap({"put_max_bytes": 1 << 10}),
-    "token-for-one-request": Trap(tokens=Tokens(uses=1), bearer=True),
-    "token-for-three-requests": Trap(tokens=Tokens(uses=3), bearer=True),
+    "tokens-expire-at-once": Trap(tokens=Tokens(expires_at=frozenset((1,))), bearer=True),
+    "tokens-expire-in-upload": Trap(tokens=Tokens(expires_at=frozenset((6,))), bearer=True),
+    "tokens-expire-late": Trap(tokens=Tokens(expires_at=frozenset((12,))), bearer=True),
     "busy-retry-seconds": Trap(faults=(Fault(Reply(busy(429, "0")), times=2),)),
     "busy-retry-date": Trap(faults=(Fault(Reply(busy(429, PAST)), times=2),)),
     "busy-in-upload": Trap(faults=(Fault(Reply(busy(429, "0")), "PUT|PATCH", SESSION),)),
@@ -179,11 +184,12 @@ PULL_TRAPS: dict[str, Trap] = {
     "cut-blob-at-100": Trap(faults=(Fault(CutAnswer(100), "GET", BLOB),)),
     "cut-blob-twice": Trap(faults=(Fault(CutAnswer(100), "GET", BLOB, times=2),)),
     "cut-manifest": Trap(faults=(Fault(CutAnswer(10), "GET", MANIFEST),)),
-    "length-too-long": Trap(faults=(Fault(WrongLength(10), "GET", BLOB),)),
-    "length-too-short": Trap(faults=(Fault(WrongLength(-10), "GET", BLOB),)),
+    "length-too-long": Trap(faults=(Fault(WrongLength(10), "GET", BLOB, times=0),), passes=False),
+    "length-too-short": Trap(faults=(Fault(WrongLength(-10), "GET", BLOB, times=0),), passes=False),
     "busy-on-blob": Trap(faults=(Fault(Reply(busy(429, "0")), "GET", BLOB, times=2),)),
     "unavailable-on-manifest": Trap(faults=(Fault(Reply(busy(503, "0")), "GET", MANIFEST),)),
-    "token-for-one-request": Trap(tokens=Tokens(uses=1), bearer=True),
+    "tokens-expire-at-once": Trap(tokens=Tokens(expires_at=frozenset((1,))), bearer=True),
+    "tokens-expire-among-blobs": Trap(tokens=Tokens(expires_at=frozenset((6,))), bearer=True),
     "digest-header-none": Trap({"digest_header": "none"}),
     "digest-header-wrong": Trap({"digest_header": "wrong"}, passes=False),
     "head-is-forbidden": Trap({"head_status": 403}),

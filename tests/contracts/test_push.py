@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from collections.abc import Callable
 from pathlib import Path
@@ -9,12 +10,17 @@ from pathlib import Path
 import pytest
 
 from detlayer.errors import ConfigError, IntegrityError, LayerError
+from detlayer.layout import open_image
+from detlayer.names import RepositoryName, parse_reference
 from detlayer.oci import canonical_json
-from detlayer.plan import parse_plans, plans_document
+from detlayer.plan.document import parse_plans, plans_document
+from detlayer.publishing import Hints, push
 from tests.contracts.claims import assert_has, broken_tags, seed
+from tests.contracts.faults import Fault, Reply
 from tests.contracts.images import Layout, artifact, base_of, image, platforms
 from tests.contracts.pushing import Client, blob_bytes, counted
-from tests.contracts.servers import Server
+from tests.contracts.records import error_answer
+from tests.contracts.servers import Kind, RealRegistry, Server
 from tests.contracts.strict import StrictRegistry
 
 Start = Callable[..., StrictRegistry]
@@ -320,3 +326,73 @@ def test_by_digest(open_server: Server, layout: Layout) -> None:
     with pytest.raises(ConfigError) as caught:
         Client(open_server).push(layout, f"team/app@sha256:{'0' * 64}")
     assert caught.value.code == "digest-differs"
+
+
+def test_a_plan_that_believes_what_is_not_so(start_real: Callable[[Kind], RealRegistry], layout: Layout) -> None:
+    """It says that blobs and manifests are there: the registry says what is not, and gets it."""
+    server = start_real("open")
+    index = layout.tag(platforms(layout), "image")
+    client = Client(server)
+    (made,) = client.plan(layout, "team/app:1")
+    lies = dataclasses.replace(
+        made,
+        blobs=tuple(dataclasses.replace(step, action="present", source=None) for step in made.blobs),
+        manifests=tuple(dataclasses.replace(step, action="present") for step in made.manifests),
+    )
+    client.push(layout, "team/app:1", plans=[lies])
+    assert_has(server, "team/app", "1", layout, index)
+
+
+def test_a_plan_for_other_tags(open_server: Server, layout: Layout) -> None:
+    layout.tag(image(layout), "image")
+    client = Client(open_server)
+    made = client.plan(layout, "team/app:1", "team/app:2")
+    with pytest.raises(ConfigError) as caught:
+        client.push(layout, "team/app:1", plans=made)
+    assert caught.value.code == "plan-differs"
+    assert open_server.tags("team/app") == {}
+    with pytest.raises(ConfigError, match="the plan is for "):
+        client.push(layout, "team/other:1", plans=[*made, *client.plan(layout, "team/other:1")])
+
+
+def test_repositories_and_tags_fail_one_by_one(start_strict: Start, layout: Layout) -> None:
+    """What fails for one repository does not stop the others, and each tag says what became of it."""
+    server = start_strict()
+    descriptor = layout.tag(image(layout), "image")
+    refused = error_answer(403, ("DENIED", "not you", None))
+    server.arm(Fault(Reply(refused), "POST", "/v2/team/closed/", times=0))
+    report = Client(server).try_push(layout, "team/closed:1", "team/closed:2", "team/open:1", "team/open:2")
+    closed, opened = report.results
+    assert [(tag.tag, tag.state) for tag in closed.tags] == [("1", "failed"), ("2", "failed")]
+    assert [(tag.tag, tag.state) for tag in opened.tags] == [("1", "pushed"), ("2", "pushed")]
+    document = closed.to_document()
+    assert [tag["error"] for tag in document["tags"]] == ["registry-denied"] * 2
+    assert "not you" in document["tags"][0]["message"]
+    assert report.first_error is closed.error
+    assert server.tags("team/open") == {"1": descriptor["digest"], "2": descriptor["digest"]}
+
+
+def test_blobs_that_lie_in_several_repositories(start_strict: Start, layout: Layout, tmp_path: Path) -> None:
+    """A sparse image takes its layers from where it came from, though other sources are named beside it."""
+    source, target = start_strict(), start_strict()
+    descriptor = image(layout)
+    seed(source, "team/app", layout, descriptor, "1")
+    seed(source, "team/base", layout, image(layout, ["other"]), "1")
+    sparse = tmp_path / "sparse"
+    Client(source).pull("team/app:1", sparse, manifests_only=True)
+    client = Both(source, target)
+    named = RepositoryName(source.address, "team/base")
+    with client.registries() as (registries, _), open_image(f"oci:{sparse}") as opened:
+        to = parse_reference(f"{target.address}/copy/app:1")
+        report = push(opened, [to], registries, hints=Hints((named,)))
+    assert report.first_error is None
+    assert_has(target, "copy/app", "1", layout, descriptor)
+    # The other way round: the layout lost its origin, and what was named has only a part.
+    layout.tag(descriptor, "image")
+    for digest in [one for one, data in layout.blobs_of(descriptor).items() if data[:2] == b"\x1f\x8b"]:
+        layout.blob_path(digest).unlink()
+    with client.registries() as (registries, _), open_image(f"oci:{layout.path}") as opened:
+        to = parse_reference(f"{target.address}/again/app:1")
+        hints = Hints((named, RepositoryName(source.address, "team/app")))
+        assert push(opened, [to], registries, hints=hints).first_error is None
+    assert target.tags("again/app")["1"] == descriptor["digest"]

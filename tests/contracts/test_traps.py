@@ -30,12 +30,14 @@ PUSH_ERRORS = {
     "realm-link-local": "realm-private",
 }
 PULL_ERRORS = {
-    "blobs-elsewhere-fishing": "registry-auth",
+    "blobs-elsewhere-fishing": "redirect-refused",
     "digest-header-wrong": "manifest-digest",
     "garbage-manifest": "registry-garbage",
     "no-json-manifest": "document-invalid",
     "endless-manifest": "manifest-too-long",
     "endless-blob": "blob-digest",
+    "length-too-long": "blob-digest",
+    "length-too-short": "blob-digest",
     "never-answers": "registry-timeout",
 }
 

@@ -111,6 +111,7 @@ class TokenService:
         self.behaviour = behaviour or Tokens()
         self.asked: list[list[str]] = []
         self._grants: dict[str, Grant] = {}
+        self._spent = 0
         self._refresh: dict[str, Account] = {one.identity_token: one for one in self.accounts if one.identity_token}
         self._lock = threading.Lock()
         self.server = WireServer(self, tls=tls, host=host)
@@ -141,6 +142,11 @@ class TokenService:
         with self._lock:
             grant = self._grants.get(token)
             if grant is None or grant.left == 0:
+                return None
+            self._spent += 1
+            if self._spent in self.behaviour.expires_at:
+                for given in self._grants.values():
+                    given.left = 0
                 return None
             if grant.left is not None:
                 grant.left -= 1

@@ -11,20 +11,21 @@ from collections.abc import Callable, Mapping
 
 from detlayer.building.desk import Desk
 from detlayer.building.lock import ANY_PLATFORM, Lock, LockedBase, LockedLayer, differences
-from detlayer.building.outputs import publish_step, write_step
-from detlayer.building.request import STAGES, BuildReport, BuiltImage, Request
+from detlayer.building.publish import publish_step
+from detlayer.building.request import STAGES, BuildReport, BuiltImage, Request, label
 from detlayer.building.revision import describe
 from detlayer.building.steps import Wiring, locked_layer
 from detlayer.config import ImageSettings
 from detlayer.errors import DetlayerError
 from detlayer.graph import Done, Event, Step, closure, execute
+from detlayer.names import Reference
 from detlayer.oci import parse_digest
 from detlayer.packing import default_jobs
 from detlayer.ports import Reporter, Silence, SilentTransfers, TransferReporter
 from detlayer.registry.client import Registries
 from detlayer.store import Store
 
-__all__ = ["Build", "BuildReport", "BuiltImage", "Lock", "Request", "compare_locks"]
+__all__ = ["Build", "BuildReport", "BuiltImage", "Lock", "Request", "compare_layers"]
 
 MIN_JOBS = 4  # most steps wait for the network or the disk
 
@@ -57,7 +58,9 @@ class Build:
         reporter = reporter or Silence()
         pack_jobs = max(1, (default_jobs() if jobs is None else jobs) // max(1, min(self._jobs, _count_packs(request))))
         self._about = {image.name: describe(image.directory) for image in request.images if image.git}
-        self._wiring = Wiring(request, self.desk, pack_jobs=pack_jobs, warn=reporter.warning, about=self._about)
+        self._wiring = Wiring(
+            request, self.desk, pack_jobs=pack_jobs, is_dry=is_dry, warn=reporter.warning, about=self._about
+        )
         self._roots: dict[str, str] = {}
         self._manifests: dict[str, dict[str, str]] = {}
         self._packs: dict[str, dict[str, dict[str, str]]] = {}
@@ -79,7 +82,11 @@ class Build:
         if request.push:
             goals.append(wiring.add(publish_step(image, root, self.desk, transfers, is_dry=self._is_dry)))
         for output in request.outputs:
-            downloads = [wiring.download(image.base, one) for one in image.platforms] if image.base is not None else []
+            from detlayer.building.outputs import write_step  # most builds only push
+
+            downloads = (
+                [wiring.bases.download(image.base, one) for one in image.platforms] if image.base is not None else []
+            )
             step = write_step(
                 image,
                 output,
@@ -97,6 +104,8 @@ class Build:
         """The steps, as far as they were asked for."""
         every = list(self._wiring.steps.values())
         until = self.request.until
+        if self.request.only_layers:
+            return [step for step in every if step.kind == "pack"]
         if until is None:
             return every
         return closure(every, [step.name for step in every if STAGES.index(step.kind) <= STAGES.index(until)])
@@ -139,32 +148,40 @@ class Build:
         """Write down what the images stood on, and what their layers were; only of a build that is good."""
         steps = report.outcome.steps
         bases: dict[str, LockedBase] = {}
-        layers: dict[str, dict[str, dict[str, LockedLayer]]] = {}
         for image in self.request.images:
             if image.base is not None and not isinstance(image.base, str):
                 name = str(image.base)
                 root = parse_digest(steps[f"resolve {name}"].values["digest"])
                 known = dict(bases[name].platforms) if name in bases else {}
                 for platform in image.platforms:
-                    known[str(platform)] = parse_digest(steps[f"fetch {name} {platform}"].values["manifest"])
+                    known[label(platform)] = parse_digest(steps[f"fetch {name} {label(platform)}"].values["manifest"])
                 bases[name] = LockedBase(root, known)
-            layers[image.name] = {
+        return Lock(bases, self._locked_layers(steps))
+
+    def _locked_layers(self, steps: Mapping[str, Done]) -> dict[str, dict[str, dict[str, LockedLayer]]]:
+        return {
+            image.name: {
                 layer: {platform: locked_layer(steps[step].values) for platform, step in platforms.items()}
                 for layer, platforms in self._packs[image.name].items()
             }
-        return Lock(bases, layers)
+            for image in self.request.images
+        }
+
+    def compare(self, lock: Lock, report: BuildReport) -> list[str]:
+        """Say in what the layers that were made, and the bases that are asked for, differ from a lock; a line each."""
+        found = []
+        for image in self.request.images:
+            for platform in image.platforms if isinstance(image.base, Reference) else ():
+                base = lock.bases.get(str(image.base))
+                if base is None or label(platform) not in base.platforms:
+                    found.append(f"base {image.base} of {image.name} for {platform}: not locked")
+        return found + compare_layers(lock, self._locked_layers(report.outcome.steps))
 
 
-def compare_locks(locked: Lock, made: Lock) -> list[str]:
-    """Say in what a build differs from a lock, a line each; empty if in nothing."""
+def compare_layers(locked: Lock, made: Mapping[str, Mapping[str, Mapping[str, LockedLayer]]]) -> list[str]:
+    """Say in what layers differ from those of a lock, a line each; empty if in nothing."""
     found = []
-    for name, base in made.bases.items():
-        was = locked.bases.get(name)
-        for platform, digest in base.platforms.items():
-            before = was.platforms.get(platform) if was is not None else None
-            if before != digest:
-                found.append(f"base {name} {platform}: {before or 'not locked'} → {digest}")
-    for image, layers in made.layers.items():
+    for image, layers in made.items():
         for layer, platforms in layers.items():
             for platform, one in platforms.items():
                 before_layer = locked.layers.get(image, {}).get(layer, {}).get(platform)
@@ -175,7 +192,7 @@ def compare_locks(locked: Lock, made: Lock) -> list[str]:
                     found += [f"{where}: {what} {was} → {now}" for what, was, now in differences(before_layer, one)]
         gone = locked.layers.get(image, {}).keys() - layers.keys()
         found += [f"layer {layer} of {image}: locked, and not built any more" for layer in sorted(gone)]
-    found += [f"image {image}: locked, and not built" for image in sorted(locked.layers.keys() - made.layers.keys())]
+    found += [f"image {image}: locked, and not built" for image in sorted(locked.layers.keys() - made.keys())]
     return found
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from detlayer.store import Store
 
+_STEP = "build"
+
 
 class StoreTraces:
     """Traces that last from run to run, as far as the store can keep anything."""
@@ -13,14 +15,8 @@ class StoreTraces:
 
     def get(self, key: str) -> bytes | None:
         """Recall a document; None if there is none."""
-        rows = self._store.index.rows("SELECT results FROM trace WHERE key=?", (key.encode(),))
-        return rows[0][0] if rows else None
+        return self._store.traces.get(key.encode(), int(self._store.clock()))
 
     def put(self, key: str, data: bytes) -> None:
         """Keep a document in place of what had the key."""
-        self._store.index.write(
-            (
-                "INSERT OR REPLACE INTO trace (key, step, results, used) VALUES (?, ?, ?, ?)",
-                [(key.encode(), "build", data, 0)],
-            )
-        )
+        self._store.traces.put(key.encode(), _STEP, data, int(self._store.clock()))

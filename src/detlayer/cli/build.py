@@ -13,7 +13,7 @@ from detlayer.cli import exits
 from detlayer.cli.common import cache_options, console_options, make_console
 from detlayer.cli.console import Console
 from detlayer.cli.network import network_options, open_registries
-from detlayer.cli.projects import host_platform, open_store, project_options, read_lock, read_project, retag
+from detlayer.cli.projects import host_platform, open_workshop, project_options, read_lock, read_project, retag
 from detlayer.cli.steps import Steps, show_report
 from detlayer.cli.transfers import Transfers
 from detlayer.errors import ConfigError
@@ -76,7 +76,7 @@ def build(ctx: click.Context, /, **options: Any) -> None:
     steps = Steps(console, as_json=options["as_json"], explain=options["explain"], is_silent=options["question"])
     try:
         with ExitStack() as stack:
-            store = stack.enter_context(open_store(options, console))
+            store = stack.enter_context(open_workshop(options, console))
             references = [one for image in request.images for one in image.references] if request.push else []
             wired = stack.enter_context(
                 Build(
@@ -120,10 +120,13 @@ def _finish(
 
     if not options["question"]:
         show_report(console, report, as_json=options["as_json"], is_dry=is_dry, seconds=time.monotonic() - started)
+    said = set()
     for error in report.errors:
         if not isinstance(error, DetlayerError):
             raise error
-        console.error(error)
+        if (error.code, error.message) not in said:
+            said.add((error.code, error.message))
+            console.error(error)
     first = next((one for one in report.errors if isinstance(one, DetlayerError)), None)
     if first is not None:
         ctx.exit(exits.exit_code(first))

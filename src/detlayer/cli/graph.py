@@ -7,7 +7,7 @@ from typing import Any, cast
 import click
 
 from detlayer.cli.common import cache_options, make_console, quiet_option
-from detlayer.cli.projects import host_platform, open_store, project_options, read_project
+from detlayer.cli.projects import host_platform, open_workshop, project_options, read_project
 
 
 @click.command(
@@ -34,5 +34,5 @@ def graph(**options: Any) -> None:
     console = make_console(options, json=False)
     _, images = read_project(options)
     request = Request(images, options["push"], tuple(map(parse_output, options["outputs"])), host=host_platform())
-    with open_store(options, console) as store, Build(request, store, None) as wired:
+    with open_workshop(options, console) as store, Build(request, store, None) as wired:
         console.result(draw(wired.steps, cast(Drawing, options["format"])))

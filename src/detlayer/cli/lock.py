@@ -10,7 +10,7 @@ import click
 
 from detlayer.cli.common import cache_options, console_options, make_console
 from detlayer.cli.network import network_options, open_registries
-from detlayer.cli.projects import lock_path, open_store, read_project
+from detlayer.cli.projects import lock_path, open_workshop, read_project
 from detlayer.cli.steps import Steps
 from detlayer.cli.transfers import Transfers
 from detlayer.errors import DetlayerError, printable
@@ -43,7 +43,7 @@ def lock(**options: Any) -> None:
     steps = Steps(console, as_json=False, explain=False, is_silent=False)
     try:
         with ExitStack() as stack:
-            store = stack.enter_context(open_store(options, console))
+            store = stack.enter_context(open_workshop(options, console))
             wired = stack.enter_context(
                 Build(
                     Request(images, until="pack"),

@@ -76,7 +76,7 @@ def open_registries(
     if options["client_key"] and not options["client_cert"]:
         raise ConfigError("usage", "--client-key without --client-cert", "name the certificate, too")
     network = Network(
-        insecure=frozenset(options["insecure_registry"]),
+        insecure=frozenset(map(str.lower, options["insecure_registry"])),
         ca_file=options["ca_file"],
         client_cert=options["client_cert"],
         client_key=options["client_key"],

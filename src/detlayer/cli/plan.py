@@ -90,7 +90,7 @@ def plan(ctx: click.Context, /, **options: Any) -> None:
 def show_plan(console: Console, plans: Sequence[Plan], *, as_json: bool) -> None:
     """Print plans: a line for each blob, manifest and tag, and what it comes to."""
     from detlayer.oci import canonical_json
-    from detlayer.plan import plans_document
+    from detlayer.plan.document import plans_document
 
     if as_json:
         console.result(canonical_json({"type": "result", **plans_document(plans)}).decode())

@@ -97,17 +97,18 @@ def host_platform() -> Platform:
 
 
 @contextmanager
-def open_store(options: dict[str, Any], console: Console) -> Iterator[Store]:
-    """Open the store; without a cache, one that ends with the command."""
+def open_workshop(options: dict[str, Any], console: Console) -> Iterator[Store]:
+    """Open the store; without a cache that can be used, one that ends with the command: layers have to be somewhere."""
     from detlayer.store import Store
 
     with ExitStack() as stack:
-        if options["no_cache"]:
-            try:
-                directory = stack.enter_context(tempfile.TemporaryDirectory(prefix="detlayer-"))
-            except OSError as error:
-                raise ConfigError("cache-temporary", f"no temporary directory: {error}", "set TMPDIR") from error
-            directory = os.path.join(directory, "store")
-        else:
-            directory = cache_directory(options)
-        yield stack.enter_context(Store(directory, reporter=console))
+        if not options["no_cache"]:
+            store = stack.enter_context(Store(cache_directory(options), reporter=console))
+            if store.index.is_usable:
+                yield store
+                return
+        try:
+            directory = stack.enter_context(tempfile.TemporaryDirectory(prefix="detlayer-"))
+        except OSError as error:
+            raise ConfigError("cache-temporary", f"no temporary directory: {error}", "set TMPDIR") from error
+        yield stack.enter_context(Store(os.path.join(directory, "store"), reporter=console))

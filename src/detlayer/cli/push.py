@@ -76,7 +76,7 @@ def push(ctx: click.Context, /, **options: Any) -> None:
 
 
 def _read_plans(path: str | None) -> list[Plan] | None:
-    from detlayer.plan import parse_plans
+    from detlayer.plan.document import parse_plans
 
     if path is None:
         return None
@@ -122,9 +122,8 @@ def _say(console: Console, result: PushResult, first_error: DetlayerError | None
     for tag in result.tags:
         joint = "@" if tag.tag.startswith("sha256:") else ":"
         console.note(f"{result.name}{joint}{tag.tag} {words[tag.state]}")
-        if tag.error is not None and tag.error is not first_error:
-            console.failure(tag.error)
-    if result.error is not None:
+    if result.error is not None and not result.tags:
         console.note(f"{result.name} failed")
-        if result.error is not first_error:
-            console.failure(result.error)
+    for error in dict.fromkeys(filter(None, (result.error, *(tag.error for tag in result.tags)))):
+        if error is not first_error:
+            console.failure(error)

@@ -23,6 +23,7 @@ class Steps:
         self._as_json = as_json
         self._explain = explain
         self._is_silent = is_silent
+        self._moved: set[str] = set()
 
     def hear(self, event: Event) -> None:
         """Show what became of a step."""
@@ -55,6 +56,9 @@ class Steps:
             for reason in done.reasons:
                 if (reason.kind, reason.what) == ("input", "base.digest") and reason.before:
                     base = done.step.inputs["base"]
+                    if base in self._moved:  # for another platform
+                        return
+                    self._moved.add(base)
                     self._console.note(f"{base} has moved: {reason.before} → {reason.after}")
 
 
@@ -73,6 +77,8 @@ def reason_text(reason: Reason) -> str:
             return "it was asked for"
         case "always":
             return "it is asked anew in every build"
+        case "outside":
+            return f"{printable(reason.what)} {reason.after}".rstrip()
         case "target":
             return f"{reason.what} has {_short(reason.before)}, not {_short(reason.after)}"
         case "upstream":

@@ -11,7 +11,7 @@ from detlayer.cli import exits
 from detlayer.cli.common import expansion_option, make_console, quiet_option
 from detlayer.cli.options import Ordered, pack_options, read_patterns, read_profile, read_selection
 from detlayer.cli.report import FORMATS, conclusion, error_to
-from detlayer.errors import DetlayerError
+from detlayer.errors import ConfigError, DetlayerError
 from detlayer.verification import DEFAULT_RUNS
 from detlayer.verification import verify as verify_targets
 
@@ -37,6 +37,10 @@ Examples:
 @click.option("--against", metavar="WHAT", help="Compare with a digest, diff_id, descriptor's JSON or layer file.")
 @click.option("--rebuild", metavar="COMMAND", help="Run this build twice in varied environments; needs --output.")
 @click.option("--output", metavar="PATH", help="What COMMAND makes, below the working directory.")
+@click.option(
+    "--locked", is_flag=True, help="Pack all layers of detlayer.toml anew, and hold them against detlayer.lock."
+)
+@click.option("-f", "--file", metavar="FILE", help="For --locked: the detlayer.toml; else found upwards.")
 @click.option("--strict", is_flag=True, help="Count suspicious contents as failures, too.")
 @click.option(
     "--format",
@@ -59,6 +63,8 @@ def verify(ctx: click.Context, /, **options: Any) -> None:
     perturbation. Exits with 0 if reproducible, 1 if not, 6 if a digest or size is not what it should be.
     """
     form = "json" if options["as_json"] else options["form"]
+    if options["locked"]:
+        ctx.exit(_verify_lock(options, as_json=form == "json"))
     console = make_console(options, json=form == "json")
     try:
         report = verify_targets(
@@ -89,3 +95,36 @@ def verify(ctx: click.Context, /, **options: Any) -> None:
     if form in ("json", "junit"):
         console.note(conclusion(report))
     ctx.exit(0 if report.ok else exits.INTEGRITY if report.is_corrupt else exits.NO)
+
+
+def _verify_lock(options: dict[str, Any], *, as_json: bool) -> int:
+    """Pack what a project's lock is about, with nothing remembered; the exit says whether it came out the same."""
+    from detlayer.building import Build
+    from detlayer.building.request import Request
+    from detlayer.cli.projects import lock_path, open_workshop, read_lock, read_project
+    from detlayer.oci import canonical_json
+
+    if options["targets"] or options["rebuild"] or options["against"]:
+        raise ConfigError("usage", "--locked is about detlayer.lock, and nothing else", "leave the others out")
+    console = make_console(options, json=as_json)
+    project, images = read_project({**options, "images": (), "platform": ()})
+    lock = read_lock(project)
+    request = Request(images, policy="locked", lock=lock, only_layers=True, is_offline=True)
+    with (
+        open_workshop({"no_cache": True}, console) as store,
+        Build(request, store, None, jobs=options["jobs"], reporter=console) as wired,
+    ):
+        report = wired.run()
+        for error in report.errors:
+            raise error
+        assert lock is not None  # the request was checked
+        found = wired.compare(lock, report)
+    if as_json:
+        document = {"type": "result", "lock": lock_path(project), "ok": not found, "differences": found}
+        console.result(canonical_json(document).decode())
+    else:
+        for line in found:
+            console.line(line)
+        console.flush()
+        console.note("as locked" if not found else f"{len(found)} difference{'s' * (len(found) != 1)} from the lock")
+    return exits.NO if found else 0

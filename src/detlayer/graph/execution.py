@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
-from queue import Empty, SimpleQueue
+from queue import SimpleQueue
 from threading import Event as Flag
-from threading import Lock, Thread
+from threading import Lock, Semaphore, Thread
 
 from detlayer.graph.outcome import Done, Event, Outcome, Report
 from detlayer.graph.step import Call, Reason, Step, Stopped, Values, arrange
@@ -65,6 +65,8 @@ class _Run:
         self._report = report or (lambda event: None)
         self._clock = clock or (lambda: 0.0)
         self._stop = Flag()
+        self._gone = Semaphore(0)
+        """Released by each thread that has ended."""
         self._lock = Lock()
         self._waiting: dict[str, list[Step]] = {}
         """Keys that a step is busy with, and the steps that wait for its results."""
@@ -114,11 +116,12 @@ class _Run:
         except BaseException:
             self._stop.set()
             stop()
-            self._wait_for(under_way)
-            raise
-        finally:
+            self._dismiss(threads)
             for _ in threads:
-                self._todo.put(None)
+                if not self._gone.acquire(timeout=_GRACE_S):
+                    break
+            raise
+        self._dismiss(threads)
         return Outcome({step.name: self._done[step.name] for step in self._steps})
 
     def _blocker(self, step: Step) -> str | None:
@@ -127,29 +130,30 @@ class _Run:
                 return self._done[name].blocked_by or name
         return None
 
-    def _wait_for(self, under_way: int) -> None:
-        try:
-            while under_way:
-                if not isinstance(self._news.get(timeout=_GRACE_S), Step):
-                    under_way -= 1
-        except Empty:
-            return
+    def _dismiss(self, threads: Sequence[Thread]) -> None:
+        for _ in threads:
+            self._todo.put(None)
 
     # -- the other threads
 
     def _work(self) -> None:
         while (item := self._todo.get()) is not None:
-            step, needed = item
-            call = Call({role: one.values for role, one in needed.items()}, self._stop.is_set)
-            started = self._clock()
-            try:
-                done = self._one(step, needed, call)
-            except Stopped as error:
-                done = Done(step, "stopped", error=error)
-            except BaseException as error:
-                done = Done(step, "failed", error=error)
-            if done is not None:
-                self._land(replace(done, facts=dict(call.facts), seconds=self._clock() - started))
+            if not self._stop.is_set():
+                self._step(*item)
+        self._gone.release()
+
+    def _step(self, step: Step, needed: Mapping[str, Done]) -> None:
+        call = Call({role: one.values for role, one in needed.items()}, self._stop.is_set)
+        started = self._clock()
+        try:
+            done = self._one(step, needed, call)
+        except Stopped as error:
+            done = Done(step, "stopped", error=error)
+        except BaseException as error:
+            done = Done(step, "failed", error=error)
+        if done is not None:
+            reasons = (*done.reasons, *call.reasons)
+            self._land(replace(done, reasons=reasons, facts=dict(call.facts), seconds=self._clock() - started))
 
     def _one(self, step: Step, needed: Mapping[str, Done], call: Call) -> Done | None:
         """See whether a step has to run, and run it; None if it waits for another that does the same."""
@@ -157,20 +161,19 @@ class _Run:
         unknown = next((role for role, one in needed.items() if one.state == "would-run"), None)
         if unknown is not None:
             return Done(step, "would-run", reasons=(Reason("upstream", unknown),))
-        if step.settled is not None:
-            return self._live(step, step.settled, call)
         inputs = dict(step.inputs)
         for role, one in needed.items():
-            inputs.update({f"{role}.{name}": value for name, value in one.values.items()})
+            inputs.update({f"{role}.{name}": value for name, value in one.values.items() if _counts(step, name)})
         if step.observe is not None:
             inputs.update(step.observe(call))
+        if step.settled is not None:
+            return self._live(step, step.settled, inputs, call)
         key = key_of(step, inputs)
         trace = recall(self._traces, key) if step.keeps else None
         last = recall(self._traces, last_key(self._scope, step))
         reasons = self._reasons(step, inputs, trace, last)
         if trace is not None and not reasons:
-            if last is None or last.inputs != inputs or last.version != step.version:
-                keep(self._traces, last_key(self._scope, step), trace)
+            self._note_last(step, inputs, trace.results, last)
             return Done(step, "hit", trace.results, key, is_same=last is not None and last.results == trace.results)
         if self._is_dry and not step.is_free:
             return Done(step, "would-run", key=key, reasons=reasons)
@@ -186,23 +189,37 @@ class _Run:
         except BaseException as error:
             failed = Done(step, "failed", key=key, reasons=reasons, error=error)
             return replace(failed, state="stopped") if isinstance(error, Stopped) else failed
-        made = Trace(step.version, inputs, results)
         if step.keeps and not self._is_dry:
-            keep(self._traces, key, made)
-        if not self._is_dry:
-            keep(self._traces, last_key(self._scope, step), made)
+            keep(self._traces, key, Trace(step.version, inputs, results))
+        self._note_last(step, inputs, results, last)
         return Done(step, "ran", results, key, reasons, is_same=last is not None and last.results == results)
 
-    def _live(self, step: Step, settled: Callable[[Call], Values | Reason], call: Call) -> Done:
+    def _live(
+        self, step: Step, settled: Callable[[Call], Values | tuple[Reason, ...]], inputs: dict[str, str], call: Call
+    ) -> Done:
         """Run a step of which only the outside knows whether it has to be."""
-        answer = settled(call)
-        if not isinstance(answer, Reason) and step.name not in self._forced:
-            return Done(step, "hit", answer)
-        reasons = (answer if isinstance(answer, Reason) else Reason("forced"),)
+        last = recall(self._traces, last_key(self._scope, step))
+        found = settled(call)
+        is_old = last is not None and last.version != step.version
+        if not isinstance(found, tuple) and not is_old and step.name not in self._forced:
+            self._note_last(step, inputs, found, last)
+            same = last is not None and last.results == found
+            return Done(step, "hit", found, key_of(step, inputs), is_same=same)
+        outside = found if isinstance(found, tuple) else ()
+        reasons = (Reason("forced"),) if step.name in self._forced else (*compare(step, inputs, last), *outside)
         if self._is_dry and not step.is_free:
-            return Done(step, "would-run", reasons=reasons)
+            return Done(step, "would-run", key=key_of(step, inputs), reasons=reasons)
         self._news.put(step)
-        return Done(step, "ran", dict(step.run(call)), reasons=reasons)
+        results = dict(step.run(call))
+        self._note_last(step, inputs, results, last)
+        same = last is not None and last.results == results
+        return Done(step, "ran", results, key_of(step, inputs), reasons, is_same=same)
+
+    def _note_last(self, step: Step, inputs: dict[str, str], results: Values, last: Trace | None) -> None:
+        """Remember what a step was run with, for the next run to compare."""
+        made = Trace(step.version, inputs, dict(results))
+        if made != last and not self._is_dry:
+            keep(self._traces, last_key(self._scope, step), made)
 
     def _reasons(self, step: Step, inputs: Values, trace: Trace | None, last: Trace | None) -> tuple[Reason, ...]:
         if step.name in self._forced:
@@ -235,3 +252,7 @@ class _Run:
         for step in waiting:
             state = "hit" if done.state == "ran" else done.state
             self._news.put(replace(done, step=step, state=state, facts={}, seconds=0.0))
+
+
+def _counts(step: Step, result: str) -> bool:
+    return not step.reads or result in step.reads

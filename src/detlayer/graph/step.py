@@ -16,11 +16,11 @@ class Reason:
 
     `first`: there is no trace of it. `input`: `what` changed from `before` to `after`. `version`: the step itself did.
     `output`: what it made is not there any more, or not as it was. `forced`: it was asked for. `always`: it is asked
-    anew in every run. `target`: where its result goes has something else, `before`. `upstream`: `what` has to run
-    first.
+    anew in every run. `outside`: what it reads is not as it was; `what` says what, `after` how. `target`: where its
+    result goes has something else, `before`. `upstream`: `what` has to run first.
     """
 
-    kind: Literal["first", "input", "version", "output", "forced", "always", "target", "upstream"]
+    kind: Literal["first", "input", "version", "output", "forced", "always", "outside", "target", "upstream"]
     what: str = ""
     before: str = ""
     after: str = ""
@@ -38,6 +38,8 @@ class Call:
         self._is_stopped = is_stopped
         self.facts: dict[str, int] = {}
         """Numbers to report, such as bytes; they are no results."""
+        self.reasons: list[Reason] = []
+        """What the step itself finds out of why it had to run."""
 
     def __getitem__(self, role: str) -> Values:
         return self._needed[role]
@@ -59,10 +61,11 @@ class Call:
 class Step:
     """One step. `needs` names others by the role that they have for it; inputs come from them and from `inputs`.
 
-    `observe` looks at inputs that lie outside (a tree, a reference) when the step's turn has come. `is_intact` tells
-    whether what earlier results name is still there. `settled` stands for a trace where only the outside knows whether
-    there is anything to do: it gives the results if not, else the reason. `is_free` is for what only reads and costs
-    little: a run that is to change nothing runs it, too. `keeps` False runs it every time.
+    `reads` names the results of others that count; all do if it is empty. `observe` looks at inputs that lie outside
+    when the step's turn has come. `is_intact` tells whether what earlier results name is still there. `settled` stands
+    for a trace where only the outside knows whether there is anything to do: it gives the results if not, else the
+    reasons. `is_free` is for what only reads and costs little: a run that is to change nothing runs it, too. `keeps`
+    False runs it every time.
     """
 
     name: str
@@ -71,9 +74,10 @@ class Step:
     run: Callable[[Call], Values]
     inputs: Values = field(default_factory=dict)
     needs: Mapping[str, str] = field(default_factory=dict)
+    reads: frozenset[str] = frozenset()
     observe: Callable[[Call], Values] | None = None
     is_intact: Callable[[Values], bool] | None = None
-    settled: Callable[[Call], Values | Reason] | None = None
+    settled: Callable[[Call], Values | tuple[Reason, ...]] | None = None
     is_free: bool = False
     keeps: bool = True
 

@@ -209,7 +209,11 @@ def _choose(manifests: Iterable[Descriptor], name: LayoutName) -> Descriptor:
     what = f"{printable(name.path)} has {len(found) or 'no'} image{'s' * (len(found) != 1)}"
     if name.tag:
         what += f" with the tag {printable(name.tag)}"
-    raise LayerError("layout-image", what, listed if tags else "none has a tag" if known else "its index.json is empty")
+    raise LayerError(
+        "layout-image",
+        what,
+        listed if tags else "none has a tag" if known else "`detlayer image` makes an image of packed layers",
+    )
 
 
 def _origin(descriptor: Descriptor, path: str) -> RepositoryName | None:

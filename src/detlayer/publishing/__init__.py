@@ -104,7 +104,8 @@ def push(
     """
     memory, reporter = memory or Amnesia(), reporter or SilentTransfers()
     hints = _with_origin(image, hints)
-    origin = next(iter(hints.sources), None)
+    own = (image.origin,) if image.origin is not None else ()
+    origins = tuple(registries.repository(source) for source in dict.fromkeys((*own, *hints.sources)))
     root = image.root
     places = _by_repository(references, root.digest)
     given = _check_plans(plans, places, root.digest) if plans is not None else {}
@@ -124,6 +125,9 @@ def push(
             whole = whole or Wanted(gather(image, root).documents, fresh)
             plan = given.get(name)
             if plan is not None:
+                from detlayer.plan.document import agree
+
+                agree(plan, whole, tags)
                 survey.adopt(plan)
             else:
                 survey.investigate(whole, hints)
@@ -137,13 +141,14 @@ def push(
                 survey.facts,
                 memory,
                 reporter,
-                registries.repository(origin) if origin is not None else None,
+                origins,
             )
             done = carrier.carry_out(plan)
             results.append(PushResult(name, root.digest, tuple(done), plan))
             hints = Hints((*hints.sources, name))  # the next repository of this registry can mount from here
         except DetlayerError as error:
-            results.append(PushResult(name, root.digest, (), plan, error))
+            failed = tuple(TagResult(tag, "failed", error) for tag in tags)
+            results.append(PushResult(name, root.digest, failed, plan, error))
     counts = registries.transport.counts
     return PushReport(tuple(results), counts.requests, counts.sent_bytes)
 
@@ -151,7 +156,7 @@ def push(
 def _with_origin(image: Image, hints: Hints | None) -> Hints:
     named = hints.sources if hints is not None else ()
     origin = (image.origin,) if image.origin is not None else ()
-    return Hints((*named, *origin))
+    return Hints(tuple(dict.fromkeys((*named, *origin))))
 
 
 def _by_repository(references: Sequence[Reference], root: Digest) -> dict[RepositoryName, list[str]]:
@@ -176,9 +181,13 @@ def _check_plans(
     plans: Sequence[Plan], places: dict[RepositoryName, list[str]], root: Digest
 ) -> dict[RepositoryName, Plan]:
     given = {one.name: one for one in plans}
-    for name in places:
-        if name not in given:
-            raise ConfigError("plan-differs", f"the plan is not for {name}", "make the plan for the same references")
+    for name in {**places, **given}:
+        if name not in given or name not in places:
+            raise ConfigError(
+                "plan-differs",
+                f"the plan is {'not ' if name in places else ''}for {name}",
+                "make the plan for the same references",
+            )
         if given[name].root != root:
             raise ConfigError(
                 "plan-differs", f"the plan is for {given[name].root}, and the image is {root}", "make the plan anew"
@@ -194,5 +203,5 @@ def _moved(plan: Plan | None, survey: Survey) -> tuple[str, ...]:
     return tuple(
         tag
         for tag in survey.tags
-        if tag not in seen or seen[tag] != (named.digest if (named := survey.facts.tags[tag]) else None)
+        if tag in seen and seen[tag] != (named.digest if (named := survey.facts.tags[tag]) else None)
     )

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Collection, Iterable, Sequence
+from contextlib import suppress
 
 from detlayer.documents import Document
-from detlayer.errors import DetlayerError, IntegrityError, LayerError, RejectedError
+from detlayer.errors import AuthError, DetlayerError, IntegrityError, LayerError, RejectedError
 from detlayer.lanes import Job, work_off
 from detlayer.oci import Descriptor, Digest
 from detlayer.plan import BlobStep, Facts, Plan, TagStep, Wanted
@@ -32,7 +33,7 @@ class Carrier:
         facts: Facts,
         memory: Memory,
         reporter: TransferReporter,
-        origin: Repository | None,
+        origins: Sequence[Repository],
     ) -> None:
         self._repository = repository
         self._image = image
@@ -40,7 +41,7 @@ class Carrier:
         self._facts = facts
         self._memory = memory
         self._reporter = reporter
-        self._origin = origin
+        self._origins = origins
         self._descriptors = {blob.digest: blob for blob in wanted.blobs}
 
     def carry_out(self, plan: Plan) -> list[TagResult]:
@@ -93,9 +94,7 @@ class Carrier:
         self._reporter.done(label, outcome)
 
     def _body(self, blob: Descriptor) -> Body:
-        body = self._image.body(blob)
-        if body is None and self._origin is not None:
-            body = RemoteBody(self._origin, blob)
+        body = self._image.body(blob) or self._remote_body(blob)
         if body is None:
             raise LayerError(
                 "blob-missing",
@@ -109,6 +108,14 @@ class Carrier:
                 "make or fetch the image again",
             )
         return body
+
+    def _remote_body(self, blob: Descriptor) -> Body | None:
+        """Find a repository that has what is not here; the last one that may is not asked, since it will say so."""
+        for origin in self._origins:
+            with suppress(AuthError):  # it may be good for mounts only
+                if origin is self._origins[-1] or origin.head_blob(blob.digest) is not None:
+                    return RemoteBody(origin, blob)
+        return None
 
     def _blame(self, blob: Descriptor, error: IntegrityError) -> None:
         """The registry got other bytes than the digest says: read ours again, to tell who is to blame."""

@@ -41,14 +41,16 @@ class PushResult:
         return {
             "repository": str(self.name),
             "digest": str(self.digest),
-            "tags": [{"tag": one.tag, "state": one.state, **_error_document(one.error)} for one in self.tags],
-            **_error_document(self.error),
+            "tags": [
+                {"tag": one.tag, "state": one.state, **(_what(one.error) if one.error else {})} for one in self.tags
+            ],
+            **(_what(self.error) if self.error else {}),
             **({"moved": list(self.moved)} if self.moved else {}),
         }
 
 
-def _error_document(error: DetlayerError | None) -> dict[str, str]:
-    return {"error": error.code, "message": error.message} if error is not None else {}
+def _what(error: DetlayerError) -> dict[str, Any]:
+    return {"error": error.code, "message": error.message}
 
 
 @dataclass(frozen=True, slots=True)

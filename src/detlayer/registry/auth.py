@@ -13,15 +13,16 @@ import socket
 import threading
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import urlencode, urlsplit
 
 import msgspec
 
 from detlayer.errors import AuthError, RegistryError, RejectedError, printable
 from detlayer.names import RepositoryName
+from detlayer.registry.address import checked, is_loopback, shown_url, with_query
 from detlayer.registry.answer import Refusal, denied, error_of, garbage
-from detlayer.registry.transport import Answer, Transport, follow, is_loopback, shown_url
+from detlayer.registry.transport import Answer, Transport, follow
 
 if TYPE_CHECKING:
     from detlayer.registry.credentials import Credentials
@@ -91,10 +92,10 @@ class _Token(NamedTuple):
 
 
 class _Reply(msgspec.Struct):
-    token: str = ""
-    access_token: str = ""
-    expires_in: float = 0.0
-    refresh_token: str = ""
+    token: str | None = None
+    access_token: str | None = None
+    expires_in: Any = None
+    refresh_token: str | None = None
 
 
 class Authorizer:
@@ -177,7 +178,7 @@ class Authorizer:
                     return not used
                 self._tokens = [token for token in self._tokens if f"Bearer {token.text}" != used]
                 # A token may have expired, and the next one before its turn came; a scope does not grow.
-                return not used or (times < 3 or chosen.parameters.get("error") != "insufficient_scope")
+                return not used or (times < 2 or chosen.parameters.get("error") != "insufficient_scope")
             return False
 
     def refused(self, refusal: Refusal, what: str) -> AuthError:
@@ -197,7 +198,8 @@ class Authorizer:
         found = self.credentials
         if found is None:
             return ""
-        pair = f"{found.username}:{found.password}".encode()
+        # Bytes of the environment that are no UTF-8 go as they are.
+        pair = f"{found.username}:{found.password}".encode("utf-8", "surrogateescape")
         return f"Basic {base64.b64encode(pair).decode()}"
 
     # -- tokens
@@ -205,19 +207,24 @@ class Authorizer:
     def _fetch(self, scopes: frozenset[Scope]) -> _Token:
         found = self.credentials
         if found is not None and found.registry_token:
+            if not _is_token(found.registry_token):
+                raise AuthError(
+                    "registry-auth",
+                    f"the registrytoken for {self._host} in the file of credentials is none",
+                    f"log in again: `docker login {self._host}`",
+                )
             return _Token(scopes, found.registry_token, float("inf"))
         challenge = self._challenge
         assert challenge is not None
-        realm = challenge.parameters.get("realm", "")
-        self._check_realm(realm)
+        realm = self._checked_realm(challenge.parameters.get("realm", ""))
         asked_at = self._transport.pace.now()
         reply = self._ask(realm, challenge.parameters.get("service", ""), scopes)
-        text = reply.token or reply.access_token
-        if not text or not text.isascii() or not text.isprintable():
+        text = reply.token or reply.access_token or ""
+        if not _is_token(text):
             raise garbage(urlsplit(realm).netloc, "a request for a token without one")
         if reply.refresh_token and self._identity_token:
             self._identity_token = reply.refresh_token
-        lifetime_s = reply.expires_in if reply.expires_in > 0 else _DEFAULT_LIFETIME_S
+        lifetime_s = _lifetime_s(reply.expires_in)
         expires = asked_at + lifetime_s - min(_MARGIN_S, lifetime_s / 4)
         return _Token(scopes, text, expires)
 
@@ -246,15 +253,14 @@ class Authorizer:
         if found is not None and found.username and found.password:
             query.append(("account", found.username))
             headers["authorization"] = self._basic()
-        joint = "&" if urlsplit(realm).query else "?"
-        answer = self._request("GET", f"{realm}{joint}{urlencode(query)}", headers, None)
+        answer = self._request("GET", with_query(realm, urlencode(query, errors="surrogateescape")), headers, None)
         if answer.status != 200:
             raise self._refused(answer, "GET")
         return self._read(answer)
 
     def _request(self, method: str, url: str, headers: dict[str, str], form: dict[str, str] | None) -> Answer:
         """Ask the token service; it may redirect within its host only."""
-        data = urlencode(form).encode() if form is not None else None
+        data = urlencode(form, errors="surrogateescape").encode() if form is not None else None
         for _ in range(3):
             answer = self._transport.send(
                 "POST" if method == "POST" else "GET", url, headers=headers, data=data, auth=True
@@ -285,11 +291,10 @@ class Authorizer:
             )
         return error_of(refusal, f"have a token for {self._host}", service)
 
-    def _check_realm(self, realm: str) -> None:
+    def _checked_realm(self, said: str) -> str:
         """Refuse a realm that would take credentials where nobody wants them; raises RegistryError."""
+        realm = checked(said, self._host)
         parts = urlsplit(realm)
-        if parts.scheme not in ("http", "https") or not parts.hostname or "@" in parts.netloc:
-            raise garbage(self._host, f"that tokens come from {shown_url(realm)!r}")
         plain = self._transport.base_url(self._host).startswith("http:")
         if parts.scheme == "http" and not plain and parts.netloc not in self._transport.network.insecure:
             raise RejectedError(
@@ -298,12 +303,27 @@ class Authorizer:
                 f"if that is meant, add --insecure-registry {parts.netloc}",
             )
         own = urlsplit(f"//{self._host}").hostname
-        if parts.hostname != own and _is_inside(parts.hostname, own or ""):
+        if parts.hostname != own and _is_inside(parts.hostname or "", own or ""):
             raise RejectedError(
                 "realm-private",
                 f"{printable(self._host)} sends you to a private address for a token: {shown_url(realm)}",
                 "a registry has its token service on its own host, or on a public one",
             )
+        return realm
+
+
+def _is_token(text: str) -> bool:
+    """Tell whether a text can stand in a header."""
+    return bool(text) and text.isascii() and text.isprintable()
+
+
+def _lifetime_s(said: object) -> float:
+    """Read expires_in, which some services write as text; what is no time at all is the usual one."""
+    try:
+        lifetime_s = float(said) if isinstance(said, int | float | str) else 0.0
+    except (ValueError, OverflowError):
+        lifetime_s = 0.0
+    return lifetime_s if 0 < lifetime_s < float("inf") else _DEFAULT_LIFETIME_S
 
 
 def _is_inside(host: str, registry: str) -> bool:
@@ -327,6 +347,6 @@ def _is_inside(host: str, registry: str) -> bool:
 def _resolve(host: str) -> list[ipaddress.IPv4Address | ipaddress.IPv6Address]:
     try:
         found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
-    except OSError:
+    except (OSError, UnicodeError):
         return []  # behind a proxy names may mean nothing here; else connecting will fail, too
     return [ipaddress.ip_address(str(item[4][0]).partition("%")[0]) for item in found]

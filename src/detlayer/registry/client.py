@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
-from urllib.parse import urljoin, urlsplit, urlunsplit
+from urllib.parse import urlsplit, urlunsplit
 
 import msgspec
 
@@ -28,6 +29,7 @@ from detlayer.oci import (
     parse_digest,
 )
 from detlayer.ports import Body
+from detlayer.registry.address import checked, join, origin
 from detlayer.registry.answer import RefusedError, error_of, garbage
 from detlayer.registry.auth import Authorizer, Challenge, Scope, pull, push
 from detlayer.registry.transport import Answer, Method, Transport, follow
@@ -38,6 +40,7 @@ if TYPE_CHECKING:
 # All of them, always: docker-registry answers 404 to a HEAD that does not accept what the tag names.
 ACCEPT = ", ".join(sorted(INDEX_TYPES | MANIFEST_TYPES))
 _MAX_REDIRECTS = 5
+_KEEPING_REDIRECTS = frozenset((307, 308))  # those that keep method and body (RFC 9110 15.4)
 _MAX_REFUSALS = 5  # lanes may use up each other's tokens, where these are short-lived
 _MAX_PAGES = 10_000
 _MAX_PAGE_BYTES = 16 << 20
@@ -216,7 +219,15 @@ class Repository:
         answer = self.fetch("GET", f"blobs/{digest}", headers)
         if answer.status in (200, 206) or (answer.status == 416 and offset):
             return answer
-        raise error_of(answer.refusal("GET"), f"pull {self.name}@{digest}", self.name.registry)
+        refusal = answer.refusal("GET")
+        if not self._is_own(answer.url):
+            # Credentials would not help: none go there. Such addresses are signed, mostly, for a short time.
+            raise RejectedError(
+                "redirect-refused",
+                f"{printable(answer.host)}, where {self.name.registry} keeps {digest}, refused it ({refusal})",
+                "try again; if it stays so, the registry hands out addresses that do not work",
+            )
+        raise error_of(refusal, f"pull {self.name}@{digest}", self.name.registry)
 
     # -- tags and referrers
 
@@ -225,7 +236,7 @@ class Repository:
         found: list[str] = []
         url = self.url("tags/list?n=1000")
         for _ in range(_MAX_PAGES):
-            answer = self.fetch_url("GET", url, {})
+            answer = self.call("GET", url, {})
             if answer.status != 200:
                 raise error_of(answer.refusal("GET"), f"list the tags of {self.name}", self.name.registry)
             data = answer.read(_MAX_PAGE_BYTES)
@@ -238,10 +249,10 @@ class Repository:
             link = _next_link(answer.header("link"))
             if not link:
                 return found
-            after = urljoin(url, link)
-            if urlsplit(after).netloc != urlsplit(url).netloc or after == url:
+            after = self.trusted(join(url, link))
+            if not self._is_own(after) or after == url:
                 raise garbage(self.name.registry, "a list of tags that goes on elsewhere")
-            url = self._https(after)
+            url = after
         raise garbage(self.name.registry, "a list of tags without end")
 
     def referrers(self, subject: Digest) -> list[Descriptor]:
@@ -279,18 +290,8 @@ class Repository:
         return f"{self._base}/v2/{self.name.repository}/{path}"
 
     def fetch(self, method: Method, path: str, headers: Mapping[str, str]) -> Answer:
-        """GET or HEAD, following redirects to wherever; raises RegistryError."""
-        return self.fetch_url(method, self.url(path), headers)
-
-    def fetch_url(self, method: Method, url: str, headers: Mapping[str, str]) -> Answer:
-        for _ in range(_MAX_REDIRECTS):
-            answer = self.call(method, url, headers)
-            target = follow(answer, allow_other_hosts=True)
-            if target is None:
-                return answer
-            answer.drain()
-            url = target
-        raise garbage(self.name.registry, "redirects without end")
+        """GET or HEAD what the repository has; raises RegistryError."""
+        return self.call(method, self.url(path), headers)
 
     def call(
         self,
@@ -304,26 +305,37 @@ class Repository:
         progress: Callable[[int], None] | None = None,
         repeat: bool = True,
     ) -> Answer:
-        """Send one request, with credentials if it goes to the registry itself; once more if they were missing.
+        """Send a request, and follow where it is sent on: GET and HEAD always, others if method and body stay.
 
-        Returns any answer but 401. Raises RegistryError.
+        Credentials go along only where it goes to the registry itself. Returns any answer but the registry's 401.
+        Raises RegistryError.
         """
-        is_own = self._is_own(url)
-        push_scope = {push(self.name)} if self._wants_push else {pull(self.name)}
-        scopes = frozenset(push_scope | self._sources)
+        send = partial(self.transport.send, method, body=body, span=span, data=data, progress=progress, repeat=repeat)
+        for _ in range(_MAX_REDIRECTS):
+            answer = self._authorized(send, method, url, headers) if self._is_own(url) else send(url, headers=headers)
+            if method not in ("GET", "HEAD") and answer.status not in _KEEPING_REDIRECTS:
+                return answer
+            target = follow(answer, allow_other_hosts=True)
+            if target is None:
+                return answer
+            answer.drain()
+            url = target
+        raise garbage(self.name.registry, "redirects without end")
+
+    def _authorized(self, send: Callable[..., Answer], method: Method, url: str, headers: Mapping[str, str]) -> Answer:
+        """Send a request to the registry, again with (other) credentials where it says 401."""
+        own = frozenset((push(self.name) if self._wants_push else pull(self.name),))
         for times in range(_MAX_REFUSALS):
-            sent = dict(headers)
-            used = self._authorizer.header(scopes, times=times) if is_own else ""
-            if used:
-                sent["authorization"] = used
-            answer = self.transport.send(
-                method, url, headers=sent, body=body, span=span, data=data, progress=progress, repeat=repeat
-            )
-            if answer.status in (307, 308) and method not in ("GET", "HEAD"):
-                target = follow(answer, allow_other_hosts=True)
-                answer.drain()
-                return self._sent_on(method, target or url, headers, body, span, data, progress, repeat)
-            if answer.status != 401 or not is_own:
+            try:
+                used = self._authorizer.header(own | self._sources, times=times)
+            except AuthError:
+                if not self._sources:
+                    raise
+                # Some token services give nothing at all where they would not give all; mounts may fail.
+                self._sources = frozenset()
+                used = self._authorizer.header(own, times=times)
+            answer = send(url, headers={**headers, **({"authorization": used} if used else {})})
+            if answer.status != 401:
                 return answer
             if not self._authorizer.learn(answer, used, times):
                 if used and self._authorizer.credentials is not None:
@@ -335,36 +347,19 @@ class Repository:
         what = f"push to {self.name.repository}" if self._wants_push else f"pull {self.name.repository}"
         raise error_of(answer.refusal(method), what, self.name.registry)
 
-    def _sent_on(
-        self,
-        method: Method,
-        url: str,
-        headers: Mapping[str, str],
-        body: Body | None,
-        span: tuple[int, int] | None,
-        data: bytes | None,
-        progress: Callable[[int], None] | None,
-        repeat: bool,
-    ) -> Answer:
-        """Send a request where the registry sent us with it, without credentials, and no further."""
-        answer = self.transport.send(
-            method, url, headers=headers, body=body, span=span, data=data, progress=progress, repeat=repeat
-        )
-        if answer.status in (307, 308):
-            raise garbage(self.name.registry, "a redirect to a redirect")
-        return answer
-
     def location(self, answer: Answer) -> str:
         """Read where an upload goes on: relative or not, on this host by HTTPS if that is how we speak to it."""
         text = answer.header("location")
-        target = urljoin(answer.url, text)
-        parts = urlsplit(target)
-        if not text or parts.scheme not in ("http", "https") or not parts.netloc:
+        if not text:
             raise garbage(self.name.registry, "an upload without a Location")
-        return self._https(target)
+        return self.trusted(join(answer.url, text))
 
-    def _https(self, url: str) -> str:
-        """A registry behind a proxy that ends TLS may believe that it speaks plain HTTP."""
+    def trusted(self, url: str) -> str:
+        """Check an address that this registry gave once. Raises RegistryError.
+
+        A registry behind a proxy that ends TLS may believe that it speaks plain HTTP: then it is spoken to by HTTPS.
+        """
+        url = checked(url, self.name.registry)
         parts, base = urlsplit(url), urlsplit(self._base)
         if base.scheme == "https" and parts.scheme == "http":
             if parts.hostname != base.hostname:
@@ -377,8 +372,7 @@ class Repository:
         return url
 
     def _is_own(self, url: str) -> bool:
-        parts, base = urlsplit(url), urlsplit(self._base)
-        return (parts.scheme, parts.netloc) == (base.scheme, base.netloc)
+        return origin(url) == origin(self._base)
 
 
 def fallback_tag(subject: Digest) -> str:

@@ -17,10 +17,11 @@ from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
 from importlib import import_module
 from typing import TYPE_CHECKING, Literal
-from urllib.parse import urljoin, urlsplit
+from urllib.parse import urlsplit
 
 from detlayer.errors import ConfigError, IntegrityError, RegistryError, RejectedError, UnavailableError, printable
 from detlayer.ports import Body
+from detlayer.registry.address import is_loopback, join, origin, shown_url
 from detlayer.registry.answer import MAX_ERROR_BYTES, Refusal, garbage, read_faults
 
 if TYPE_CHECKING:
@@ -29,14 +30,12 @@ if TYPE_CHECKING:
     import httpx
 
 PIECE_BYTES = 256 << 10
-_MAX_REDIRECTS = 5
 _MAX_HEADER = 8192
 _BUSY = frozenset((429, 500, 502, 503, 504))
 _REDIRECTS = frozenset((301, 302, 303, 307, 308))
 _FIRST_WAIT_S = 0.25
 _LONGEST_WAIT_S = 30.0
 _ERRNO = re.compile(r"^\[Errno -?[0-9]+\] ")
-_LOOPBACK = ("localhost", "127.", "[::1]")
 
 Method = Literal["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"]
 
@@ -353,7 +352,14 @@ class Transport:
             timeout=httpx.Timeout(network.read_s, connect=network.connect_s, pool=None),
             limits=httpx.Limits(max_connections=64, max_keepalive_connections=16, keepalive_expiry=20),
             cookies=_no_cookies(),
+            # httpx reads where a redirect leads, though it does not follow: what it could not read is refused before.
+            event_hooks={"response": [_check_location]},
         )
+
+
+def _check_location(response: httpx.Response) -> None:
+    if response.has_redirect_location:
+        join(str(response.request.url), response.headers["location"])
 
 
 def follow(answer: Answer, *, allow_other_hosts: bool) -> str | None:
@@ -367,35 +373,21 @@ def follow(answer: Answer, *, allow_other_hosts: bool) -> str | None:
     location = answer.header("location")
     if not location:
         raise garbage(answer.host, f"{answer.status} without a Location")
-    target = urljoin(answer.url, location)
+    target = join(answer.url, location)
     here, there = urlsplit(answer.url), urlsplit(target)
-    if there.scheme not in ("http", "https") or not there.netloc:
-        raise garbage(answer.host, f"a redirect to {shown_url(target)}")
     if here.scheme == "https" and there.scheme == "http":
         raise RejectedError(
             "redirect-insecure",
             f"{answer.host} redirects to plain HTTP: {shown_url(target)}",
             "the registry, or a proxy before it, is set up wrongly",
         )
-    if not allow_other_hosts and here.netloc != there.netloc:
+    if not allow_other_hosts and origin(answer.url) != origin(target):
         raise RejectedError(
             "redirect-host",
             f"{answer.host} redirects to another host: {shown_url(target)}",
             "use the name of the registry that it redirects to",
         )
     return target
-
-
-def is_loopback(host: str) -> bool:
-    """Tell whether a host (with a port or not) is this machine by its name."""
-    return host.startswith(_LOOPBACK) and (not host.startswith("localhost") or host.partition(":")[0] == "localhost")
-
-
-def shown_url(url: str) -> str:
-    """Show a URL without what may be secret: signatures and sessions are in queries, passwords before the host."""
-    parts = urlsplit(url)
-    host = parts.netloc.rpartition("@")[2]
-    return printable(f"{parts.scheme}://{host}{parts.path}" + ("?…" if parts.query else ""))
 
 
 def load_httpx() -> None:
@@ -478,7 +470,10 @@ def _translated(url: str) -> Iterator[None]:
         ) from error
     except httpx.UnsupportedProtocol as error:
         raise garbage(shown, "with an address that is none") from error
-    except (httpx.RemoteProtocolError, httpx.LocalProtocolError) as error:
+    except httpx.LocalProtocolError as error:
+        # What it says has the header in it, which may be a credential.
+        raise garbage(shown, "so that no request can be made of it") from error
+    except httpx.RemoteProtocolError as error:
         raise UnavailableError("registry-broke-off", f"{shown} broke off: {_plain(error)}", hint) from error
     except (httpx.TransportError, httpx.StreamError) as error:
         raise UnavailableError(

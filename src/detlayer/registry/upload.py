@@ -12,10 +12,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from detlayer.errors import IntegrityError, RejectedError, UnavailableError
+from detlayer.errors import AuthError, IntegrityError, RejectedError, UnavailableError
 from detlayer.names import RepositoryName
 from detlayer.oci import Descriptor
 from detlayer.ports import Body, Session
+from detlayer.registry.address import with_query
 from detlayer.registry.answer import Refusal, error_of
 from detlayer.registry.client import Repository
 from detlayer.registry.transport import Answer
@@ -75,6 +76,7 @@ class _Upload:
         self._progress = progress
         self._sent = 0
         self._reached = 0
+        self._is_resumed = False
         self._in_chunks = self._may_chunk() and blob.size_bytes >= CHUNKED_FROM_BYTES
         self._chunk_bytes = min(_CHUNK_BYTES, _LONGEST_CHUNK_BYTES.get(repository.name.host, _CHUNK_BYTES))
 
@@ -103,6 +105,12 @@ class _Upload:
                     starts -= 1  # as often as it takes to find a size that is taken
                 self._in_chunks = True
                 last, session = error, None
+            except IntegrityError as error:
+                if error.code != "blob-refused" or not self._is_resumed:
+                    raise
+                # What an earlier run sent, or the registry kept of it, was no good: once from the beginning.
+                self._is_resumed = False
+                last, session = error, None
             except UnavailableError as error:
                 # The answer to the last request may be all that was lost.
                 if self._repository.head_blob(self._blob.digest) is not None:
@@ -120,13 +128,13 @@ class _Upload:
             starts += 1
             if session is None:
                 self._take_back(self._sent)
-        if isinstance(last, UnavailableError):
+        if isinstance(last, UnavailableError | IntegrityError):
             raise last
         raise self._refused(last) from last
 
     def _refused(self, error: Exception | None) -> Exception:
         refusal = error.args[0] if error is not None and error.args else None
-        if isinstance(refusal, Refusal):
+        if isinstance(refusal, Refusal) and refusal.status != 404:  # the repository is there, or there was no session
             return error_of(refusal, f"push to {self._repository.name.repository}", self._repository.name.registry)
         return RejectedError(
             "upload-lost",
@@ -140,46 +148,58 @@ class _Upload:
         """Open a session; None if the blob was mounted instead. A mount that fails never fails a push."""
         post = self._repository.url("blobs/uploads/")
         if mount_from is not None:
-            answer = self._repository.call("POST", f"{post}?mount={self._blob.digest}&from={mount_from.repository}", {})
-            if answer.status == 201:
+            answer = self._mount(f"{post}?mount={self._blob.digest}&from={mount_from.repository}")
+            if answer is not None and answer.status == 201:
                 answer.drain()
                 return None
-            if answer.status == 202:
-                return self._session(answer, 0)
-            answer.drain()
+            if answer is not None and answer.status == 202:
+                return self._opened(answer)
+            if answer is not None:
+                answer.drain()
         answer = self._repository.call("POST", post, {})
         if answer.status != 202:
             raise self._error(answer, "POST")
+        return self._opened(answer)
+
+    def _mount(self, url: str) -> Answer | None:
+        try:
+            return self._repository.call("POST", url, {})
+        except (AuthError, RejectedError):  # we may push here, and not pull there
+            return None
+
+    def _opened(self, answer: Answer) -> Session:
         minimum = answer.header("oci-chunk-min-length")
         if minimum.isascii() and minimum.isdigit() and len(minimum) < 12:
             self._chunk_bytes = max(self._chunk_bytes, int(minimum))
         return self._session(answer, 0)
 
-    def _session(self, answer: Answer, offset: int) -> Session:
-        location = self._repository.location(answer)
+    def _session(self, answer: Answer, offset: int, last: str = "") -> Session:
+        """Take the newest Location; without one it is the `last`, if there was one."""
+        location = last if last and not answer.header("location") else self._repository.location(answer)
         answer.drain()
         return Session(location, offset)
 
     def _recover(self, session: Session) -> Session | None:
         """Ask how far an earlier session came; None if the registry does not know it any more."""
-        answer = self._repository.call("GET", session.location, {})
+        try:
+            # It may be from another run, when this registry was spoken to otherwise.
+            location = self._repository.trusted(session.location)
+            answer = self._repository.call("GET", location, {})
+        except (RejectedError, AuthError):
+            self._progress.on_session(None)
+            return None
         if answer.status not in (202, 204):
             answer.drain()
             self._progress.on_session(None)
             return None
-        end = _RANGE.match(answer.header("range"))
-        # docker-registry says 0-0 of a session with nothing in it.
-        offset = int(end[2]) + 1 if end is not None and int(end[2]) else 0
+        offset = _reached(answer) or 0
         if offset > self._blob.size_bytes or not self._may_chunk() or not offset:
             answer.drain()
             return None
-        self._in_chunks = True
+        self._in_chunks = self._is_resumed = True
         self._reached = max(self._reached, offset)
         self._advance(offset)
-        if not answer.header("location"):
-            answer.drain()
-            return Session(session.location, offset)
-        return self._session(answer, offset)
+        return self._session(answer, offset, location)
 
     # -- bytes
 
@@ -197,9 +217,7 @@ class _Upload:
         raise self._error(answer, "PUT")
 
     def _put(self, session: Session, span: tuple[int, int] | None) -> Answer:
-        # Appended to the text: the query that is there belongs to the registry, and must stay as it is.
-        joint = "&" if "?" in session.location else "?"
-        url = f"{session.location}{joint}digest={self._blob.digest}"
+        url = with_query(session.location, f"digest={self._blob.digest}")
         headers = {"content-type": "application/octet-stream"}
         if span is None or span == (0, 0):
             return self._repository.call("PUT", url, headers, repeat=False)
@@ -214,14 +232,13 @@ class _Upload:
             (session.offset, end),
         )
         if answer.status in (201, 202, 204):
-            told = _RANGE.match(answer.header("range"))
-            reached = int(told[2]) + 1 if told is not None else end
+            reached = _reached(answer) or end
             if not session.offset < reached <= end:
                 answer.drain()
                 raise _Lost
             self._take_back(end - reached)
             self._reached = max(self._reached, reached)
-            return self._session(answer, reached)
+            return self._session(answer, reached, session.location)
         raise self._error(answer, "PATCH")
 
     def _call(
@@ -270,3 +287,12 @@ class _Upload:
     def _may_chunk(self) -> bool:
         host = self._repository.name.host
         return not any(host == one or host.endswith("." + one) for one in _WHOLE_ONLY)
+
+
+def _reached(answer: Answer) -> int | None:
+    """Read how many bytes a session has; None if the registry does not say so.
+
+    docker-registry says 0-0 of a session with nothing in it, so that one byte can't be told from none.
+    """
+    told = _RANGE.match(answer.header("range"))
+    return int(told[2]) + 1 if told is not None and int(told[1]) == 0 and int(told[2]) else None

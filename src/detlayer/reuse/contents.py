@@ -69,25 +69,10 @@ class Contents:
         found = content.found
         place = self._place if found.dir is self._dir else self._turn(found.dir)
         record = place.old.get(found.name)
-        if record is None:
-            self._explanation.note(entry.path, "new")
+        if record is None or _reason(record, stamp_of(found.stat), content.variant) is not None:
             return None
-        place.new[found.name] = record  # until it is read
-        reason = _reason(record, stamp_of(found.stat), content.variant)
-        if reason is None:
-            self._explanation.known += 1
-            return record.fingerprint
-        self._explanation.note(entry.path, reason)
-        return None
-
-    def expect(self, entry: Entry) -> bytes | None:
-        """Give the fingerprint that a content of this size had when it was last read."""
-        content = entry.content
-        if not isinstance(content, FileContent):
-            return None
-        record = self._place.old.get(content.found.name)
-        if record is None or record.stamp[0] != entry.size_bytes or record.variant != content.variant:
-            return None
+        place.new[found.name] = record
+        self._explanation.known += 1
         return record.fingerprint
 
     def learn(self, entry: Entry, fingerprint: bytes) -> None:
@@ -100,14 +85,19 @@ class Contents:
         stamp = stamp_of(found.stat)
         old = place.old.get(found.name)
         self._explanation.read += 1
-        if old is not None:
-            self._explanation.same += old.fingerprint == fingerprint
-            if _reason(old, stamp, content.variant) is None:
-                if old.fingerprint == fingerprint:
+        if old is None:
+            self._explanation.note(entry.path, "new")
+        else:
+            reason = _reason(old, stamp, content.variant)
+            if old.fingerprint == fingerprint:
+                self._explanation.same += 1
+                if reason is None:
                     place.new[found.name] = old
                     return
-                if self._judge is not None:
-                    self._judge(entry.path)
+            elif reason is not None:
+                self._explanation.note(entry.path, reason)
+            elif self._judge is not None:
+                self._judge(entry.path)
         if content.is_steady:
             place.new[found.name] = Record(stamp, self._started_ns, fingerprint, content.variant)
 
@@ -119,12 +109,6 @@ class Contents:
             self._save(tree)
             if tree.is_changed:
                 tree.records.prune(tree.seen)
-
-    def look_back(self) -> None:
-        """Note what is gone, after a pass that kept nothing."""
-        for tree in self._trees.values():
-            while tree.open:
-                self._leave(tree)
 
     # -- directories
 

@@ -30,6 +30,8 @@ class Explanation:
 
     outcome: Outcome = "cold"
     reason: str = ""
+    is_scanned: bool = False
+    """Whether no file was looked at twice: everything was as an earlier walk had seen it."""
     known: int = 0
     """Contents that were not read: their stat records are as they were."""
     read: int = 0
@@ -40,12 +42,6 @@ class Explanation:
     copied: int = 0
     compressed: int = 0
     kept_outputs: int = 0
-
-    def restart(self) -> None:
-        """Forget what was said of files: they are looked at once more."""
-        self.known = self.read = self.same = 0
-        self.reasons.clear()
-        self.examples.clear()
 
     def note(self, path: bytes, reason: Reason) -> None:
         """Count a file that is not as it was."""
@@ -65,8 +61,12 @@ class Explanation:
                 yield f"reused nothing: {self.reason}"
         if self.kept_outputs:
             yield f"  outputs that held it already: {self.kept_outputs}"
+        if self.is_scanned:
+            yield "  everything is as it was when it was last walked"
         if self.known or self.read:
             yield f"  files known by their stat records: {self.known:,}; read: {self.read:,}, unchanged {self.same:,}"
+        if not self.known and not self.same:  # all of it is new
+            return
         for path, reason in self.examples:
             yield f"  {printable(path)} {_REASONS[reason]}"
         more = sum(self.reasons.values()) - len(self.examples)

@@ -25,6 +25,7 @@ class Record(NamedTuple):
 
 Shelf = dict[bytes, Record]
 
+_READ_AHEAD = 256
 _DECODER = msgspec.msgpack.Decoder(Shelf)
 _ENCODER = msgspec.msgpack.Encoder()
 
@@ -35,18 +36,27 @@ class Records:
     def __init__(self, index: Index, tree: bytes, now: int) -> None:
         self._index = index
         self._tree = tree
-        rows = index.rows("SELECT id, used FROM tree WHERE path=?", (tree,))
+        rows = index.rows("SELECT id, used FROM tree WHERE path=?", (tree,), (int, int))
         self._id = rows[0][0] if rows else None
         if rows and rows[0][1] < now - 3600:
             index.write(("UPDATE tree SET used=? WHERE id=?", [(now, self._id)]))
         self._now = now
+        self._ahead: dict[bytes, bytes] = {}
 
     def load(self, directory: bytes) -> Shelf:
         """Give what is known of a directory's files, by name."""
         if self._id is None:
             return {}
-        rows = self._index.rows("SELECT records FROM directory WHERE tree=? AND path=?", (self._id, directory))
-        data = unseal(self._tree + b"\0" + directory, rows[0][0]) if rows else None
+        if directory not in self._ahead:
+            # A walk asks for nearly all, and nearly in this order: one question for many.
+            rows = self._index.rows(
+                "SELECT path, records FROM directory WHERE tree=? AND path>=? ORDER BY path LIMIT ?",
+                (self._id, directory, _READ_AHEAD),
+                (bytes, bytes),
+            )
+            self._ahead = dict(rows)
+        sealed = self._ahead.get(directory)
+        data = unseal(self._tree + b"\0" + directory, sealed) if sealed is not None else None
         try:
             return _DECODER.decode(data) if data is not None else {}
         except msgspec.MsgspecError:

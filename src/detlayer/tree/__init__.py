@@ -9,10 +9,11 @@ from detlayer.entry import Entry, Profile
 from detlayer.patterns import excluded
 from detlayer.ports import Reporter, Silence
 from detlayer.tree.forest import plant
+from detlayer.tree.scan import Witness, scan
 from detlayer.tree.source import Selection, Source
 from detlayer.tree.walk import Walker
 
-__all__ = ["Selection", "Source", "takes", "walk"]
+__all__ = ["Selection", "Source", "Witness", "scan", "takes", "walk"]
 
 
 def walk(
@@ -23,15 +24,16 @@ def walk(
     skip: frozenset[tuple[int, int]] = frozenset(),
     reporter: Reporter | None = None,
     visited: Callable[[bytes], None] | None = None,
+    witness: Witness | None = None,
 ) -> Iterator[Entry]:
     """Yield the normalised entries of all sources in order.
 
     A content opens only until the next entry is asked for. `skip` holds (device, inode) of files that are ours, such as
-    the unfinished output. `visited` hears the path of every file and directory that was looked at. Raises TreeError,
-    and ConfigError for destinations that can't be.
+    the unfinished output. `visited` hears the path of every file and directory that was looked at, `witness` what was
+    seen of it. Raises TreeError, and ConfigError for destinations that can't be.
     """
     selection = selection or Selection()
-    walker = Walker(profile or Profile(), selection, skip, reporter or Silence(), visited)
+    walker = Walker(profile or Profile(), selection, skip, reporter or Silence(), visited, witness)
     return walker.walk(plant(sources, selection))
 
 

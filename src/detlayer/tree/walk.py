@@ -28,6 +28,7 @@ from detlayer.patterns import excluded
 from detlayer.ports import Reporter
 from detlayer.tree.disk import BytecodeContent, Dir, FileContent, Found, fail, seconds
 from detlayer.tree.forest import Node, collide
+from detlayer.tree.scan import Witness
 from detlayer.tree.source import Selection, Source
 
 # Directories kept open at a time; deeper walks close the outermost ones and open them again on the way back.
@@ -59,12 +60,14 @@ class Walker:
         skip: frozenset[tuple[int, int]],
         reporter: Reporter,
         visited: Callable[[bytes], None] | None,
+        witness: Witness | None,
     ) -> None:
         self.profile = profile
         self.selection = selection
         self._skip = skip
         self._reporter = reporter
         self._visited = visited
+        self._witness = witness
         self._open: deque[Dir] = deque()
         self._max_open = _MAX_OPEN_DIRS
         self._special: list[str] = []
@@ -129,6 +132,8 @@ class Walker:
 
     def _leave(self, frame: Frame, above: Frame | None) -> None:
         for directory in frame.dirs:
+            if self._witness is not None:
+                self._witness.left(directory.source)
             if directory.reopen_parent() and directory.parent is not None:
                 self._open.append(directory.parent)
             if directory.fd is not None:
@@ -167,6 +172,13 @@ class Walker:
     # -- one name
 
     def _look(self, directory: Dir, name: bytes) -> Found | None:
+        """See what is there, once; None if it is not to be taken."""
+        found = self._peek(directory, name)
+        if found is not None and self._witness is not None:
+            self._witness.saw(directory.source, name, found.stat)
+        return found
+
+    def _peek(self, directory: Dir, name: bytes) -> Found | None:
         """See what is there; None if it is not to be taken."""
         try:
             status = os.lstat(name, dir_fd=directory.fd)
@@ -238,6 +250,8 @@ class Walker:
                 found.append(Found(root, b"", os.stat(root.source.path)))
             except OSError as error:
                 fail(error, root.path)
+            if self._witness is not None:
+                self._witness.saw(root.source, b"", found[-1].stat)
         return self._enter(path, dirs + roots, node), self._merged(path, found)
 
     def _named(self, path: bytes, node: Node) -> Entry:
@@ -251,6 +265,8 @@ class Walker:
             status = os.lstat(os.path.join(above, name))
         except OSError as error:
             fail(error, node.file.path)
+        if self._witness is not None:
+            self._witness.saw(node.file, name, status)
         return self._file(path, Found(Dir(Source(above), None, b""), name, status))
 
     def _merged(self, path: bytes, found: list[Found]) -> Entry:
@@ -367,7 +383,7 @@ class Walker:
         if frame.node is not None and name in frame.node.children:
             return True
         return any(
-            self._look(directory, name) is not None
+            self._peek(directory, name) is not None
             for at, directory in enumerate(frame.dirs)
             if not frame.listed or name in frame.listed[at]
         )

@@ -14,15 +14,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-import msgspec
-
-from detlayer.documents import Document
-from detlayer.errors import ConfigError
-from detlayer.names import RepositoryName, parse_repository
+from detlayer.documents import Document, each_once
+from detlayer.names import RepositoryName
 from detlayer.oci import Descriptor, Digest, parse_digest
 from detlayer.ports import Proof
-
-FORMAT = "detlayer-plan/1"
 
 # From here on a blob is worth a question before it is sent. Where an old image of the same tag is known, what it does
 # not have is most likely new, and only a large blob is worth one.
@@ -48,7 +43,7 @@ class Wanted:
 
     @property
     def blobs(self) -> tuple[Descriptor, ...]:
-        return tuple({blob.digest: blob for one in self.documents for blob in one.blobs}.values())
+        return each_once(blob for one in self.documents for blob in one.blobs)
 
     @property
     def by_digest(self) -> dict[Digest, Document]:
@@ -385,90 +380,3 @@ def _tag_step(tag: str, root: Digest, facts: Facts) -> TagStep:
     if named.digest == root:
         return TagStep(tag, "present", "names it already", named.digest)
     return TagStep(tag, "put", f"names {named.digest} now", named.digest)
-
-
-# -- documents
-
-
-class _Blob(msgspec.Struct):
-    digest: str
-    size: int
-    mediaType: str
-    action: Action
-    reason: str
-    source: str = msgspec.field(default="", name="from")
-
-
-class _ManifestItem(msgspec.Struct):
-    digest: str
-    size: int
-    mediaType: str
-    action: Literal["present", "put"]
-    reason: str
-
-
-class _Tag(msgspec.Struct):
-    tag: str
-    action: Literal["present", "put"]
-    reason: str
-    seen: str = ""
-
-
-class _Plan(msgspec.Struct):
-    repository: str
-    root: str
-    rootBytes: int
-    blobs: list[_Blob]
-    manifests: list[_ManifestItem]
-    tags: list[_Tag]
-    asked: int = 0
-
-
-class _Plans(msgspec.Struct):
-    format: str
-    plans: list[_Plan]
-
-
-def plans_document(plans: Sequence[Plan]) -> dict[str, Any]:
-    """Make the document that `plan --json` prints and `push --plan` carries out (SPEC 11.5)."""
-    return {"format": FORMAT, "plans": [one.to_document() for one in plans]}
-
-
-def parse_plans(data: bytes, name: str) -> list[Plan]:
-    """Read such a document; raises ConfigError."""
-    try:
-        read = msgspec.json.decode(data, type=_Plans)
-        if read.format != FORMAT:
-            raise ValueError(f"its format is {read.format!r}, not {FORMAT!r}")
-        return [_plan(one) for one in read.plans]
-    except (msgspec.MsgspecError, ValueError, RecursionError, ConfigError) as error:
-        raise ConfigError(
-            "plan-invalid", f"{name} is no plan: {error}", "make it with `detlayer plan --json`"
-        ) from error
-
-
-def _plan(raw: _Plan) -> Plan:
-    return Plan(
-        parse_repository(raw.repository),
-        parse_digest(raw.root),
-        tuple(
-            BlobStep(
-                parse_digest(one.digest),
-                one.size,
-                one.mediaType,
-                one.action,
-                one.reason,
-                parse_repository(one.source) if one.source else None,
-            )
-            for one in raw.blobs
-        ),
-        tuple(
-            ManifestStep(parse_digest(one.digest), one.size, one.mediaType, one.action, one.reason)
-            for one in raw.manifests
-        ),
-        tuple(
-            TagStep(one.tag, one.action, one.reason, parse_digest(one.seen) if one.seen else None) for one in raw.tags
-        ),
-        raw.rootBytes,
-        raw.asked,
-    )

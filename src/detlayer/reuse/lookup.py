@@ -1,0 +1,256 @@
+"""What one pack asks of the store, and tells it: traces by key, contents by stat record, chunks by their blake3.
+
+What it gives is what a cold pack gives, byte by byte: a trace is found by the key of the entries, which names the tar
+(SPEC 8), and the codec class, which names what the compressor makes of it; a chunk by its blake3.
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+
+import msgspec
+from blake3 import blake3
+
+from detlayer import chunk, codec, tar
+from detlayer.codec import Codec
+from detlayer.errors import printable
+from detlayer.key import KEY_FORMAT, key_of
+from detlayer.layer import Layer
+from detlayer.oci import Digest
+from detlayer.ports import Bytes, ChunkMemory, Reporter, Sink
+from detlayer.reuse.chunks import Chunks
+from detlayer.reuse.contents import Contents
+from detlayer.reuse.explanation import Explanation
+from detlayer.reuse.sources import Sources
+from detlayer.store import Incoming, Store, vanished
+from detlayer.store.keeping import make_room
+
+_PIECE_BYTES = 1 << 20
+_SCAN_STEP = "scan/1"
+# All that a step depends on besides the entries and the codec.
+_STEP = " ".join(("pack/1", tar.FORMAT, chunk.FORMAT, codec.FORMAT, KEY_FORMAT))
+
+
+class _Results(msgspec.Struct):
+    digest: str
+    size: int
+    diff_id: str
+    key: str
+    entries: int
+    files: int
+    tar_bytes: int
+    chunks: tuple[int, ...]
+
+
+class Reuse:
+    """What one pack asks of the store, and tells it: `find` first; if it gives nothing, a pack through the rest.
+
+    That pack hands its entries' contents to `contents`, its chunks to `chunks`, its blob to `blob`, and then the layer
+    to `keep`.
+    """
+
+    def __init__(
+        self, store: Store, codec: Codec, sources: Sources, *, reporter: Reporter, is_paranoid: bool = False
+    ) -> None:
+        self._store = store
+        self._sources = sources
+        self._codec = codec
+        self._step = f"{_STEP} {codec.name} {codec.codec_class}"
+        self._reporter = reporter
+        self._is_paranoid = is_paranoid
+        self._liars: list[bytes] = []
+        self._started_ns = int(store.clock() * 1e9)
+        self._chunks = Chunks(store, codec, recalls=not is_paranoid)
+        self._blob = _SpareBlob(store)
+        self.explanation = Explanation()
+        self.contents = Contents(store, self._started_ns, self.explanation, self._liars.append if is_paranoid else None)
+
+    def __enter__(self) -> Reuse:
+        return self
+
+    def __exit__(self, *failed: object) -> None:
+        self._blob.discard()
+        self._chunks.close()
+
+    @property
+    def blob(self) -> Sink:
+        """Takes the new blob, and never fails: a store that is full goes without."""
+        return self._blob
+
+    @property
+    def chunks(self) -> ChunkMemory | None:
+        """None where there is nothing to gain: a chunk that is not compressed is as soon made as copied."""
+        return self._chunks if self._codec.level else None
+
+    # -- before a pack
+
+    def find(self) -> Layer | None:
+        """Look for the layer of these sources among the traces; None if it has to be packed.
+
+        Contents are read only where stat records don't know them, and where there is a trace that they could lead to.
+        Raises what a pack of the same sources raises.
+        """
+        explanation = self.explanation
+        if self._is_paranoid:
+            explanation.reason = "everything was read and compressed, as was asked for"
+            return None
+        if not self._store.traces.resembles(self._step):
+            explanation.reason = f"no layer of {self._codec.name} is known"
+            return None
+        glance = self._sources.scan()
+        if glance is None:
+            explanation.reason = "the tree has something that only a walk can judge"
+            return None
+        key = self._store.traces.get(glance.key, self._now()) if glance.key else None
+        if key is not None:
+            layer = self._recall(key.decode())
+            explanation.is_scanned = layer is not None
+            return layer
+        if not self._store.traces.resembles(self._step, glance.about):
+            explanation.reason = "the tree has changed"
+            return None
+        # As many entries of as many bytes: unless a file changed and kept its size, only stat records are others.
+        memory = Contents(self._store, self._started_ns, explanation)
+        found = key_of(self._sources.entries(), memory)
+        memory.close()
+        layer = self._recall(found)
+        if layer is not None:
+            self._keep_scan(found)
+        return layer
+
+    def _keep_scan(self, key: str) -> None:
+        """Remember to which key the walk that just ended has led, if a scan can be trusted to tell it again."""
+        glance = self._sources.witnessed(self._started_ns)
+        if glance.key:
+            self._store.traces.put(glance.key, _SCAN_STEP, key.encode(), self._now(), local=True)
+
+    def _recall(self, key: str) -> Layer | None:
+        data = self._store.traces.get(self._trace_key(key), self._now())
+        if data is None:
+            self.explanation.reason = "no layer of such a tree is known"
+            return None
+        try:
+            results = msgspec.json.decode(data, type=_Results)
+        except msgspec.MsgspecError:
+            return None
+        digest = Digest(results.digest)
+        if not self._store.blobs.is_intact(digest):
+            self.explanation.reason = f"{digest} is not in the cache any more"
+            return None
+        self.explanation.outcome = "whole"
+        return Layer(
+            codec=self._codec,
+            codec_class=self._codec.codec_class,
+            digest=digest,
+            size_bytes=results.size,
+            diff_id=Digest(results.diff_id),
+            key=key,
+            entries=results.entries,
+            files=results.files,
+            tar_bytes=results.tar_bytes,
+            chunks=results.chunks,
+        )
+
+    def copy(self, layer: Layer, sink: Sink) -> None:
+        """Write the blob of a layer that was found; raises IntegrityError if it went meanwhile."""
+        body = self._store.blobs.body(layer.digest)
+        if body is None:
+            raise vanished(layer.digest)
+        with body.open() as file:
+            while piece := file.read(_PIECE_BYTES):
+                sink.write(piece)
+
+    # -- after a pack
+
+    def keep(self, layer: Layer) -> None:
+        """Keep what was made and learned."""
+        key = self._trace_key(layer.key)
+        if self._is_paranoid:
+            self._compare(key, layer)
+        self.explanation.copied, self.explanation.compressed = self._chunks.copied, self._chunks.compressed
+        if self._chunks.copied:
+            self.explanation.outcome = "chunks"
+        self.contents.close()
+        self._keep_scan(layer.key)
+        if self._blob.commit(layer.digest):
+            results = _Results(
+                layer.digest.hex,
+                layer.size_bytes,
+                layer.diff_id.hex,
+                layer.key,
+                layer.entries,
+                layer.files,
+                layer.tar_bytes,
+                layer.chunks,
+            )
+            self._store.traces.put(
+                key,
+                self._step,
+                msgspec.json.encode(results),
+                self._now(),
+                about=self._sources.witnessed(self._started_ns).about,
+                blobs=[layer.digest],
+                chunks=[(chunk, layer.digest, spot) for chunk, spot in self._chunks.spots],
+            )
+            make_room(self._store)
+
+    def _compare(self, key: bytes, layer: Layer) -> None:
+        """Say where what was remembered is not what was read and made."""
+        if self._liars:
+            self._reporter.warning(
+                "cache-wrong",
+                f"{printable(self._liars[0])} changed without a trace in its stat record, as did "
+                f"{len(self._liars) - 1:,} others: pack this tree with --paranoid or --no-cache",
+            )
+        data = self._store.traces.get(key, self._now())
+        with suppress(msgspec.MsgspecError):
+            if data is not None and msgspec.json.decode(data, type=_Results).digest != layer.digest.hex:
+                self._reporter.warning(
+                    "cache-wrong", f"the cache had another blob for this tree than {layer.digest}: it is replaced"
+                )
+
+    def _trace_key(self, key: str) -> bytes:
+        return blake3(f"{self._step}\n{key}\n".encode()).digest()
+
+    def _now(self) -> int:
+        return self._started_ns // 1_000_000_000
+
+
+class _SpareBlob:
+    """The store's copy of a new blob. What goes wrong with it is a warning, and no copy."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._incoming: Incoming | None = None
+        self._failed = False
+
+    def write(self, data: Bytes, /) -> None:
+        if self._failed:
+            return
+        try:
+            if self._incoming is None:
+                self._incoming = self._store.blobs.incoming()
+            self._incoming.write(data)
+        except OSError as error:
+            self._fail(error)
+
+    def commit(self, digest: Digest) -> bool:
+        """Put it under its digest; tells whether it is there."""
+        try:
+            if self._incoming is not None and not self._failed:
+                self._incoming.commit(digest)
+                return True
+        except OSError as error:
+            self._fail(error)
+        return False
+
+    def discard(self) -> None:
+        if self._incoming is not None:
+            self._incoming.discard()
+
+    def _fail(self, error: OSError) -> None:
+        self._failed = True
+        self.discard()
+        self._store.index.warn(
+            "cache-unusable", f"{printable(self._store.directory)}: {error.strerror}: the layer is not kept"
+        )

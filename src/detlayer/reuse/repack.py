@@ -1,0 +1,58 @@
+"""The flow of a pack with a store: look for the layer, else make it with what is known of its chunks, and keep it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from detlayer import layer as layers
+from detlayer.codec import Codec
+from detlayer.layer import Layer
+from detlayer.ports import Reporter
+from detlayer.reuse.explanation import Explanation
+from detlayer.reuse.lookup import Reuse
+from detlayer.reuse.sources import Sources
+from detlayer.sink import Outputs, Tee
+from detlayer.store import Store
+
+
+def repack(
+    sources: Sources,
+    outputs: Outputs,
+    store: Store,
+    *,
+    codec: Codec,
+    jobs: int,
+    reporter: Reporter,
+    paranoid: bool = False,
+    explain: Callable[[Explanation], None] | None = None,
+) -> Layer:
+    """Give what `layer.pack` of the sources would write to the outputs, with as little work as the store allows.
+
+    Raises what that raises, and IntegrityError if somebody takes a blob out of the store meanwhile.
+    """
+    with Reuse(store, codec, sources, reporter=reporter, is_paranoid=paranoid) as reuse:
+        layer = reuse.find()
+        if layer is None:
+            sources.reporter = reporter
+            layer = layers.pack(
+                sources.entries(),
+                Tee((outputs.blob, reuse.blob)),
+                codec=codec,
+                jobs=jobs,
+                reporter=reporter,
+                contents=reuse.contents,
+                chunks=reuse.chunks,
+            )
+            reuse.keep(layer)
+        else:
+            for code, message in sources.warnings:
+                reporter.warning(code, message)
+            found = layer
+
+            sink = outputs.keep(found.digest, lambda path: store.outputs.holds(path, found.digest, found.size_bytes))
+            reuse.explanation.kept_outputs = outputs.kept
+            if sink is not None:
+                reuse.copy(found, sink)
+        if explain is not None:
+            explain(reuse.explanation)
+    return layer
