@@ -322,7 +322,7 @@ def test_registries_that_refuse(
     assert advises in said.error[3]
     assert not said.error[2].endswith(".")
     assert all(line.isprintable() for line in said.words)
-    assert said.words[0] == f"{server.address}/team/app" + (":1 failed" if code == "manifest-digest" else " failed")
+    assert said.words[0] == f"{server.address}/team/app:1 failed"
 
 
 def test_an_immutable_tag(detlayer: CommandLine, start_strict: StartStrict, layout: Layout, digest: str) -> None:
