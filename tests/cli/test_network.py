@@ -15,6 +15,8 @@ from tests.contracts.claims import seed
 from tests.contracts.faults import Fault, LoseAnswer, Reply
 from tests.contracts.fixtures import StartReal, StartStrict
 from tests.contracts.images import Layout, image, platforms
+from tests.contracts.raw import RawServer
+from tests.contracts.raw import answer as raw_answer
 from tests.contracts.records import Answer, Request, error_answer
 from tests.contracts.rules import PUSH_TRAPS, Rules, busy
 from tests.contracts.servers import Server
@@ -323,6 +325,29 @@ def test_registries_that_refuse(
     assert not said.error[2].endswith(".")
     assert all(line.isprintable() for line in said.words)
     assert said.words[0] == f"{server.address}/team/app:1 failed"
+
+
+@pytest.mark.parametrize(
+    ("said", "failure", "says"),
+    [
+        (b"SSH-2.0-OpenSSH_9.2p1\r\n", (5, "registry-broke-off"), "broke off: "),
+        (b"HTTP/1.1 200 OK\r\n" + b"x: y\r\n" * 100_000, (5, "registry-broke-off"), "broke off: "),
+        (b"HTTP/1.1 999 \x1b[31mNo\r\n\r\n", (4, "registry-refused"), "(999)"),
+        (raw_answer(301), (4, "registry-garbage"), "answers 301 without a Location"),
+        (raw_answer(200, b"<html>", content_type="text/html"), (4, "registry-garbage"), "with a web page"),
+        (raw_answer(200, bytes(100)), (3, "document-invalid"), "is no JSON"),
+    ],
+    ids=["ssh", "flood", "status", "nowhere", "page", "zeros"],
+)
+def test_what_is_no_registry(
+    detlayer: CommandLine, digest: str, said: bytes, failure: tuple[int, str], says: str
+) -> None:
+    with RawServer(lambda asked: said) as server:
+        for command in (["push", "oci:layout", f"{server.address}/x:1"], ["resolve", f"{server.address}/x:1"]):
+            done = detlayer(*command, "--retries", "0")
+            assert done.failure == failure
+            assert says in done.error[2]
+            assert all(line.isprintable() for line in done.words)
 
 
 def test_an_immutable_tag(detlayer: CommandLine, start_strict: StartStrict, layout: Layout, digest: str) -> None:
