@@ -118,7 +118,7 @@ class Transfers:
         if not self._sizes:
             return
         if self._total is None:
-            self._total = bars.add_task("all")
+            self._total = bars.add_task("all", total=sum(self._sizes.values()))
         for name, total_bytes in self._sizes.items():
             if name not in self._done and total_bytes >= _BAR_FROM_BYTES:
                 if name not in self._tasks:

@@ -128,9 +128,9 @@ def error_of(refusal: Refusal, what: str, host: str) -> RegistryError:
         return denied(refusal, what, host)
     if status == 404:
         return NotFoundError("not-found", f"can't {what}: it is not there ({refusal})", "check the name and the tag")
-    if status == 405 or refusal.says("UNSUPPORTED"):
+    if what.startswith("push") and (status == 405 or refusal.says("UNSUPPORTED")):
         return RefusedError(refusal, "registry-read-only", said, "is the registry read-only, or a mirror?")
-    if status == 429 or status >= 500:
+    if status == 429 or 500 <= status < 600:
         return UnavailableError(
             "registry-busy",
             f"can't {what}: {host} has no time now ({refusal})",
