@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from detlayer.errors import AuthError, RegistryError
+from detlayer.errors import AuthError, RegistryError, UnavailableError
 from detlayer.names import RepositoryName
 from detlayer.registry.upload import upload
 from tests.contracts.raw import Asked, RawServer, answer
@@ -59,12 +59,24 @@ def test_a_fishing_host_gets_nothing(other: RawServer, status: int) -> None:
         return answer(status, location=f"http://{other.address}/blob")
 
     with RawServer(say) as server, repository(server, ME) as one:
-        with pytest.raises(AuthError):
+        with pytest.raises(RegistryError) as caught:
             one.get_blob(BLOB.digest)
+        assert caught.value.code == "redirect-refused"
         with pytest.raises(AuthError):
             one.get_manifest("1")
         assert len(server.asked) == 1 + 2  # what it wants is known from the first on
     assert [asked.headers.get("authorization") for asked in other.asked] == [None, None]
+
+
+def test_a_host_that_is_busy_for_now() -> None:
+    """As a storage that a registry sends us to: trying again may help, and so the exit says."""
+    with RawServer(lambda asked: answer(503)) as busy:
+        with RawServer(lambda asked: answer(307, location=f"http://{busy.address}/")) as server:
+            with repository(server) as one, pytest.raises(UnavailableError) as caught:
+                one.get_blob(BLOB.digest)
+            assert len(server.asked) == 1
+        assert len(busy.asked) == 2  # with one retry
+    assert caught.value.code == "registry-busy"
 
 
 @pytest.mark.parametrize("status", [301, 302, 303])

@@ -70,7 +70,8 @@ def open_registries(
     Credentials that were given as they are go to the registries of `references` only. Raises ConfigError.
     """
     from detlayer.registry.client import Registries
-    from detlayer.registry.transport import Network, Transport
+    from detlayer.registry.connections import Network
+    from detlayer.registry.transport import Transport
 
     if options["client_key"] and not options["client_cert"]:
         raise ConfigError("usage", "--client-key without --client-cert", "name the certificate, too")

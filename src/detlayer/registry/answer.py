@@ -43,6 +43,11 @@ class Refusal:
         return any(fault.code in codes for fault in self.faults)
 
     @property
+    def is_passing(self) -> bool:
+        """Whether trying again may help."""
+        return self.status == 429 or self.status >= 500
+
+    @property
     def digests(self) -> tuple[Digest, ...]:
         """All blobs that it names, as a registry does which misses some."""
         return tuple({digest: None for fault in self.faults for digest in fault.digests})
@@ -125,7 +130,7 @@ def error_of(refusal: Refusal, what: str, host: str) -> RegistryError:
         return NotFoundError("not-found", f"{host} has no such thing ({what}: {refusal})", "check the name and the tag")
     if status == 405 or refusal.says("UNSUPPORTED"):
         return RefusedError(refusal, "registry-read-only", said, "is the registry read-only, or a mirror?")
-    if status == 429 or status >= 500:
+    if refusal.is_passing:
         return UnavailableError(
             "registry-busy", f"{host} can't answer now ({what}: {refusal})", "try again later, or raise --retries"
         )

@@ -218,7 +218,7 @@ class Repository:
         if answer.status in (200, 206) or (answer.status == 416 and offset):
             return answer
         refusal = answer.refusal("GET")
-        if not self._is_own(answer.url):
+        if not self._is_own(answer.url) and not refusal.is_passing:
             # Credentials would not help: none go there. Such addresses are signed, mostly, for a short time.
             raise RejectedError(
                 "redirect-refused",

@@ -1,31 +1,27 @@
-"""HTTP to hosts: connections, TLS, back-off for a whole host, redirects that carry no credentials. Never what is asked.
+"""HTTP to hosts: requests and answers, back-off for a whole host, where redirects lead. Never what is asked.
 
-The only module that knows httpx; its errors become ours here. Every answer is bounded in size and time.
+Every answer is bounded in size and time.
 """
 
 from __future__ import annotations
 
 import random
-import ssl
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
-from importlib import import_module
 from typing import TYPE_CHECKING, Literal
 from urllib.parse import urlsplit
 
-from detlayer.errors import ConfigError, IntegrityError, RegistryError, RejectedError, UnavailableError, printable
+from detlayer.errors import IntegrityError, RegistryError, RejectedError, UnavailableError
 from detlayer.ports import Body
 from detlayer.registry.address import is_loopback, join, origin, shown_url
 from detlayer.registry.answer import MAX_ERROR_BYTES, Refusal, garbage, read_faults
+from detlayer.registry.connections import Kind, Network, Patience, make_client, translated
 
 if TYPE_CHECKING:
-    from http.cookiejar import CookieJar
-
     import httpx
 
 PIECE_BYTES = 256 << 10
@@ -36,27 +32,6 @@ _FIRST_WAIT_S = 0.25
 _LONGEST_WAIT_S = 30.0
 
 Method = Literal["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"]
-
-
-@dataclass(frozen=True, slots=True)
-class Network:
-    """How hosts are reached. Times in seconds.
-
-    `insecure` names hosts (with ports) that are spoken to over plain HTTP. `retries` bounds how often a request is sent
-    again, `max_wait_s` how long one wait may be, whatever the registry asks for.
-    """
-
-    insecure: frozenset[str] = frozenset()
-    ca_file: str | None = None
-    client_cert: str | None = None
-    client_key: str | None = None
-    retries: int = 4
-    max_wait_s: float = 60.0
-    connect_s: float = 15.0
-    read_s: float = 60.0
-    use_proxies: bool = True
-    """Whether HTTP_PROXY and its like count; never for loopback."""
-    user_agent: str = "detlayer"
 
 
 @dataclass(slots=True)
@@ -137,8 +112,10 @@ class Answer:
 
     def pieces(self) -> Iterator[bytes]:
         """Read the body as it comes, undecoded; raises UnavailableError when it breaks off."""
-        with _translated(self.host):
+        with translated(self.host):
+            self._transport.renew_patience()
             for piece in self._response.iter_raw():
+                self._transport.renew_patience()
                 self._transport.pace.check()
                 self._transport.counts.add(received_bytes=len(piece))
                 yield piece
@@ -195,7 +172,9 @@ class Transport:
         self.pace = pace or Pace()
         self.counts = Counts()
         self._log = log
-        self._clients: dict[str, httpx.Client] = {}
+        self._patience = Patience(self.pace.now)
+        self._clients: dict[Kind, httpx.Client] = {}
+        self._registries: set[str] = set()
         self._hosts: dict[str, _Host] = {}
         self._lock = threading.Lock()
 
@@ -207,8 +186,14 @@ class Transport:
             with suppress(Exception):  # connections in use by threads that are being left behind
                 client.close()
 
+    def renew_patience(self) -> None:
+        """Begin to wait anew: what was waited for has come."""
+        self._patience.renew()
+
     def base_url(self, host: str) -> str:
         """Say how a registry is spoken to: plain HTTP only on loopback, or where it was asked for."""
+        with self._lock:
+            self._registries.add(host)
         plain = host in self.network.insecure or (is_loopback(host) and not self.network.ca_file)
         return f"{'http' if plain else 'https'}://{host}"
 
@@ -278,7 +263,8 @@ class Transport:
         elif data is not None:
             self.counts.add(sent_bytes=len(data))
         self.counts.add(**{"auth" if auth else "requests": 1})
-        with _translated(host):
+        self._patience.renew()
+        with translated(host):
             request = client.build_request(method, url, headers=sent, content=content)
             response = client.send(request, stream=True)
         if self._log is not None:
@@ -329,35 +315,15 @@ class Transport:
 
     def _client(self, url: str) -> httpx.Client:
         parts = urlsplit(url)
-        kind = parts.scheme
-        if is_loopback(parts.netloc):
-            kind += "-direct"
         with self._lock:
+            kind = Kind(
+                has_tls=parts.scheme == "https",
+                is_direct=is_loopback(parts.netloc),
+                is_registry=parts.netloc in self._registries,
+            )
             if kind not in self._clients:
-                self._clients[kind] = self._make_client(kind)
+                self._clients[kind] = make_client(self.network, kind, self._patience)
             return self._clients[kind]
-
-    def _make_client(self, kind: str) -> httpx.Client:
-        load_httpx()
-        import httpx
-
-        network = self.network
-        # No cookies: those of a load balancer would tie requests together that have nothing to do with each other.
-        return httpx.Client(
-            verify=_context(network, kind),
-            trust_env=network.use_proxies and not kind.endswith("-direct"),
-            follow_redirects=False,
-            timeout=httpx.Timeout(network.read_s, connect=network.connect_s, pool=None),
-            limits=httpx.Limits(max_connections=64, max_keepalive_connections=16, keepalive_expiry=20),
-            cookies=_no_cookies(),
-            # httpx reads where a redirect leads, though it does not follow: what it could not read is refused before.
-            event_hooks={"response": [_check_location]},
-        )
-
-
-def _check_location(response: httpx.Response) -> None:
-    if response.has_redirect_location:
-        join(str(response.request.url), response.headers["location"])
 
 
 def follow(answer: Answer, *, allow_other_hosts: bool) -> str | None:
@@ -386,99 +352,3 @@ def follow(answer: Answer, *, allow_other_hosts: bool) -> str | None:
             "use the name of the registry that it redirects to",
         )
     return target
-
-
-def load_httpx() -> None:
-    """Import httpx without its command line, which would load rich and pygments and take half of the time.
-
-    httpx is made to do without it: it is an extra.
-    """
-    if "httpx" not in sys.modules:
-        sys.modules["httpx._main"] = None  # type: ignore[assignment]
-        try:
-            import_module("httpx")
-        finally:
-            del sys.modules["httpx._main"]
-
-
-def _no_cookies() -> CookieJar:
-    from http.cookiejar import CookieJar, DefaultCookiePolicy
-
-    return CookieJar(DefaultCookiePolicy(allowed_domains=[]))
-
-
-def _context(network: Network, kind: str) -> ssl.SSLContext:
-    """Make the TLS context of a kind of client: the system's trust store, and what was named beside it."""
-    if not kind.startswith("https"):
-        return ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # never used; loading certificates would take time
-    import truststore
-
-    context: ssl.SSLContext = truststore.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    try:
-        if network.ca_file is not None:
-            context.load_verify_locations(cafile=network.ca_file)
-        if network.client_cert is not None:
-            # Without a password, so that OpenSSL does not ask the terminal for one.
-            context.load_cert_chain(network.client_cert, network.client_key, password="")
-    except (OSError, ssl.SSLError, ValueError) as error:
-        named = ", ".join(filter(None, (network.ca_file, network.client_cert, network.client_key)))
-        raise ConfigError(
-            "certificate-unreadable", f"{printable(named)}: {error}", "name certificates in PEM files"
-        ) from error
-    return context
-
-
-@contextmanager
-def _translated(host: str) -> Iterator[None]:
-    """Turn httpx's errors into ours."""
-    load_httpx()
-    import httpx
-
-    shown = printable(host)
-    try:
-        yield
-    except httpx.ConnectError as error:
-        if (reason := _tls_reason(error)) is not None:
-            raise RejectedError(
-                "registry-tls",
-                f"the certificate of {shown} does not hold: {reason}",
-                "name the CA that signed it with --ca-file; a registry without TLS wants --insecure-registry",
-            ) from error
-        raise UnavailableError(
-            "registry-unreachable", f"{shown} can't be reached: {error}", "check the name, the port and the network"
-        ) from error
-    except httpx.TimeoutException as error:
-        raise UnavailableError(
-            "registry-timeout", f"{shown} takes too long to answer", "try again later, or raise --timeout"
-        ) from error
-    except httpx.ProxyError as error:
-        raise UnavailableError(
-            "proxy-failed", f"the proxy did not lead to {shown}: {error}", "check HTTPS_PROXY and NO_PROXY"
-        ) from error
-    except httpx.UnsupportedProtocol as error:
-        raise garbage(shown, "with an address that is none") from error
-    except httpx.LocalProtocolError as error:
-        # What it says has the header in it, which may be a credential.
-        raise garbage(shown, "so that no request can be made of it") from error
-    except httpx.RemoteProtocolError as error:
-        raise UnavailableError(
-            "registry-broke-off", f"{shown} broke off: {printable(str(error))}", "try again; is this a registry?"
-        ) from error
-    except (httpx.TransportError, httpx.StreamError) as error:
-        raise UnavailableError(
-            "registry-broke-off", f"the connection to {shown} broke: {printable(str(error))}", "try again"
-        ) from error
-    except httpx.InvalidURL as error:
-        raise garbage(shown, f"with an address that is none: {error}") from error
-
-
-def _tls_reason(error: BaseException) -> str | None:
-    """Find the word of TLS in the causes of an error."""
-    seen: BaseException | None = error
-    while seen is not None:
-        if isinstance(seen, ssl.SSLCertVerificationError):
-            return printable(seen.verify_message)
-        if isinstance(seen, ssl.SSLError):
-            return printable(str(seen.reason or seen))
-        seen = seen.__cause__ or seen.__context__
-    return None
