@@ -11,6 +11,8 @@ from hypothesis import HealthCheck, settings
 
 from tests.support import remove_deep
 
+pytest_plugins = ["tests.contracts.fixtures"]
+
 settings.register_profile(
     "detlayer",
     deadline=None,
@@ -25,7 +27,8 @@ settings.load_profile("detlayer")
 def _calm_environment(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """No variable and no cache of the one who runs the tests decides a result."""
     monkeypatch.setenv("DETLAYER_CACHE_DIR", str(tmp_path_factory.getbasetemp() / "cache"))
-    for name in ("SOURCE_DATE_EPOCH", "NO_COLOR", "FORCE_COLOR", "TZ"):
+    ours = [name for name in os.environ if name.startswith("DETLAYER_") and name != "DETLAYER_NO_SKIPS"]
+    for name in ("SOURCE_DATE_EPOCH", "NO_COLOR", "FORCE_COLOR", "TZ", *ours):
         monkeypatch.delenv(name, raising=False)
     mask = os.umask(0o022)
     yield

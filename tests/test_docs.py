@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 
 from detlayer.finding import TRAPS
+from tests import saved
+from tests.contracts.claims import broken_tags, seed
+from tests.contracts.fixtures import StartStrict
+from tests.contracts.images import Layout, layer_tar, platforms
+from tests.contracts.strict import StrictRegistry
 
 ROOT = Path(__file__).parent.parent
 SOURCES = sorted((ROOT / "src").rglob("*.py"))
@@ -47,9 +54,9 @@ def test_every_trap_is_documented_and_nothing_else() -> None:
 
 
 def test_every_cited_clause_is_in_the_spec() -> None:
-    clauses = set(re.findall(r"^(?:#+ )?(\d(?:\.\d+)?)[ .]", (ROOT / "SPEC.md").read_text(), re.MULTILINE))
+    clauses = set(re.findall(r"^(?:#+ )?(\d+(?:\.\d+)?)[ .]", (ROOT / "SPEC.md").read_text(), re.MULTILINE))
     assert {"3.4", "4.10", "6.1", "8"} <= clauses
-    cited = {number for source in SOURCES for number in re.findall(r"SPEC (\d(?:\.\d+)?)", source.read_text())}
+    cited = {number for source in SOURCES for number in re.findall(r"SPEC (\d+(?:\.\d+)?)", source.read_text())}
     assert cited <= clauses
 
 
@@ -68,3 +75,83 @@ def test_help_examples_run_as_they_stand(tmp_path: Path, monkeypatch: pytest.Mon
         run = subprocess.run([sys.executable, "-m", *words], capture_output=True, text=True, check=False)
         assert run.returncode == 0, run.stderr
         assert "sha256:" in run.stdout
+
+
+REGISTRIES = re.compile(r"127\.0\.0\.1:5000|(?:registry|old|new)\.example\b")
+
+
+@pytest.fixture
+def registry(start_strict: StartStrict, tmp_path: Path) -> StrictRegistry:
+    """A registry that has what the examples pull; in tmp_path is what they push."""
+    server = start_strict()
+    index = platforms(Layout(tmp_path / "image"), 2, 2)
+    layout = Layout(tmp_path / "image")
+    layout.tag(index, "app")
+    saved.save(tmp_path / "app.tar", saved.Image([layer_tar("one", 3000)]))
+    for name, tag in (("app", "dev"), ("app", "1.2"), ("base", "12")):
+        seed(server, name, layout, index, tag)
+    return server
+
+
+def run_example(example: str, registry: StrictRegistry, here: Path) -> str:
+    """Run a line of a document in a shell, with our registry in place of the one that it names; returns stdout."""
+    assert REGISTRIES.search(example), example
+    line = REGISTRIES.sub(registry.address, example)
+    line = re.sub(r"^detlayer ", f"{shlex.quote(sys.executable)} -m detlayer ", line)
+    environment = {**os.environ, "HOME": str(here), "DETLAYER_CACHE_DIR": str(here / "cache")}
+    done = subprocess.run(
+        ["sh", "-c", line],
+        cwd=here,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        stdin=subprocess.DEVNULL,
+    )
+    assert done.returncode == 0, f"{example}\n{done.stderr}"
+    return done.stdout
+
+
+@pytest.mark.parametrize("command", ["plan", "push", "resolve", "pull"])
+def test_help_examples_run_against_a_registry(command: str, registry: StrictRegistry, tmp_path: Path) -> None:
+    shown = CliRunner().invoke(getattr(import_module(f"detlayer.cli.{command}"), command), ["--help"]).output
+    examples = [line.strip() for line in shown.splitlines() if line.strip().startswith(f"detlayer {command} ")]
+    assert len(examples) >= 2
+    for example in examples:
+        stdout = run_example(example, registry, tmp_path)
+        assert ("> plan.json" in example) == (not stdout)
+    assert broken_tags(registry) == {}
+
+
+def test_examples_of_the_page_on_pushing_run(registry: StrictRegistry, tmp_path: Path) -> None:
+    page = (ROOT / "docs" / "push.md").read_text()
+    lines = [line for block in re.findall(r"```sh\n(.*?)```", page, re.DOTALL) for line in block.splitlines() if line]
+    assert len(lines) >= 3
+    registry.storage.repository("app").tags.pop("1.2")
+    for line in lines:
+        run_example(line, registry, tmp_path)
+    assert broken_tags(registry) == {}
+
+
+def test_python_of_the_page_on_pushing_runs(registry: StrictRegistry, tmp_path: Path) -> None:
+    page = (ROOT / "docs" / "push.md").read_text()
+    (program,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    assert "127.0.0.1:5000" in program
+    done = subprocess.run(
+        [sys.executable, "-c", REGISTRIES.sub(registry.address, program)],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    requests, digest = done.stdout.split()
+    assert registry.tags("team/app") == {"1.2": digest}
+    assert int(requests) == len(registry.requests)
+
+
+def test_every_option_of_registries_is_documented() -> None:
+    pages = "".join(path.read_text() for path in (ROOT / "docs").glob("*.md"))
+    for command in ("plan", "push", "resolve", "pull"):
+        params = getattr(import_module(f"detlayer.cli.{command}"), command).params
+        names = {name for one in params for name in one.opts if name.startswith("--")}
+        assert [name for name in sorted(names) if name not in pages] == []

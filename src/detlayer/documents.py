@@ -220,7 +220,8 @@ def _decode(data: bytes, name: str) -> dict[str, Any]:
     try:
         document = msgspec.json.decode(data)
     except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
-        raise _invalid(name, f"is no JSON: {error}") from error
+        reason = str(error).removeprefix("JSON is malformed: ")
+        raise _invalid(name, f"is no JSON: {reason}") from error
     if not isinstance(document, dict):
         raise _invalid(name, "is no JSON object")
     return document

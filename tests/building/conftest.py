@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.building.bench import FILES, Bench
+from tests.contracts.images import Layout
 from tests.contracts.strict import StrictRegistry
 from tests.support import make_tree
 
@@ -22,3 +23,9 @@ def bench(tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest
         made.write()
         yield made
         assert registry.violations == []
+
+
+@pytest.fixture
+def layout(tmp_path: Path) -> Layout:
+    """An empty OCI layout to fill."""
+    return Layout(tmp_path / "layout")

@@ -46,8 +46,12 @@ def test_a_second_build_is_one_request_for_each_reference(bench: Bench) -> None:
         | PUBLISH
     )
     assert bench.server.tags("team/app") == {"latest": first.digest}
-    bench.build("--push")  # what was made a moment ago is checked once more, and that is remembered
-    before = snapshot(bench.path.parent)
+    # What was made a moment ago is looked at once more, and that is remembered, until it is old enough.
+    before: dict[str, tuple[int, int]] = {}
+    for _ in range(20):
+        if before == (before := snapshot(bench.path.parent)):
+            break
+        bench.build("--push")
     second = bench.build("--push")
     assert second.asked == ["HEAD /v2/base/manifests/1", "HEAD /v2/team/app/manifests/latest"]
     assert second.ran() == set()

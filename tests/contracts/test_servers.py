@@ -23,8 +23,8 @@ from tests.contracts.claims import (
     uploaded_bytes,
     without_auth,
 )
-from tests.contracts.conftest import StartReal, StartStrict
 from tests.contracts.faults import BLOB, MANIFEST, SESSION, CutAnswer, CutRequest, Fault, LoseAnswer, kill_at
+from tests.contracts.fixtures import StartReal, StartStrict
 from tests.contracts.images import Layout
 from tests.contracts.servers import Server
 from tests.contracts.storage import MANIFEST as MANIFEST_TYPE

@@ -10,8 +10,8 @@ import pytest
 
 from tests.contracts import images
 from tests.contracts.claims import seed
-from tests.contracts.conftest import StartStrict
 from tests.contracts.faults import SESSION, CutRequest, Fault, LoseAnswer
+from tests.contracts.fixtures import StartStrict
 from tests.contracts.images import Layout
 from tests.contracts.rules import PULL_TRAPS, PUSH_TRAPS, Rules, Trap
 from tests.contracts.storage import INDEX, MANIFEST, sha256

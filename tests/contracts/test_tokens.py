@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 from tests.contracts.claims import leaks
-from tests.contracts.conftest import StartReal, StartStrict
+from tests.contracts.fixtures import StartReal, StartStrict
 from tests.contracts.rules import Rules, Tokens
 from tests.contracts.servers import Server
 from tests.contracts.storage import sha256

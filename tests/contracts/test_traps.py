@@ -32,7 +32,7 @@ PUSH_ERRORS = {
 PULL_ERRORS = {
     "blobs-elsewhere-fishing": "redirect-refused",
     "digest-header-wrong": "manifest-digest",
-    "garbage-manifest": "document-invalid",
+    "garbage-manifest": "registry-garbage",
     "no-json-manifest": "document-invalid",
     "endless-manifest": "manifest-too-long",
     "endless-blob": "blob-digest",

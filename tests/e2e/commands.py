@@ -51,6 +51,12 @@ def pack(*arguments: str | Path, command: Sequence[str | Path] = DETLAYER) -> Pa
 
 def pack_measured(*arguments: str | Path) -> tuple[Packed, int]:
     """Run `detlayer pack --json`; returns its peak memory in bytes too."""
-    lines = run(sys.executable, "-c", _MEASURE, *DETLAYER, "pack", "--json", "--quiet", *arguments).splitlines()
+    said, peak_bytes = measured("pack", "--json", "--quiet", *arguments)
+    return Packed(json.loads(said)), peak_bytes
+
+
+def measured(*arguments: str | Path) -> tuple[str, int]:
+    """Run detlayer; returns the first line that it printed, and its peak memory in bytes."""
+    lines = run(sys.executable, "-c", _MEASURE, *DETLAYER, *arguments).decode().splitlines()
     unit = 1 if sys.platform == "darwin" else 1024
-    return Packed(json.loads(lines[0])), int(lines[-1]) * unit
+    return lines[0], int(lines[-1]) * unit

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -21,3 +23,10 @@ def real_tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("real") / "tree"
     make_real_tree(path)
     return path
+
+
+@pytest.fixture
+def short_home() -> Iterator[Path]:
+    """A place for podman's storage, whose path must be shorter than 50 characters."""
+    with tempfile.TemporaryDirectory(prefix="dl-", dir="/tmp") as home:
+        yield Path(home)

@@ -6,12 +6,10 @@ import contextlib
 import hashlib
 import json
 import os
-import re
 import socket
 import subprocess
-import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from http.client import HTTPConnection
 from pathlib import Path
@@ -20,6 +18,7 @@ from typing import Any
 import pytest
 
 from tests.e2e.commands import Packed, pack, run
+from tests.e2e.engines import GREET, podman_run, shell_sources
 from tests.e2e.images import reference, write_image
 from tests.e2e.trees import expect_tree, read_tree
 from tests.support import make_tree, need_root, program
@@ -171,40 +170,9 @@ def test_whiteouts_delete_and_opaque_directories_hide(src: Path, tmp_path: Path)
 # -- podman
 
 
-def libraries(executable: str) -> list[str]:
-    """The shared objects that a program loads, its loader among them."""
-    said = run(program("ldd"), executable).decode()
-    return re.findall(r"(/\S+) \(0x", said)
-
-
-@pytest.fixture
-def short_home() -> Iterator[Path]:
-    """A place for podman's storage, whose path must be shorter than 50 characters."""
-    with tempfile.TemporaryDirectory(prefix="dl-", dir="/tmp") as home:
-        yield Path(home)
-
-
-def podman_run(home: Path, image: Image, command: Sequence[str]) -> str:
-    stored: list[str | Path] = ["--root", home / "root", "--runroot", home / "runroot", "--storage-driver", "vfs"]
-    podman: list[str | Path] = [
-        program("podman"),
-        *stored,
-        "--cgroup-manager",
-        "cgroupfs",
-        "--runtime",
-        program("runc"),
-    ]
-    limits = ["--ulimit", "nofile=1024:1024", "--ulimit", "nproc=1000:1000"]
-    return run(*podman, "run", "--rm", "--network=none", *limits, reference(image.layout), *command).decode()
-
-
 @pytest.mark.parametrize("codec", CODECS)
 def test_podman_runs_a_program_from_a_layer(codec: str, src: Path, tmp_path: Path, short_home: Path) -> None:
     need_root("podman as root")
-    shell = os.path.realpath("/bin/sh")
     make_tree(src, {"greeting": "hello from a layer\n"})
-    files = [f"{shell}:/usr/bin/sh", *(f"{path}:{path}" for path in libraries(shell))]
-    parents = [argument for name in ("lib", "lib64") for argument in ("--allow-parent", name)]
-    image = make_image(tmp_path / "image", f"{src}:/srv", *files, *parents, "-c", codec)
-    said = podman_run(short_home, image, ["/usr/bin/sh", "-c", 'read line </srv/greeting; echo "$line"'])
-    assert said == "hello from a layer\n"
+    image = make_image(tmp_path / "image", f"{src}:/srv", *shell_sources(), "-c", codec)
+    assert podman_run(short_home, reference(image.layout), *GREET) == "hello from a layer\n"

@@ -11,8 +11,8 @@ from collections.abc import Callable, Mapping
 
 from detlayer.building.desk import Desk
 from detlayer.building.lock import ANY_PLATFORM, Lock, LockedBase, LockedLayer, differences
-from detlayer.building.outputs import publish_step, write_step
-from detlayer.building.request import STAGES, BuildReport, BuiltImage, Request
+from detlayer.building.publish import publish_step
+from detlayer.building.request import STAGES, BuildReport, BuiltImage, Request, label
 from detlayer.building.revision import describe
 from detlayer.building.steps import Wiring, locked_layer
 from detlayer.config import ImageSettings
@@ -58,7 +58,9 @@ class Build:
         reporter = reporter or Silence()
         pack_jobs = max(1, (default_jobs() if jobs is None else jobs) // max(1, min(self._jobs, _count_packs(request))))
         self._about = {image.name: describe(image.directory) for image in request.images if image.git}
-        self._wiring = Wiring(request, self.desk, pack_jobs=pack_jobs, warn=reporter.warning, about=self._about)
+        self._wiring = Wiring(
+            request, self.desk, pack_jobs=pack_jobs, is_dry=is_dry, warn=reporter.warning, about=self._about
+        )
         self._roots: dict[str, str] = {}
         self._manifests: dict[str, dict[str, str]] = {}
         self._packs: dict[str, dict[str, dict[str, str]]] = {}
@@ -80,7 +82,11 @@ class Build:
         if request.push:
             goals.append(wiring.add(publish_step(image, root, self.desk, transfers, is_dry=self._is_dry)))
         for output in request.outputs:
-            downloads = [wiring.download(image.base, one) for one in image.platforms] if image.base is not None else []
+            from detlayer.building.outputs import write_step  # most builds only push
+
+            downloads = (
+                [wiring.bases.download(image.base, one) for one in image.platforms] if image.base is not None else []
+            )
             step = write_step(
                 image,
                 output,
@@ -148,7 +154,7 @@ class Build:
                 root = parse_digest(steps[f"resolve {name}"].values["digest"])
                 known = dict(bases[name].platforms) if name in bases else {}
                 for platform in image.platforms:
-                    known[str(platform)] = parse_digest(steps[f"fetch {name} {platform}"].values["manifest"])
+                    known[label(platform)] = parse_digest(steps[f"fetch {name} {label(platform)}"].values["manifest"])
                 bases[name] = LockedBase(root, known)
         return Lock(bases, self._locked_layers(steps))
 
@@ -167,7 +173,7 @@ class Build:
         for image in self.request.images:
             for platform in image.platforms if isinstance(image.base, Reference) else ():
                 base = lock.bases.get(str(image.base))
-                if base is None or str(platform) not in base.platforms:
+                if base is None or label(platform) not in base.platforms:
                     found.append(f"base {image.base} of {image.name} for {platform}: not locked")
         return found + compare_layers(lock, self._locked_layers(report.outcome.steps))
 

@@ -7,18 +7,19 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from threading import RLock
+from typing import TYPE_CHECKING
 
 from detlayer.building.traces import StoreTraces
 from detlayer.documents import Document, parse_document
 from detlayer.errors import LayerError, UnavailableError
-from detlayer.layout import OpenedImage, open_image
 from detlayer.names import Reference, RepositoryName
 from detlayer.oci import Descriptor, Digest, digest_of
 from detlayer.ports import Body
-from detlayer.pulling import fetch_blob
 from detlayer.registry.client import Registries, Repository
-from detlayer.registry.download import RemoteBody
 from detlayer.store import Store
+
+if TYPE_CHECKING:
+    from detlayer.layout import OpenedImage
 
 BaseName = Reference | str
 """A reference, or a layout by its name (`oci:DIR[:TAG]`)."""
@@ -111,6 +112,8 @@ class Desk:
 
     def layout(self, name: str) -> OpenedImage:
         """Open a base that lies in a layout, once; raises TreeError and LayerError."""
+        from detlayer.layout import open_image
+
         with self._lock:
             if name not in self._layouts:
                 self._layouts[name] = self._stack.enter_context(open_image(name))
@@ -160,6 +163,8 @@ class BaseSource:
         if isinstance(self._base, str):
             data = self._desk.layout(self._base).document(descriptor)
         elif descriptor.is_config:
+            from detlayer.pulling import fetch_blob  # most builds have nothing to fetch
+
             data = fetch_blob(self._desk.repository(self._base.name), descriptor, self._desk.store.memory)
         else:
             data = self._desk.repository(self._base.name).get_manifest(str(descriptor.digest)).data
@@ -168,6 +173,8 @@ class BaseSource:
 
     def body(self, descriptor: Descriptor) -> Body | None:
         """Name the bytes of a layer; None where a layout lacks them."""
+        from detlayer.registry.download import RemoteBody
+
         found = self._desk.body(descriptor)
         if found is not None:
             return found

@@ -1,4 +1,4 @@
-"""The steps that bring an image where it is to go: registries, layouts, archives, engines."""
+"""The steps that bring an image into layouts, archives and engines."""
 
 from __future__ import annotations
 
@@ -16,65 +16,14 @@ from detlayer.errors import ConfigError, IntegrityError, LayerError, TreeError
 from detlayer.graph import Call, Reason, Step, Values
 from detlayer.lanes import Job, work_off
 from detlayer.layout import open_image
-from detlayer.names import RepositoryName
 from detlayer.oci import Descriptor, Digest, Platform, parse_digest
 from detlayer.platforms import select
-from detlayer.ports import Sink, TransferReporter
-from detlayer.publishing import Survey, open_surveys, plan_surveyed, push
+from detlayer.ports import Sink
 from detlayer.remote import gather
 from detlayer.sink import FileOutput, LayoutWriter
 from detlayer.sink.archive import write_docker_archive, write_oci_archive
 
 _PIECE_BYTES = 1 << 20
-
-
-def publish_step(image: ImageSettings, root: str, desk: Desk, reporter: TransferReporter, *, is_dry: bool) -> Step:
-    """Push an image to all its repositories and tags, of which each is asked first, once."""
-    surveys: dict[RepositoryName, Survey] = {}
-
-    def made(call: Call) -> Made:
-        return Made(desk, desk.document(parse_digest(call["image"]["digest"])), image.base)
-
-    def settled(call: Call) -> Values | tuple[Reason, ...]:
-        whole = made(call)
-        found = open_surveys(whole.root, image.references, desk.registries, memory=desk.store.memory)
-        surveys.update(found)
-        reasons = []
-        for reference in image.references:
-            named = found[reference.name].facts.tags[reference.tag]
-            if named is None or named.digest != whole.root.digest:
-                reasons.append(
-                    Reason("target", str(reference), str(named.digest) if named else "", str(whole.root.digest))
-                )
-        if reasons and is_dry:
-            for plan in plan_surveyed(whole, found):
-                call.add("bytes", plan.upload_bytes)
-        return tuple(reasons) or call["image"]
-
-    def run(call: Call) -> Values:
-        whole = made(call)
-        report = push(
-            whole,
-            image.references,
-            desk.registries,
-            memory=desk.store.memory,
-            surveys=surveys,
-            reporter=reporter,
-        )
-        call.add("bytes", sum(one.plan.upload_bytes for one in report.results if one.plan is not None))
-        if report.first_error is not None:
-            raise report.first_error
-        return call["image"]
-
-    return Step(
-        f"publish {image.name}",
-        "publish",
-        VERSIONS["publish"],
-        run,
-        {"references": " ".join(map(str, image.references))},
-        {"image": root},
-        settled=settled,
-    )
 
 
 def write_step(

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from detlayer import layer as layers
 from detlayer.building.desk import Desk
 from detlayer.config import LayerSettings
 from detlayer.config.settings import beside
+from detlayer.entry import Entry
 from detlayer.errors import ConfigError, OutputError, TreeError, printable
 from detlayer.graph import Call, Reason, Values
 from detlayer.image import Part
+from detlayer.key import key_of
 from detlayer.layer import Layer
 from detlayer.oci import Descriptor, parse_digest
 from detlayer.packing import parse_destination, parse_source, resolve, warn_of_class
-from detlayer.reuse import Reuse, Sources
+from detlayer.reuse import Explanation, Reuse, Sources
+from detlayer.reuse.contents import Contents
 from detlayer.tree import Selection, Source, takes
 
 Warn = Callable[[str, str], None]
@@ -39,13 +42,21 @@ class Packer:
     """Packs one layer for one run: `find` looks for it in the store, and `pack` makes it where that found nothing."""
 
     def __init__(
-        self, layer: LayerSettings, desk: Desk, *, jobs: int, warn: Warn, outputs: Sequence[tuple[str, bool]] = ()
+        self,
+        layer: LayerSettings,
+        desk: Desk,
+        *,
+        jobs: int,
+        warn: Warn,
+        outputs: Sequence[tuple[str, bool]] = (),
+        is_dry: bool = False,
     ) -> None:
         self._layer = layer
         self._desk = desk
         self._jobs = jobs
         self._warn = warn
         self._outputs = outputs
+        self._is_dry = is_dry
         self._sources: list[Source] = []
         self._reuse: Reuse | None = None
         self._taken: Sources | None = None
@@ -69,10 +80,22 @@ class Packer:
             watch.warnings += taken.warnings
             self._done(found, watch)
             return values_of(found)
-        call.facts["bytes"] = sum(entry.size_bytes for entry in taken.entries())
-        explanation = self._reuse.explanation
-        examples = [Reason("outside", printable(path), after=f"({why})") for path, why in explanation.examples]
-        return (Reason("outside", explanation.reason), *examples)
+        if self._is_dry:
+            self._look(taken, call)
+        return (Reason("outside", self._reuse.explanation.reason),)
+
+    def _look(self, taken: Sources, call: Call) -> None:
+        """Say which files are not as they were, and how many bytes there are, for a run that packs nothing."""
+        explanation = Explanation()
+
+        def entries() -> Iterator[Entry]:
+            for entry in taken.entries():
+                call.check()
+                call.add("bytes", entry.size_bytes)
+                yield entry
+
+        key_of(entries(), Contents(self._desk.store, int(self._desk.store.clock() * 1e9), explanation))
+        call.reasons += _examples(explanation)
 
     def pack(self, call: Call) -> Values:
         """Pack what `find` looked at; raises what `packing.pack` raises, and TreeError if it is empty."""
@@ -94,6 +117,7 @@ class Packer:
         watch.warnings += self._taken.warnings
         self._done(made, watch)
         call.facts["bytes"] = made.size_bytes
+        call.reasons += _examples(reuse.explanation)
         call.facts["chunks_copied"] = reuse.explanation.copied
         call.facts["chunks_compressed"] = reuse.explanation.compressed
         if not self._desk.store.blobs.is_intact(made.digest):
@@ -145,6 +169,13 @@ class Packer:
                         f"layer {self._layer.name}: {what} {printable(path)} is, or lies in, {one}",
                         "put it elsewhere, or exclude it",
                     )
+
+
+def _examples(explanation: Explanation) -> list[Reason]:
+    """Name files that are not as they were; where nothing was known before, that says nothing."""
+    if not explanation.known and not explanation.same:
+        return []
+    return [Reason("outside", printable(path), after=f"({why})") for path, why in explanation.examples]
 
 
 def _source(text: str, layer: LayerSettings) -> Source:

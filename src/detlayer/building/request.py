@@ -145,3 +145,8 @@ def local_reference(image: ImageSettings, kind: Kind) -> tuple[Reference, ...]:
         return image.references
     prefix = "localhost/" if kind == "podman" else ""
     return tuple(parse_reference(f"{prefix}{image.name}:{tag}") for tag in image.tags)
+
+
+def label(platform: Platform) -> str:
+    """Name a platform as it is written: two for Windows may differ in os.version only."""
+    return f"{platform}:{platform.os_version}" if platform.os_version else str(platform)

@@ -14,7 +14,7 @@ from detlayer.config.settings import read_settings
 from detlayer.depfile import rule
 from detlayer.documents import Document, decode_object, parse_descriptor, parse_document
 from detlayer.errors import ConfigError, LayerError, printable
-from detlayer.image import Base, Part, assemble, configure, index, scratch
+from detlayer.image import Base, Part, assemble, configure, index, runs_on, scratch
 from detlayer.layer import ANNOTATION_PREFIX
 from detlayer.layout import SOURCE, OpenedImage, open_image
 from detlayer.oci import BASE_DIGEST, Descriptor, Platform, parse_digest
@@ -80,8 +80,9 @@ def assemble_image(
         made = assemble(config, (*under.parts, *parts), format=image.format, annotations=annotations)
     writer.put(config)
     writer.put(made.data)
-    on = under.platform if under.platform.variant else wanted
-    return _finish(writer, layout, Assembled(made, made.descriptor(on)), tag, origin, descriptor, depfile, read)
+    return _finish(
+        writer, layout, Assembled(made, made.descriptor(runs_on(under, wanted))), tag, origin, descriptor, depfile, read
+    )
 
 
 def assemble_index(

@@ -9,28 +9,25 @@ Steps hand each other digests; documents and blobs are on the desk.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import msgspec
 
-from detlayer.building.bases import choose_manifest, read_base
+from detlayer.building.base_steps import BaseSteps
+from detlayer.building.bases import read_base
 from detlayer.building.desk import BaseName, Desk
-from detlayer.building.fetching import ask_now, bring
 from detlayer.building.lock import LockedLayer, check
 from detlayer.building.packing import Packer, part_of
-from detlayer.building.request import Request
+from detlayer.building.request import Request, label
 from detlayer.building.versions import VERSIONS
 from detlayer.config import ImageSettings, LayerSettings
-from detlayer.documents import parse_document
-from detlayer.errors import IntegrityError
 from detlayer.graph import Call, Step, Values
-from detlayer.image import Base, Part, assemble, configure, index, scratch
-from detlayer.lanes import Job, work_off
+from detlayer.image import Base, Part, assemble, configure, index, runs_on, scratch
 from detlayer.names import Reference
-from detlayer.oci import BASE_DIGEST, BASE_NAME, Descriptor, Platform, canonical_json, parse_digest
+from detlayer.oci import BASE_DIGEST, BASE_NAME, Platform, canonical_json, parse_digest
 
 Warn = Callable[[str, str], None]
 
@@ -39,115 +36,28 @@ class Wiring:
     """Makes steps, each once."""
 
     def __init__(
-        self, request: Request, desk: Desk, *, pack_jobs: int, warn: Warn, about: Mapping[str, Mapping[str, str]]
+        self,
+        request: Request,
+        desk: Desk,
+        *,
+        pack_jobs: int,
+        is_dry: bool,
+        warn: Warn,
+        about: Mapping[str, Mapping[str, str]],
     ):
         self._request = request
         self._desk = desk
         self._pack_jobs = pack_jobs
+        self._is_dry = is_dry
         self._warn = warn
         self._about = about
         self.steps: dict[str, Step] = {}
+        self.bases = BaseSteps(request, desk, self.add)
         self._packs: dict[LayerSettings, str] = {}
 
     def add(self, step: Step) -> str:
         self.steps.setdefault(step.name, step)
         return step.name
-
-    # -- bases
-
-    def resolve(self, base: BaseName) -> str:
-        """Ask what a base is now: once a run, whoever needs it."""
-        desk, request = self._desk, self._request
-
-        def run(call: Call) -> Values:
-            if isinstance(base, str):
-                root = desk.layout(base).root
-                desk.put(root.data)
-                return {"digest": str(root.digest)}
-            if base.digest is not None:
-                return {"digest": str(base.digest)}
-            if request.policy == "locked" or (request.policy == "offline" and request.lock is not None):
-                assert request.lock is not None  # the request was checked
-                return {"digest": str(request.lock.base(str(base)).digest)}
-            return {"digest": str(ask_now(desk, base))}
-
-        return self.add(
-            Step(f"resolve {base}", "resolve", VERSIONS["resolve"], run, {"base": str(base)}, is_free=True, keeps=False)
-        )
-
-    def fetch(self, base: BaseName, platform: Platform) -> str:
-        """Bring the manifest and config that a platform gets of a base."""
-        desk, request = self._desk, self._request
-        source = desk.base_source(base)
-
-        def run(call: Call) -> Values:
-            name = str(base)
-            digest = parse_digest(call["base"]["digest"])
-            data = desk.known(digest)
-            if data is None:
-                assert isinstance(base, Reference)  # a layout's index was put when it was resolved
-                data = desk.repository(base.name).get_manifest(str(digest)).data
-                desk.put(data)
-            manifest = choose_manifest(parse_document(data, name), platform, name, source.document)
-            if request.policy == "locked" and request.lock is not None and isinstance(base, Reference):
-                locked = request.lock.manifest(name, str(platform))
-                if locked != manifest.digest:
-                    raise IntegrityError(
-                        "lock-differs",
-                        f"{name} has {manifest.digest} for {platform}, not {locked} as the lock says",
-                        "`detlayer lock` writes it anew",
-                    )
-            read_base(manifest, platform, name, source)  # it has to be one, and its config be here
-            desk.put(manifest.data)
-            assert manifest.config is not None  # read_base has read it
-            return {"manifest": str(manifest.digest), "config": str(manifest.config.digest)}
-
-        def is_intact(values: Values) -> bool:
-            return all(desk.known(parse_digest(values[one])) is not None for one in ("manifest", "config"))
-
-        return self.add(
-            Step(
-                f"fetch {base} {platform}",
-                "fetch",
-                VERSIONS["fetch"],
-                run,
-                {"base": str(base), "platform": str(platform), "os.version": platform.os_version},
-                {"base": self.resolve(base)},
-                is_intact=is_intact,
-                is_free=True,
-            )
-        )
-
-    def download(self, base: BaseName, platform: Platform) -> str:
-        """Bring the layers of a base into the store, for outputs that need their bytes."""
-        desk = self._desk
-        source = desk.base_source(base)
-
-        def layers(values: Values) -> list[Descriptor]:
-            manifest = desk.document(parse_digest(values["manifest"]))
-            return [one for one in manifest.layers if not one.is_foreign]
-
-        def run(call: Call) -> Values:
-            missing = [one for one in layers(call["base"]) if desk.body(one) is None]
-            work_off([Job(partial(bring, one, source, desk, call.check), is_data=True) for one in missing])
-            call.add("bytes", sum(one.size_bytes for one in missing))
-            return {"manifest": call["base"]["manifest"]}
-
-        def is_intact(values: Values) -> bool:
-            return desk.known(parse_digest(values["manifest"])) is not None and all(
-                desk.body(blob) is not None for blob in layers(values)
-            )
-
-        return self.add(
-            Step(
-                f"download {base} {platform}",
-                "download",
-                VERSIONS["download"],
-                run,
-                needs={"base": self.fetch(base, platform)},
-                is_intact=is_intact,
-            )
-        )
 
     # -- layers
 
@@ -155,13 +65,15 @@ class Wiring:
         """Pack a layer; one that names no platform is packed for all, and what is the same is packed once."""
         desk = self._desk
         named = layer.on(platform)
-        same = replace(named, name="")
+        same = replace(named, name="", directory=os.path.realpath(named.directory or "."))
         if same in self._packs:
             return self._packs[same]
         is_common = layer.is_common
-        name = f"pack {image.name}/{layer.name}" + ("" if is_common else f" {platform}")
+        name = f"pack {image.name}/{layer.name}" + ("" if is_common else f" {label(platform)}")
 
-        packer = Packer(named, desk, jobs=self._pack_jobs, warn=self._warn, outputs=_paths(self._request))
+        packer = Packer(
+            named, desk, jobs=self._pack_jobs, warn=self._warn, outputs=_paths(self._request), is_dry=self._is_dry
+        )
         self._packs[same] = name
         return self.add(
             Step(name, "pack", VERSIONS["pack"], packer.pack, settings_of(named), settled=packer.find, keeps=False)
@@ -176,13 +88,13 @@ class Wiring:
         for platform in image.platforms:
             layers = {one.name: self.pack(image, one, platform) for one in image.layers}
             for one in image.layers:
-                packs.setdefault(one.name, {})["any" if one.is_common else str(platform)] = layers[one.name]
+                packs.setdefault(one.name, {})["any" if one.is_common else label(platform)] = layers[one.name]
             needs = {f"layer {at} {name}": step for at, (name, step) in enumerate(layers.items())}
             base: dict[str, str] = {}
             if image.base is not None:
-                base = {"base": self.fetch(image.base, platform)}
+                base = {"base": self.bases.fetch(image.base, platform)}
             config = self._configure(image, platform, {**base, **needs})
-            manifests[str(platform)] = self._assemble(image, platform, {**base, **needs, "config": config})
+            manifests[label(platform)] = self._assemble(image, platform, {**base, **needs, "config": config})
         if len(manifests) == 1:
             return next(iter(manifests.values())), manifests, packs
         return self._index(image, manifests), manifests, packs
@@ -216,13 +128,13 @@ class Wiring:
             for at, one in enumerate(image.layers) if lock is not None else ():
                 made = locked_layer(call[f"layer {at} {one.name}"])
                 assert lock is not None
-                check(lock.layer(image.name, one.name, str(platform)), made, f"layer {one.name} of {image.name}")
+                check(lock.layer(image.name, one.name, label(platform)), made, f"layer {one.name} of {image.name}")
             return {}
 
-        inputs = {"runtime": text_of(runtime), "created": str(image.created), "platform": str(platform)}
+        inputs = {"runtime": text_of(runtime), "created": str(image.created), "platform": label(platform)}
         return self.add(
             Step(
-                f"configure {image.name} {platform}",
+                f"configure {image.name} {label(platform)}",
                 "configure",
                 VERSIONS["configure"],
                 run,
@@ -246,12 +158,14 @@ class Wiring:
             parts = (*base.parts, *self._parts(image, call))
             made = assemble(config, parts, format=image.format, annotations={**own, **annotations})
             desk.put(made.data)
-            on = base.platform if base.platform.variant else platform
-            return {"digest": str(made.digest), "platform": canonical_json(on.to_document()).decode()}
+            return {
+                "digest": str(made.digest),
+                "platform": canonical_json(runs_on(base, platform).to_document()).decode(),
+            }
 
         return self.add(
             Step(
-                f"assemble {image.name} {platform}",
+                f"assemble {image.name} {label(platform)}",
                 "assemble",
                 VERSIONS["assemble"],
                 run,
@@ -267,7 +181,7 @@ class Wiring:
         desk = self._desk
         needs = {f"manifest {at}": name for at, name in enumerate(manifests.values())}
         if image.base is not None:
-            needs["base"] = self.resolve(image.base)
+            needs["base"] = self.bases.resolve(image.base)
         annotations = {**self._about.get(image.name, {}), **image.annotations}
 
         def run(call: Call) -> Values:

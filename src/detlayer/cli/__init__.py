@@ -19,6 +19,7 @@ from detlayer.errors import ConfigError, DetlayerError, OutputError
 
 _COMMANDS = {
     "build": "Build the images of a project, doing only what has to be done.",
+    "cache": "Look into the cache, and keep it in bounds.",
     "diff": "Say what differs between two directories, layers or images, and why.",
     "graph": "Show the steps of a build.",
     "image": "Assemble an image from files alone, for other build tools.",

@@ -96,11 +96,16 @@ class Console:
     def warning(self, code: str, message: str) -> None:
         self._say(f"{self._label('warning', code)} {message}")
 
-    def error(self, error: DetlayerError) -> None:
+    def failure(self, error: DetlayerError) -> None:
+        """Say what failed, where that is not the end of the run."""
         self.close()
         self._say(f"{self._label('error', error.code)} {error.message}")
         if error.hint:
             self._say(f"  hint: {error.hint}")
+
+    def error(self, error: DetlayerError) -> None:
+        """Say what ended the run; with --json on stdout, too."""
+        self.failure(error)
         if self._json:
             from detlayer.oci import canonical_json
 
@@ -132,7 +137,7 @@ class Console:
             self._update_bar(entries, tar_bytes)
         elif self._kind == "plain":
             self._next = now + _PLAIN_EVERY_S
-            self._say(f"{entries:,} entries, {size(tar_bytes)}, {now - self._started:.0f} s")
+            self._say(f"{counted(entries, 'entry')}, {size(tar_bytes)}, {now - self._started:.0f} s")
 
     def _update_bar(self, entries: int, tar_bytes: int) -> None:
         if self._bar is None:
@@ -149,7 +154,7 @@ class Console:
             self._task = self._bar.add_task("")
             self._bar.start()
         if self._task is not None:
-            self._bar.update(self._task, description=f"{entries:,} entries, {size(tar_bytes)}")
+            self._bar.update(self._task, description=f"{counted(entries, 'entry')}, {size(tar_bytes)}")
 
     # -- transfers
 
@@ -206,10 +211,17 @@ def _is_terminal(stream: TextIO | None) -> bool:
     return stream is not None and stream.isatty()
 
 
+def counted(number: int, noun: str) -> str:
+    """Show how many there are of something: `1 entry`, `2,000 entries`."""
+    if number == 1:
+        return f"1 {noun}"
+    return f"{number:,} {noun[:-1]}ies" if noun.endswith("y") else f"{number:,} {noun}s"
+
+
 def size(count_bytes: int) -> str:
     """Show a number of bytes as people read it."""
     if count_bytes < 1024:
-        return f"{count_bytes} bytes"
+        return counted(count_bytes, "byte")
     value = float(count_bytes)
     for unit in ("KiB", "MiB", "GiB"):
         value /= 1024

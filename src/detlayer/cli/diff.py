@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from detlayer.cli.common import expansion_option, make_console, progress_option
+from detlayer.cli.console import counted
 from detlayer.compare import Difference
 from detlayer.difference import EXPLAIN_LIMIT, DiffReport
 from detlayer.difference import diff as diff_sides
@@ -119,7 +120,7 @@ def _bracketed(traps: Sequence[str]) -> str:
 def _summary(report: DiffReport, normalised: bool) -> str:
     """Say in one line how it came out and what to do."""
     if report.same:
-        entries = f": {report.a.entries:,} entries" if report.a.kind != "image" else ""
+        entries = f": {counted(report.a.entries, 'entry')}" if report.a.kind != "image" else ""
         return f"same{entries}"
     counts = report.counts()
     causes = ", ".join(f"{trap} {count:,}" for trap, count in list(counts.items())[:6])

@@ -38,6 +38,7 @@ _NETWORK = (
     click.option("--password-stdin", is_flag=True, help="Read the password from stdin; else $DETLAYER_PASSWORD."),
     click.option(
         "--retries",
+        metavar="N",
         type=click.IntRange(0, 20),
         default=4,
         show_default=True,

@@ -10,7 +10,7 @@ from typing import Any, BinaryIO, Literal, TypeVar, cast
 import click
 
 from detlayer.cli.common import with_options
-from detlayer.cli.console import Console, size, stdout_stream
+from detlayer.cli.console import Console, counted, size, stdout_stream
 from detlayer.entry import DEFAULT_MTIME, Profile, parse_mtime
 from detlayer.errors import ConfigError, printable
 from detlayer.layer import Layer
@@ -135,7 +135,7 @@ def show_layer(console: Console, layer: Layer, options: dict[str, Any], *, done:
         console.result(str(layer.digest))
     where = "stdout" if to_stdout else printable(options["output"] or options["oci"])
     console.note(
-        f"{done} {layer.entries:,} entries, {size(layer.tar_bytes)}, into {where}: "
+        f"{done} {counted(layer.entries, 'entry')}, {size(layer.tar_bytes)}, into {where}: "
         f"{size(layer.size_bytes)} of {layer.codec.name} in {time.monotonic() - started:.1f} s"
     )
     console.detail(f"  digest       {layer.digest}")

@@ -10,7 +10,7 @@ import click
 
 from detlayer.cli import exits
 from detlayer.cli.common import cache_options, console_options, make_console
-from detlayer.cli.console import Console, size
+from detlayer.cli.console import Console, counted, size
 from detlayer.cli.network import network_options, open_memory, open_registries
 from detlayer.cli.transfers import Transfers
 from detlayer.errors import ConfigError
@@ -33,7 +33,7 @@ _SOURCE = (
         "--source",
         metavar="REPOSITORY",
         multiple=True,
-        help="Mount or fetch blobs from here, where IMAGE's own are not needed.",
+        help="Another repository that may have IMAGE's blobs: they are mounted, or fetched, from there.",
     ),
 )
 
@@ -111,7 +111,9 @@ def show_plan(console: Console, plans: Sequence[Plan], *, as_json: bool) -> None
         if one.is_done:
             console.line("  nothing to do")
         else:
-            console.line(f"  {one.requests:,} requests and {size(one.upload_bytes)} to send, of {size(one.all_bytes)}")
+            console.line(
+                f"  {counted(one.requests, 'request')} and {size(one.upload_bytes)} to send, of {size(one.all_bytes)}"
+            )
     console.flush()
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from detlayer.cli.common import cache_options, console_options, make_console
-from detlayer.cli.console import size
+from detlayer.cli.console import counted, size
 from detlayer.cli.network import network_options, open_memory, open_registries
 from detlayer.cli.transfers import Transfers
 from detlayer.errors import ConfigError, printable
@@ -75,6 +75,6 @@ def pull(**options: Any) -> None:
     else:
         console.result(str(pulled.resolved.document.digest))
     console.note(
-        f"{reference} into {printable(path)}: {pulled.blobs:,} blobs, {size(pulled.fetched_bytes)} fetched, "
+        f"{reference} into {printable(path)}: {counted(pulled.blobs, 'blob')}, {size(pulled.fetched_bytes)} fetched, "
         f"{time.monotonic() - started:.1f} s"
     )

@@ -9,7 +9,7 @@ import click
 
 from detlayer.cli import exits
 from detlayer.cli.common import cache_options, console_options, make_console
-from detlayer.cli.console import Console, size
+from detlayer.cli.console import Console, counted, size
 from detlayer.cli.network import network_options, open_memory, open_registries
 from detlayer.cli.plan import open_image_named, read_hints, read_references, show_plan, source_options
 from detlayer.cli.transfers import Transfers
@@ -104,16 +104,16 @@ def _show(console: Console, report: PushReport, transfers: Transfers, *, as_json
     elif ok:
         console.result(str(ok[0].digest))
     counts = transfers.counts()
-    blobs = ", ".join(f"{count:,} {how}" for how, count in sorted(counts.items()))
+    blobs = ", ".join(f"{number:,} {how}" for how, number in sorted(counts.items()))
     console.note(
-        f"{report.requests:,} requests, {size(report.sent_bytes)} sent"
+        f"{counted(report.requests, 'request')}, {size(report.sent_bytes)} sent"
         + (f", blobs: {blobs}" if blobs else "")
         + f", {time.monotonic() - started:.1f} s"
     )
 
 
-def _say(console: Console, result: PushResult, raised: DetlayerError | None) -> None:
-    """Say what became of each tag, and why it failed; the error that the command ends with is said at its end."""
+def _say(console: Console, result: PushResult, first_error: DetlayerError | None) -> None:
+    """Say what became of a push to one repository. The first error ends the run, and is said by that."""
     for moved in result.moved:
         console.warning(
             "plan-stale", f"{result.name}:{moved} has moved since the plan was made: nothing was pushed there"
@@ -125,5 +125,5 @@ def _say(console: Console, result: PushResult, raised: DetlayerError | None) -> 
     if result.error is not None and not result.tags:
         console.note(f"{result.name} failed")
     for error in dict.fromkeys(filter(None, (result.error, *(tag.error for tag in result.tags)))):
-        if error is not raised:
-            console.warning(error.code, error.message)
+        if error is not first_error:
+            console.failure(error)

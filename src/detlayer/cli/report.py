@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from xml.etree import ElementTree
 
 from detlayer.audit import Findings
-from detlayer.cli.console import size
+from detlayer.cli.console import counted, size
 from detlayer.errors import DetlayerError, printable
 from detlayer.finding import TRAPS, Finding
 from detlayer.oci import canonical_json
@@ -154,7 +154,7 @@ def _layer_lines(layer: LayerFacts, *, named: bool) -> Iterator[str]:
     yield f"  diff_id  {layer.diff_id}"
     yield f"  key      {layer.key}"
     codec = f"{layer.codec}, class {layer.codec_class}" if layer.codec else "none of ours"
-    yield f"  codec    {codec}; {size(layer.size_bytes)} for {layer.entries:,} entries, {size(layer.tar_bytes)}"
+    yield f"  codec    {codec}; {size(layer.size_bytes)} for {counted(layer.entries, 'entry')}, {size(layer.tar_bytes)}"
 
 
 def _verdict(target: TargetReport) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from detlayer.cli.console import Console, size
+from detlayer.cli.console import Console, counted, size
 from detlayer.errors import printable
 
 if TYPE_CHECKING:
@@ -23,6 +23,7 @@ class Steps:
         self._as_json = as_json
         self._explain = explain
         self._is_silent = is_silent
+        self._moved: set[str] = set()
 
     def hear(self, event: Event) -> None:
         """Show what became of a step."""
@@ -55,6 +56,9 @@ class Steps:
             for reason in done.reasons:
                 if (reason.kind, reason.what) == ("input", "base.digest") and reason.before:
                     base = done.step.inputs["base"]
+                    if base in self._moved:  # for another platform
+                        return
+                    self._moved.add(base)
                     self._console.note(f"{base} has moved: {reason.before} → {reason.after}")
 
 
@@ -79,10 +83,6 @@ def reason_text(reason: Reason) -> str:
             return f"{reason.what} has {_short(reason.before)}, not {_short(reason.after)}"
         case "upstream":
             return f"{reason.what} has to run first"
-
-
-def _steps(count: int) -> str:
-    return f"{count:,} step{'s' * (count != 1)}"
 
 
 def _short(text: str) -> str:
@@ -157,8 +157,8 @@ def show_report(console: Console, report: BuildReport, *, as_json: bool, is_dry:
     would = sum(one.state == "would-run" for one in steps)
     failed = sum(one.state in ("failed", "blocked") for one in steps)
     console.note(
-        f"{len(report.images)} image{'s' * (len(report.images) != 1)}: "
-        + (f"{_steps(would)} would run" if is_dry else f"{_steps(ran)} run")
+        f"{counted(len(report.images), 'image')}: "
+        + (f"{counted(would, 'step')} would run" if is_dry else f"{counted(ran, 'step')} run")
         + (f", {failed:,} failed or left out" if failed else "")
-        + f", {report.requests:,} requests, {size(report.sent_bytes)} sent, {seconds:.1f} s"
+        + f", {counted(report.requests, 'request')}, {size(report.sent_bytes)} sent, {seconds:.1f} s"
     )

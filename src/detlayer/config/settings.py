@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
-from msgspec import UNSET
+from msgspec import UNSET, UnsetType
 
 from detlayer.config.layers import LayerSettings, at, read_layer
 from detlayer.config.tables import EnvTable, HealthTable, ImageTable, LayerTable
@@ -165,15 +165,15 @@ def _base(text: str, where: str) -> Reference | str | None:
         return parse_reference(text)
 
 
-def _created(value: object, epoch: str | None, where: str) -> int:
-    if value is UNSET and epoch is None:
+def _created(value: int | UnsetType, epoch: str | None, where: str) -> int:
+    text = str(value) if isinstance(value, int) else epoch
+    if text is None:
         return DEFAULT_CREATED
-    text = epoch if value is UNSET or value == "source-date-epoch" else str(value)
-    if text is None or re.fullmatch(r"[0-9]{1,11}", text) is None or int(text) > MAX_MTIME:
+    if re.fullmatch(r"[0-9]{1,11}", text) is None or int(text) > MAX_MTIME:
         raise ConfigError(
             "created-invalid",
-            f"{where}.created: {printable(str(text))!r} is no time"
-            + (" (SOURCE_DATE_EPOCH)" if value is UNSET else ""),
+            f"{where}.created: {printable(text)!r} is no time"
+            + ("" if isinstance(value, int) else " (SOURCE_DATE_EPOCH)"),
             f"give whole seconds since 1970, 0 to {MAX_MTIME}",
         )
     return int(text)

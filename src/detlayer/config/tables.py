@@ -99,7 +99,7 @@ class ImageTable(Table, frozen=True):
         str, Meta(description="Of layers that say nothing: none, gzip[:1-12], gzip-stored, zstd[:1-19].")
     ] = "gzip"
     created: Annotated[
-        int | str | UnsetType, Meta(description="Seconds since 1970; else SOURCE_DATE_EPOCH, else 2000-01-01.")
+        int | UnsetType, Meta(description="Seconds since 1970; else SOURCE_DATE_EPOCH, else 2000-01-01.")
     ] = UNSET
     git: Annotated[bool, Meta(description="Whether revision and source from git become labels and annotations.")] = (
         False

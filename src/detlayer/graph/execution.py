@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
-from queue import Empty, SimpleQueue
+from queue import SimpleQueue
 from threading import Event as Flag
-from threading import Lock, Thread
+from threading import Lock, Semaphore, Thread
 
 from detlayer.graph.outcome import Done, Event, Outcome, Report
 from detlayer.graph.step import Call, Reason, Step, Stopped, Values, arrange
@@ -65,6 +65,8 @@ class _Run:
         self._report = report or (lambda event: None)
         self._clock = clock or (lambda: 0.0)
         self._stop = Flag()
+        self._gone = Semaphore(0)
+        """Released by each thread that has ended."""
         self._lock = Lock()
         self._waiting: dict[str, list[Step]] = {}
         """Keys that a step is busy with, and the steps that wait for its results."""
@@ -114,11 +116,12 @@ class _Run:
         except BaseException:
             self._stop.set()
             stop()
-            self._wait_for(under_way)
-            raise
-        finally:
+            self._dismiss(threads)
             for _ in threads:
-                self._todo.put(None)
+                if not self._gone.acquire(timeout=_GRACE_S):
+                    break
+            raise
+        self._dismiss(threads)
         return Outcome({step.name: self._done[step.name] for step in self._steps})
 
     def _blocker(self, step: Step) -> str | None:
@@ -127,29 +130,30 @@ class _Run:
                 return self._done[name].blocked_by or name
         return None
 
-    def _wait_for(self, under_way: int) -> None:
-        try:
-            while under_way:
-                if not isinstance(self._news.get(timeout=_GRACE_S), Step):
-                    under_way -= 1
-        except Empty:
-            return
+    def _dismiss(self, threads: Sequence[Thread]) -> None:
+        for _ in threads:
+            self._todo.put(None)
 
     # -- the other threads
 
     def _work(self) -> None:
         while (item := self._todo.get()) is not None:
-            step, needed = item
-            call = Call({role: one.values for role, one in needed.items()}, self._stop.is_set)
-            started = self._clock()
-            try:
-                done = self._one(step, needed, call)
-            except Stopped as error:
-                done = Done(step, "stopped", error=error)
-            except BaseException as error:
-                done = Done(step, "failed", error=error)
-            if done is not None:
-                self._land(replace(done, facts=dict(call.facts), seconds=self._clock() - started))
+            if not self._stop.is_set():
+                self._step(*item)
+        self._gone.release()
+
+    def _step(self, step: Step, needed: Mapping[str, Done]) -> None:
+        call = Call({role: one.values for role, one in needed.items()}, self._stop.is_set)
+        started = self._clock()
+        try:
+            done = self._one(step, needed, call)
+        except Stopped as error:
+            done = Done(step, "stopped", error=error)
+        except BaseException as error:
+            done = Done(step, "failed", error=error)
+        if done is not None:
+            reasons = (*done.reasons, *call.reasons)
+            self._land(replace(done, reasons=reasons, facts=dict(call.facts), seconds=self._clock() - started))
 
     def _one(self, step: Step, needed: Mapping[str, Done], call: Call) -> Done | None:
         """See whether a step has to run, and run it; None if it waits for another that does the same."""
@@ -199,15 +203,17 @@ class _Run:
         is_old = last is not None and last.version != step.version
         if not isinstance(found, tuple) and not is_old and step.name not in self._forced:
             self._note_last(step, inputs, found, last)
-            return Done(step, "hit", found, is_same=last is not None and last.results == found)
+            same = last is not None and last.results == found
+            return Done(step, "hit", found, key_of(step, inputs), is_same=same)
         outside = found if isinstance(found, tuple) else ()
         reasons = (Reason("forced"),) if step.name in self._forced else (*compare(step, inputs, last), *outside)
         if self._is_dry and not step.is_free:
-            return Done(step, "would-run", reasons=reasons)
+            return Done(step, "would-run", key=key_of(step, inputs), reasons=reasons)
         self._news.put(step)
         results = dict(step.run(call))
         self._note_last(step, inputs, results, last)
-        return Done(step, "ran", results, reasons=reasons, is_same=last is not None and last.results == results)
+        same = last is not None and last.results == results
+        return Done(step, "ran", results, key_of(step, inputs), reasons, is_same=same)
 
     def _note_last(self, step: Step, inputs: dict[str, str], results: Values, last: Trace | None) -> None:
         """Remember what a step was run with, for the next run to compare."""

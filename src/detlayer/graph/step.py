@@ -38,6 +38,8 @@ class Call:
         self._is_stopped = is_stopped
         self.facts: dict[str, int] = {}
         """Numbers to report, such as bytes; they are no results."""
+        self.reasons: list[Reason] = []
+        """What the step itself finds out of why it had to run."""
 
     def __getitem__(self, role: str) -> Values:
         return self._needed[role]

@@ -6,7 +6,17 @@ JSON is spelt. The same inputs give the same bytes.
 
 from __future__ import annotations
 
-from detlayer.image.assembly import DEFAULT_CREATED, Base, Part, assemble, configure, index, parse_base, scratch
+from detlayer.image.assembly import (
+    DEFAULT_CREATED,
+    Base,
+    Part,
+    assemble,
+    configure,
+    index,
+    parse_base,
+    runs_on,
+    scratch,
+)
 from detlayer.image.media import Format, layer_type
 from detlayer.image.runtime import EnvChange, HealthCheck, Runtime, merge_env
 
@@ -24,5 +34,6 @@ __all__ = [
     "layer_type",
     "merge_env",
     "parse_base",
+    "runs_on",
     "scratch",
 ]

@@ -61,6 +61,11 @@ def parse_base(manifest: Document, config: bytes) -> Base:
     return Base(facts.platform, decode_object(config, name), parts)
 
 
+def runs_on(base: Base, wanted: Platform) -> Platform:
+    """Say what an image is for: what its base is, with the variant that was wanted where that names none."""
+    return base.platform if base.platform.variant else replace(base.platform, variant=wanted.variant)
+
+
 def configure(
     base: Base,
     layers: Sequence[Part],
@@ -77,12 +82,8 @@ def configure(
     config = {key: value for key, value in base.config.items() if key not in _OF_ANOTHER_BUILD}
     own = config.get("config")
     parts = (*base.parts, *layers)
-    # A variant that was asked for is kept where the base does not name one.
-    on = (
-        base.platform if platform is None or base.platform.variant else replace(base.platform, variant=platform.variant)
-    )
     config |= {
-        **on.to_document(),
+        **runs_on(base, platform or base.platform).to_document(),
         "created": time,
         "config": runtime.apply(own if isinstance(own, dict) else {}),
         "rootfs": {"type": "layers", "diff_ids": [str(one.diff_id) for one in parts]},

@@ -64,6 +64,8 @@ class Facts:
     """Old manifests of the destination tags; None if one could not be had."""
     elsewhere: dict[Digest, RepositoryName] = field(default_factory=dict)
     """Repositories of the same registry that blobs can be mounted from."""
+    guessed: set[Digest] = field(default_factory=set)
+    """Those of them of which it was only said that they may be there: a mount that fails is an upload."""
     begun: set[Digest] = field(default_factory=set)
     """Blobs whose upload an earlier run began: they may have arrived."""
 
@@ -361,7 +363,7 @@ def _blob_step(blob: Descriptor, facts: Facts, is_whole: bool) -> BlobStep:
     if blob.is_foreign:
         return BlobStep(*about, "foreign", "registries do not take foreign layers")
     if source := facts.elsewhere.get(blob.digest):
-        return BlobStep(*about, "mount", f"{source} has it", source)
+        return BlobStep(*about, "mount", f"{source} {'may have' if blob.digest in facts.guessed else 'has'} it", source)
     return BlobStep(*about, "upload", "not there" if blob.digest in facts.absent else "not known to be there")
 
 

@@ -79,8 +79,9 @@ class Survey:
             if source.registry == here.registry and source != here:
                 elsewhere.setdefault(source)
         for source in elsewhere:  # a mount that fails opens the upload, so a guess costs nothing
-            for digest in blobs:
-                facts.elsewhere.setdefault(digest, source)
+            for digest in blobs - facts.elsewhere.keys():
+                facts.elsewhere[digest] = source
+                facts.guessed.add(digest)
         for digest in (*facts.begun, *wanted.fresh):
             facts.elsewhere.pop(digest, None)
 

@@ -104,8 +104,15 @@ def error_of(refusal: Refusal, what: str, host: str) -> RegistryError:
     """Make an error of a refusal. `what` says what was wanted, as in `push to acme/app`."""
     status = refusal.status
     if status < 400:
-        return garbage(host, f"{status} where it should {what}")
+        return garbage(host, f"{status} to a request to {what}")
     said = f"{host} refused to let you {what} ({refusal})"
+    if status == 400 and refusal.url.startswith("http:") and not refusal.faults:
+        return RefusedError(
+            refusal,
+            "registry-refused",
+            f"{host} does not take what it was asked over plain HTTP ({refusal})",
+            "if it has TLS, name the CA that signed its certificate: --ca-file FILE",
+        )
     if status == 401:
         return AuthError(
             "registry-auth",
@@ -115,7 +122,7 @@ def error_of(refusal: Refusal, what: str, host: str) -> RegistryError:
     if status == 404 and (refusal.says("NAME_UNKNOWN") or what.startswith("push")):
         return NotFoundError(
             "repository-missing",
-            f"{host} has no such repository ({what}: {refusal})",
+            f"can't {what}: {host} has no such repository ({refusal})",
             "create the repository first: this registry does not do so by itself (ECR: aws ecr create-repository)",
         )
     if refusal.says("TAG_INVALID", "TAG_IMMUTABLE", "ImageTagAlreadyExistsException") or (
@@ -123,22 +130,31 @@ def error_of(refusal: Refusal, what: str, host: str) -> RegistryError:
     ):
         return RefusedError(refusal, "tag-immutable", said, "the registry lets no tag move: push under a new tag")
     if status == 403 or refusal.says("DENIED"):
-        return AuthError(
-            "registry-denied", said, f"ask for the right to {what}, or `docker login {host}` as somebody who has it"
-        )
+        return denied(refusal, what, host)
     if status == 404:
-        return NotFoundError("not-found", f"{host} has no such thing ({what}: {refusal})", "check the name and the tag")
+        return NotFoundError("not-found", f"can't {what}: it is not there ({refusal})", "check the name and the tag")
     if status == 405 or refusal.says("UNSUPPORTED"):
         return RefusedError(refusal, "registry-read-only", said, "is the registry read-only, or a mirror?")
     if refusal.is_passing:
         return UnavailableError(
-            "registry-busy", f"{host} can't answer now ({what}: {refusal})", "try again later, or raise --retries"
+            "registry-busy",
+            f"can't {what}: {host} has no time now ({refusal})",
+            "try again later, or raise --retries and --timeout",
         )
     if status == 413:
         return RefusedError(
             refusal, "too-large", said, "the registry, or a proxy before it, takes no body of this size"
         )
     return RefusedError(refusal, "registry-refused", said, "see what the registry says, and its log")
+
+
+def denied(refusal: Refusal, what: str, host: str) -> AuthError:
+    """Make an error of a refusal to somebody whom the registry knows."""
+    return AuthError(
+        "registry-denied",
+        f"{host} refused to let you {what} ({refusal})",
+        f"ask for the right to {what}, or `docker login {host}` as somebody who has it",
+    )
 
 
 def garbage(host: str, what: str) -> RegistryError:

@@ -21,7 +21,7 @@ import msgspec
 from detlayer.errors import AuthError, RegistryError, RejectedError, printable
 from detlayer.names import RepositoryName
 from detlayer.registry.address import checked, is_loopback, shown_url, with_query
-from detlayer.registry.answer import error_of, garbage
+from detlayer.registry.answer import Refusal, denied, error_of, garbage
 from detlayer.registry.transport import Answer, Transport, follow
 
 if TYPE_CHECKING:
@@ -181,6 +181,15 @@ class Authorizer:
                 return not used or (times < 2 or chosen.parameters.get("error") != "insufficient_scope")
             return False
 
+    def refused(self, refusal: Refusal, what: str) -> AuthError:
+        """Make an error of a 401 to a request that said who we are."""
+        if self._challenge is None or self._challenge.scheme == "basic":
+            return AuthError("registry-auth", f"{self._host} refused the credentials ({refusal})", self._login())
+        return denied(refusal, what, self._host)  # the service took them, and gave a token that is not enough
+
+    def _login(self) -> str:
+        return f"run `docker login {self._host}`, or set DETLAYER_USERNAME and DETLAYER_PASSWORD"
+
     def _can_basic(self) -> bool:
         found = self.credentials
         return found is not None and bool(found.username or found.password)
@@ -274,10 +283,11 @@ class Authorizer:
         refusal = answer.refusal(method)
         service = urlsplit(answer.url).netloc
         if refusal.status in (400, 401, 403):
-            login = f"run `docker login {self._host}`, or set DETLAYER_USERNAME and DETLAYER_PASSWORD"
             who = "the credentials" if self.credentials is not None else "anonymous access"
             return AuthError(
-                "registry-auth", f"{service}, which gives tokens for {self._host}, refused {who} ({refusal})", login
+                "registry-auth",
+                f"{service}, which gives tokens for {self._host}, refused {who} ({refusal})",
+                self._login(),
             )
         return error_of(refusal, f"have a token for {self._host}", service)
 

@@ -122,7 +122,7 @@ class Repository:
             if answer.status in (403, 404):  # Artifactory and GHCR say 403 of what they do not have
                 return None
             if answer.status != 200:
-                raise error_of(answer.refusal("HEAD"), f"look up {self.name}:{target}", self.name.registry)
+                raise error_of(answer.refusal("HEAD"), f"look up {self._named(target)}", self.name.registry)
             digest = _digest(answer.header("docker-content-digest"))
             length = answer.length
             media_type = answer.header("content-type").partition(";")[0].strip()
@@ -143,7 +143,7 @@ class Repository:
 
         Raises RegistryError, IntegrityError, and LayerError for what is no such document.
         """
-        what = f"pull {self.name}" + (f"@{target}" if ":" in target else f":{target}")
+        what = f"pull {self._named(target)}"
         for left in range(self.transport.network.retries, -1, -1):
             answer = self.fetch("GET", f"manifests/{target}", {"accept": ACCEPT})
             if answer.status != 200:
@@ -157,7 +157,7 @@ class Repository:
         if data is None:
             raise RejectedError(
                 "manifest-too-long",
-                f"the manifest of {self.name}:{printable(target)} has over {MAX_DOCUMENT_BYTES} bytes",
+                f"the manifest of {self._named(target)} has over {MAX_DOCUMENT_BYTES:,} bytes",
                 "no honest image has such a manifest",
             )
         wanted = _digest(target) or _digest(answer.header("docker-content-digest"))
@@ -168,6 +168,8 @@ class Repository:
                 "the registry, or something before it, changes manifests",
             )
         media_type = answer.header("content-type").partition(";")[0].strip()
+        if media_type == "text/html":
+            raise garbage(self.name.registry, "a request for a manifest with a web page")
         known = media_type in INDEX_TYPES | MANIFEST_TYPES or media_type.startswith("application/vnd.docker.dist")
         return parse_document(data, f"{self.name}:{target}", media_type if known else "")
 
@@ -176,7 +178,7 @@ class Repository:
         answer = self.call(
             "PUT", self.url(f"manifests/{target}"), {"content-type": document.media_type}, data=document.data
         )
-        what = f"push to {self.name.repository}"
+        what = f"push {self._named(target)}"
         if answer.status not in (200, 201, 202):
             refusal = answer.refusal("PUT")
             if refusal.says("MANIFEST_BLOB_UNKNOWN", "BLOB_UNKNOWN", "MANIFEST_UNKNOWN"):
@@ -281,6 +283,9 @@ class Repository:
 
     # -- requests
 
+    def _named(self, target: str) -> str:
+        return f"{self.name}@{target}" if ":" in target else f"{self.name}:{printable(target)}"
+
     def url(self, path: str) -> str:
         return f"{self._base}/v2/{self.name.repository}/{path}"
 
@@ -333,6 +338,9 @@ class Repository:
             if answer.status != 401:
                 return answer
             if not self._authorizer.learn(answer, used, times):
+                if used and self._authorizer.credentials is not None:
+                    what = f"{'push to' if self._wants_push else 'pull'} {self.name.repository}"
+                    raise self._authorizer.refused(answer.refusal(method), what)
                 break
             self.transport.counts.add(requests=-1, auth=1)
             answer.drain()

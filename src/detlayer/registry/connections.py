@@ -6,6 +6,7 @@ proxies as httpx reads them.
 
 from __future__ import annotations
 
+import re
 import ssl
 import sys
 import threading
@@ -14,6 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, NamedTuple
+from urllib.parse import urlsplit
 
 from detlayer.errors import ConfigError, RejectedError, UnavailableError, printable
 from detlayer.registry.address import join
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
     from http.cookiejar import CookieJar
 
     import httpx
+
+_ERRNO = re.compile(r"^\[Errno -?[0-9]+\] ")
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,29 +194,40 @@ def _context(network: Network, kind: Kind) -> ssl.SSLContext:
     except (OSError, ssl.SSLError, ValueError) as error:
         named = ", ".join(filter(None, (network.ca_file, network.client_cert, network.client_key)))
         raise ConfigError(
-            "certificate-unreadable", f"{printable(named)}: {error}", "name certificates in PEM files"
+            "certificate-unreadable", f"{printable(named)}: {_plain(error)}", "name certificates in PEM files"
         ) from error
     return context
 
 
 @contextmanager
-def translated(host: str) -> Iterator[None]:
+def translated(url: str) -> Iterator[None]:
     """Turn httpx's errors into ours."""
     load_httpx()
     import httpx
 
-    shown = printable(host)
+    parts = urlsplit(url)
+    shown = printable(parts.netloc)
+    hint = (
+        "try again"
+        if parts.scheme == "https"
+        else "try again; if it has TLS, name the CA of its certificate: --ca-file"
+    )
     try:
         yield
     except httpx.ConnectError as error:
-        if (reason := _tls_reason(error)) is not None:
+        if (tls := _tls_error(error)) is not None:
+            what = f"no TLS with {shown}: {printable(str(tls.reason or tls))}"
+            if isinstance(tls, ssl.SSLCertVerificationError):
+                what = f"the certificate of {shown} does not hold: {printable(tls.verify_message)}"
             raise RejectedError(
                 "registry-tls",
-                f"the certificate of {shown} does not hold: {reason}",
-                "name the CA that signed it with --ca-file; a registry without TLS wants --insecure-registry",
+                what,
+                f"name the CA that signed it with --ca-file; if it has no TLS, add --insecure-registry {shown}",
             ) from error
         raise UnavailableError(
-            "registry-unreachable", f"{shown} can't be reached: {error}", "check the name, the port and the network"
+            "registry-unreachable",
+            f"{shown} can't be reached: {_plain(error)}",
+            "check the name, the port and the network",
         ) from error
     except httpx.TimeoutException as error:
         raise UnavailableError(
@@ -220,9 +235,7 @@ def translated(host: str) -> Iterator[None]:
         ) from error
     except httpx.ProxyError as error:
         raise UnavailableError(
-            "proxy-failed",
-            f"the proxy did not lead to {shown}: {printable(str(error))}",
-            "check HTTPS_PROXY and NO_PROXY",
+            "proxy-failed", f"the proxy did not lead to {shown}: {_plain(error)}", "check HTTPS_PROXY and NO_PROXY"
         ) from error
     except httpx.UnsupportedProtocol as error:
         raise garbage(shown, "with an address that is none") from error
@@ -230,24 +243,23 @@ def translated(host: str) -> Iterator[None]:
         # What it says has the header in it, which may be a credential.
         raise garbage(shown, "so that no request can be made of it") from error
     except httpx.RemoteProtocolError as error:
-        raise UnavailableError(
-            "registry-broke-off", f"{shown} broke off: {printable(str(error))}", "try again; is this a registry?"
-        ) from error
+        raise UnavailableError("registry-broke-off", f"{shown} broke off: {_plain(error)}", hint) from error
     except (httpx.TransportError, httpx.StreamError) as error:
         raise UnavailableError(
-            "registry-broke-off", f"the connection to {shown} broke: {printable(str(error))}", "try again"
+            "registry-broke-off", f"the connection to {shown} broke: {_plain(error)}", hint
         ) from error
     except httpx.InvalidURL as error:
         raise garbage(shown, f"with an address that is none: {error}") from error
 
 
-def _tls_reason(error: BaseException) -> str | None:
-    """Find the word of TLS in the causes of an error."""
+def _tls_error(error: BaseException) -> ssl.SSLError | None:
+    """Find what TLS said among the causes of an error."""
     seen: BaseException | None = error
-    while seen is not None:
-        if isinstance(seen, ssl.SSLCertVerificationError):
-            return printable(seen.verify_message)
-        if isinstance(seen, ssl.SSLError):
-            return printable(str(seen.reason or seen))
+    while seen is not None and not isinstance(seen, ssl.SSLError):
         seen = seen.__cause__ or seen.__context__
-    return None
+    return seen
+
+
+def _plain(error: Exception) -> str:
+    """Show an error without the number that the system has for it."""
+    return printable(_ERRNO.sub("", str(error)))

@@ -90,7 +90,7 @@ class RemoteReader:
             breaks += self._answer is not None
             self.close()
         if len(piece) > left:
-            raise self._wrong("more bytes than it has")
+            raise self._wrong("too many bytes")
         self._at += len(piece)
         if self._sha is not None:
             self._sha.update(piece)
@@ -102,12 +102,12 @@ class RemoteReader:
         answer = self._repository.get_blob(self._blob.digest, self._at)
         if answer.status == 416:
             answer.close()
-            raise self._wrong("fewer bytes than it has")
+            raise self._wrong("too few bytes")
         skip = self._at if answer.status == 200 else 0  # it does not know of ranges
         said = answer.length
         if said is not None and said != self._blob.size_bytes - (self._at - skip):
             answer.close()
-            raise _WrongLengthError(f"{said + self._at - skip} bytes of {self._blob.size_bytes}")
+            raise _WrongLengthError(f"{said + self._at - skip} bytes, not {self._blob.size_bytes},")
         self._answer = answer
         self._pieces = _after(skip, answer.pieces())
 
@@ -120,7 +120,7 @@ class RemoteReader:
         self.close()
         return IntegrityError(
             "blob-digest",
-            f"{self._repository.name} gives for {self._blob.digest}: {what}",
+            f"{self._repository.name} sends {what} for {self._blob.digest}",
             "the blob is corrupt in the registry, or on the way: push it anew",
         )
 

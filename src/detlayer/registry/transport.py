@@ -112,7 +112,7 @@ class Answer:
 
     def pieces(self) -> Iterator[bytes]:
         """Read the body as it comes, undecoded; raises UnavailableError when it breaks off."""
-        with translated(self.host):
+        with translated(self.url):
             self._transport.renew_patience()
             for piece in self._response.iter_raw():
                 self._transport.renew_patience()
@@ -264,7 +264,7 @@ class Transport:
             self.counts.add(sent_bytes=len(data))
         self.counts.add(**{"auth" if auth else "requests": 1})
         self._patience.renew()
-        with translated(host):
+        with translated(url):
             request = client.build_request(method, url, headers=sent, content=content)
             response = client.send(request, stream=True)
         if self._log is not None:

@@ -23,6 +23,7 @@ from detlayer.reuse.contents import Contents
 from detlayer.reuse.explanation import Explanation
 from detlayer.reuse.sources import Sources
 from detlayer.store import Incoming, Store, vanished
+from detlayer.store.keeping import make_room
 
 _PIECE_BYTES = 1 << 20
 _SCAN_STEP = "scan/1"
@@ -60,7 +61,7 @@ class Reuse:
         self._liars: list[bytes] = []
         self._started_ns = int(store.clock() * 1e9)
         self._chunks = Chunks(store, codec, recalls=not is_paranoid)
-        self._blob = _SpareBlob(store, reporter)
+        self._blob = _SpareBlob(store)
         self.explanation = Explanation()
         self.contents = Contents(store, self._started_ns, self.explanation, self._liars.append if is_paranoid else None)
 
@@ -121,7 +122,7 @@ class Reuse:
         """Remember to which key the walk that just ended has led, if a scan can be trusted to tell it again."""
         glance = self._sources.witnessed(self._started_ns)
         if glance.key:
-            self._store.traces.put(glance.key, _SCAN_STEP, key.encode(), self._now())
+            self._store.traces.put(glance.key, _SCAN_STEP, key.encode(), self._now(), local=True)
 
     def _recall(self, key: str) -> Layer | None:
         data = self._store.traces.get(self._trace_key(key), self._now())
@@ -191,6 +192,7 @@ class Reuse:
                 blobs=[layer.digest],
                 chunks=[(chunk, layer.digest, spot) for chunk, spot in self._chunks.spots],
             )
+            make_room(self._store)
 
     def _compare(self, key: bytes, layer: Layer) -> None:
         """Say where what was remembered is not what was read and made."""
@@ -217,9 +219,8 @@ class Reuse:
 class _SpareBlob:
     """The store's copy of a new blob. What goes wrong with it is a warning, and no copy."""
 
-    def __init__(self, store: Store, reporter: Reporter) -> None:
+    def __init__(self, store: Store) -> None:
         self._store = store
-        self._reporter = reporter
         self._incoming: Incoming | None = None
         self._failed = False
 
@@ -250,6 +251,6 @@ class _SpareBlob:
     def _fail(self, error: OSError) -> None:
         self._failed = True
         self.discard()
-        self._reporter.warning(
+        self._store.index.warn(
             "cache-unusable", f"{printable(self._store.directory)}: {error.strerror}: the layer is not kept"
         )

@@ -49,12 +49,8 @@ def repack(
                 reporter.warning(code, message)
             found = layer
 
-            def holds(path: str) -> bool:
-                is_held = store.outputs.holds(path, found.digest, found.size_bytes)
-                reuse.explanation.kept_outputs += is_held
-                return is_held
-
-            sink = outputs.keep(found.digest, holds)
+            sink = outputs.keep(found.digest, lambda path: store.outputs.holds(path, found.digest, found.size_bytes))
+            reuse.explanation.kept_outputs = outputs.kept
             if sink is not None:
                 reuse.copy(found, sink)
         if explain is not None:

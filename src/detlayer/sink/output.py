@@ -45,7 +45,7 @@ class FileOutput:
         self._path = os.path.realpath(path)  # a symlink stays; what it points to is replaced
         self._fd = -1
         self._temporary: str | None = None
-        self._is_kept = False
+        self.is_kept = False
         try:
             existing = os.stat(self._path)
         except FileNotFoundError:
@@ -75,9 +75,19 @@ class FileOutput:
         """Name the file that a commit makes; None for a device or FIFO."""
         return self._path if self._temporary is not None else None
 
-    def keep(self) -> None:
-        """Let what is at the goal stay: it is what would be written. It gets a new time, as make expects."""
-        self._is_kept = True
+    def keep(self, digest: Digest) -> bool:
+        """Let what is at the goal stay: it is what would be written. It gets a new time, as make expects.
+
+        Tells whether that could be done; else it has to be written.
+        """
+        path = self.goal(digest)
+        try:
+            if path is not None:
+                os.utime(path)
+                self.is_kept = True
+        except OSError:  # somebody else's file, in a directory of ours
+            return False
+        return self.is_kept
 
     def write(self, data: Bytes, /) -> None:
         try:
@@ -87,7 +97,7 @@ class FileOutput:
 
     def settle(self) -> None:
         try:
-            if self._temporary is not None and not self._is_kept:
+            if self._temporary is not None and not self.is_kept:
                 os.fsync(self._fd)
         except OSError as error:
             fail(error, self._path)
@@ -97,9 +107,7 @@ class FileOutput:
 
     def _finish(self, path: str) -> None:
         try:
-            if self._is_kept:
-                os.utime(path)
-            elif self._temporary is not None:
+            if self._temporary is not None and not self.is_kept:
                 os.replace(self._temporary, path)
                 self._temporary = None
                 sync_directory(os.path.dirname(path))
@@ -267,11 +275,15 @@ class Outputs:
         others = []
         for one in self._blobs:
             path = one.goal(digest) if isinstance(one, FileOutput) else None
-            if isinstance(one, FileOutput) and path is not None and holds(path):
-                one.keep()
-            else:
+            is_kept = isinstance(one, FileOutput) and path is not None and holds(path) and one.keep(digest)
+            if not is_kept:
                 others.append(one)
         return Tee(others) if others else None
+
+    @property
+    def kept(self) -> int:
+        """How many outputs stay as they are."""
+        return sum(isinstance(one, FileOutput) and one.is_kept for one in self._blobs)
 
     def commit(self, digest: Digest, *, descriptor: bytes = b"", depfile: bytes = b"") -> None:
         """Write the documents that were asked for and make everything visible; raises OutputError."""

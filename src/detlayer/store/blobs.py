@@ -6,6 +6,7 @@ it is read, unless its stat record says that nobody touched it since that was do
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -44,6 +45,13 @@ class Incoming:
         self._file.close()
         self._blobs.admit(self._path, digest)
 
+    def digest(self) -> Digest:
+        """Read what was written; raises OSError."""
+        found = read_digest(self._path)
+        if found is None:
+            raise OSError(errno.EIO, "what was written can't be read")
+        return found[0]
+
     def discard(self) -> None:
         """Leave nothing behind; does nothing after a commit."""
         self._file.close()
@@ -75,6 +83,7 @@ class Blobs:
         self._lease.hold()
         home = os.path.join(self._directory, "incoming")
         os.makedirs(home, exist_ok=True)
+        self._lease.sweep()
         return Incoming(self, os.path.join(home, f"{self._lease.name}-{os.urandom(6).hex()}"))
 
     def put(self, data: bytes) -> Digest:
@@ -122,7 +131,7 @@ class Blobs:
         except OSError:
             return False
         now = self._clock()
-        rows = self._index.rows("SELECT proof, used FROM blob WHERE digest=?", (digest.hex,))
+        rows = self._index.rows("SELECT proof, used FROM blob WHERE digest=?", (digest.hex,), (bytes, int))
         if rows and holds(rows[0][0], stamp, digest):
             if rows[0][1] < now - _TOUCH_S:
                 self._index.write(("UPDATE blob SET used=? WHERE digest=?", [(int(now), digest.hex)]))

@@ -12,7 +12,6 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-import time
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from threading import RLock
@@ -22,6 +21,7 @@ from blake3 import blake3
 
 from detlayer.errors import printable
 from detlayer.ports import Reporter, Silence
+from detlayer.store.locks import lock
 from detlayer.store.place import make_directory
 
 if TYPE_CHECKING:
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 
 SCHEMA = 1
 _BUSY_S = 5.0
-_LOCK_S = 3.0
 _SEAL_BYTES = 16
 _FILES = ("index.sqlite", "index.sqlite-wal", "index.sqlite-shm", "index.sqlite-journal")
 
@@ -37,7 +36,8 @@ _TABLES = """
 CREATE TABLE blob (digest TEXT PRIMARY KEY, size INTEGER NOT NULL, proof BLOB, used INTEGER NOT NULL) WITHOUT ROWID;
 CREATE TABLE output (path BLOB PRIMARY KEY, digest TEXT NOT NULL, proof BLOB NOT NULL, used INTEGER NOT NULL);
 CREATE TABLE trace (
-  key BLOB PRIMARY KEY, step TEXT NOT NULL, about TEXT NOT NULL, results BLOB NOT NULL, used INTEGER NOT NULL
+  key BLOB PRIMARY KEY, step TEXT NOT NULL, about TEXT NOT NULL, results BLOB NOT NULL,
+  local INTEGER NOT NULL, used INTEGER NOT NULL
 );
 CREATE INDEX trace_about ON trace (step, about);
 CREATE TABLE trace_blob (key BLOB NOT NULL, digest TEXT NOT NULL, PRIMARY KEY (key, digest)) WITHOUT ROWID;
@@ -84,15 +84,19 @@ class Index:
         with self._lock:
             return self._connected() is not None
 
-    def rows(self, query: str, parameters: Sequence[object] = ()) -> list[Row]:
-        """Answer a query; nothing where nothing can be known."""
+    def rows(self, query: str, parameters: Sequence[object] = (), kinds: Sequence[type] = ()) -> list[Row]:
+        """Answer a query; nothing where nothing can be known.
+
+        Rows of other `kinds` of values are left out: in a damaged file a number may have become a text.
+        """
         with self._lock:
             for _ in range(2):
                 connection = self._connected()
                 if connection is None:
                     return []
                 try:
-                    return connection.execute(query, parameters).fetchall()
+                    found = connection.execute(query, parameters).fetchall()
+                    return [row for row in found if all(map(isinstance, row, kinds))] if kinds else found
                 except Exception as error:
                     if not self._survive(error):
                         return []
@@ -116,6 +120,40 @@ class Index:
                 self._survive(error)
                 return False
 
+    def size_bytes(self) -> int:
+        """How much of the disk the index takes."""
+        found = 0
+        for name in _FILES:
+            with suppress(OSError):
+                found += os.stat(os.path.join(self.directory, name)).st_size
+        return found
+
+    def is_sound(self) -> bool:
+        """Read all of it, and tell whether it is as SQLite would have written it."""
+        with self._lock:
+            connection = self._connected()
+            if connection is None:
+                return True  # there is none; why was said
+            try:
+                return bool(connection.execute("PRAGMA integrity_check(1)").fetchall() == [("ok",)])
+            except Exception as error:
+                self._survive(error)
+                return False
+
+    def compact(self) -> None:
+        """Give back the room of rows that are gone, if nobody else is at it."""
+        with self._lock, suppress(Exception):
+            connection = self._connected()
+            if connection is not None:
+                connection.execute("VACUUM")
+                connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+
+    def forget_all(self) -> None:
+        """Remove every row, whoever else has it open."""
+        tables = self.rows("SELECT name FROM sqlite_master WHERE type='table'")
+        self.write(*((f"DELETE FROM {name}", [()]) for (name,) in tables))
+        self.compact()
+
     def drop(self) -> None:
         """Forget everything, by making the file anew."""
         with self._lock:
@@ -132,7 +170,7 @@ class Index:
         self._reporter.warning(code, message)
 
     def warn(self, code: str, message: str) -> None:
-        """Say why there is no index, once."""
+        """Say why the store is of no use, once."""
         if not self._has_warned:
             self._has_warned = True
             self._reporter.warning(code, message)
@@ -154,11 +192,11 @@ class Index:
             if not os.access(self.directory, os.W_OK):  # what can be read but never written only ages
                 raise PermissionError(errno.EROFS, "it can't be written to")
             self._lock_fd = os.open(os.path.join(self.directory, "index.lock"), os.O_RDWR | os.O_CREAT, 0o600)
-            if not _flock(self._lock_fd, fcntl.LOCK_SH):
+            if not lock(self._lock_fd, fcntl.LOCK_SH):
                 raise _BlockedError("another process is making it anew")
             connection = self._connect(bad)
             if connection is None:
-                if not _flock(self._lock_fd, fcntl.LOCK_EX):
+                if not lock(self._lock_fd, fcntl.LOCK_EX):
                     raise _BlockedError("it has to be made anew, and other processes have it open")
                 # Somebody else may have made it while we waited.
                 connection = self._connect(bad) or self._make()
@@ -191,7 +229,7 @@ class Index:
                 # Enough for an index that may be lost: a crash of the machine loses the newest rows, never the file.
                 connection.execute("PRAGMA synchronous=NORMAL")
                 return connection
-        except sqlite3.Error as error:
+        except (sqlite3.Error, UnicodeDecodeError) as error:
             connection.close()
             if not _is_damage(error):
                 raise
@@ -236,7 +274,7 @@ class Index:
         """Make the best of a failed statement; tells whether to try once more. Raises what is no matter of SQLite."""
         import sqlite3
 
-        if not isinstance(error, sqlite3.Error):
+        if not isinstance(error, sqlite3.Error | UnicodeDecodeError):
             raise error
         if _is_damage(error) and not self._is_mended:
             self._is_mended = True
@@ -244,7 +282,7 @@ class Index:
             self._open(bad=self._file)
             return self._connection is not None
         # One that is locked is somebody else's for long: this answer is lost, the next need not be.
-        if error.sqlite_errorcode & 0xFF not in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+        if _code(error) not in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
             self._let_go()
             self.warn("cache-unusable", f"{printable(self.path)}: {error}: working without a cache")
         return False
@@ -269,12 +307,17 @@ def unseal(key: bytes, sealed: bytes) -> bytes | None:
     return value if sealed[:_SEAL_BYTES] == blake3(key + value).digest(_SEAL_BYTES) else None
 
 
-def _is_damage(error: sqlite3.Error) -> bool:
+def _is_damage(error: Exception) -> bool:
     """Tell a damaged file from one that is locked, full or not to be written."""
     import sqlite3
 
     # SQLITE_ERROR is a table or column that is not there.
-    return error.sqlite_errorcode & 0xFF in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR)
+    return _code(error) in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR)
+
+
+def _code(error: Exception) -> int:
+    """The primary result code; what has none is of Python's module, which could not make sense of what it read."""
+    return int(getattr(error, "sqlite_errorcode", 11)) & 0xFF
 
 
 def _inode(path: str) -> int:
@@ -283,18 +326,3 @@ def _inode(path: str) -> int:
         return os.stat(path).st_ino
     except FileNotFoundError:
         return 0
-
-
-def _flock(fd: int, how: int) -> bool:
-    """Take a lock of a file, waiting a little; tells whether it is ours."""
-    until = time.monotonic() + _LOCK_S
-    while True:
-        try:
-            fcntl.flock(fd, how | fcntl.LOCK_NB)
-            return True
-        except OSError as error:
-            if error.errno not in (errno.EAGAIN, errno.EACCES, errno.EINTR):
-                raise
-            if time.monotonic() >= until:
-                return False
-        time.sleep(0.01)

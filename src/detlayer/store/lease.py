@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from threading import Lock
 
 from detlayer.oci import Digest
+from detlayer.store.locks import lock, try_lock
 
 _LOCK = "gc.lock"
 _HOME = "leases"
@@ -66,14 +67,28 @@ class Lease:
                     os.close(gate)
 
     @contextmanager
-    def collecting(self) -> Iterator[Survey]:
-        """Keep everybody from pinning, and say what is pinned."""
+    def collecting(self) -> Iterator[Survey | None]:
+        """Keep everybody from pinning, and say what is pinned; None if that can't be, and nothing may be removed."""
         gate = self._enter(fcntl.LOCK_EX)
+        if gate < 0:
+            yield None
+            return
         try:
             yield self._survey()
         finally:
-            if gate >= 0:
-                os.close(gate)
+            os.close(gate)
+
+    def sweep(self) -> None:
+        """Remove what processes that are no more were writing."""
+        home = os.path.join(self._directory, "incoming")
+        with suppress(OSError):
+            if all(name.startswith(self.name) for name in os.listdir(home)):
+                return
+            with self.collecting() as survey:
+                for name in os.listdir(home) if survey is not None else ():
+                    if survey is not None and name.partition("-")[0] not in survey.leases:
+                        with suppress(OSError):
+                            os.unlink(os.path.join(home, name))
 
     def close(self) -> None:
         with self._lock:
@@ -85,12 +100,16 @@ class Lease:
             self._pinned.clear()
 
     def _enter(self, how: int) -> int:
+        """Take the gate; -1 where that can't be. A pin then may come too late, and what it was for is a miss."""
         try:
             gate = os.open(os.path.join(self._directory, _LOCK), os.O_RDWR | os.O_CREAT, 0o600)
         except OSError:
             return -1
-        fcntl.flock(gate, how)
-        return gate
+        with suppress(OSError):
+            if lock(gate, how):
+                return gate
+        os.close(gate)
+        return -1
 
     def _make(self) -> None:
         if self._fd < 0:
@@ -110,17 +129,9 @@ class Lease:
         for name in os.listdir(home) if os.path.isdir(home) else ():
             path = os.path.join(home, name)
             with suppress(FileNotFoundError), open(path, "rb") as file:
-                if name != self.name and _is_free(file.fileno()):
+                if name != self.name and try_lock(file.fileno(), fcntl.LOCK_EX):
                     os.unlink(path)
                     continue
                 found.leases.add(name)
                 found.digests.update(map(Digest, file.read().decode("ascii", "replace").split()))
         return found
-
-
-def _is_free(fd: int) -> bool:
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return False
-    return True

@@ -43,6 +43,7 @@ class RegistryMemory:
                 "SELECT at, repository, digest, proof FROM place WHERE registry=? AND principal=? "
                 f"AND digest IN ({marks}) AND at BETWEEN ? AND ?",
                 (registry, principal, *some, now - FACT_AGE_S, now + _AHEAD_S),
+                (int, str, str, str),
             )
         found.sort(key=lambda row: (-row[0], *row[1:]))
         return [
@@ -77,6 +78,7 @@ class RegistryMemory:
             "SELECT location, offset FROM session WHERE registry=? AND principal=? AND digest=? AND repository=? "
             "AND at BETWEEN ? AND ?",
             (name.registry, principal, digest.hex, name.repository, now - SESSION_AGE_S, now + _AHEAD_S),
+            (str, int),
         )
         return Session(*rows[0]) if rows else None
 

@@ -55,7 +55,7 @@ class OutputProofs:
 
     def holds(self, path: str, digest: Digest, size_bytes: int) -> bool:
         """Tell whether a file holds a blob; one that we did not write is not even read."""
-        rows = self._index.rows("SELECT digest, proof FROM output WHERE path=?", (os.fsencode(path),))
+        rows = self._index.rows("SELECT digest, proof FROM output WHERE path=?", (os.fsencode(path),), (str, bytes))
         if not rows or rows[0][0] != digest.hex:
             return False
         try:

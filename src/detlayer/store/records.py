@@ -36,7 +36,7 @@ class Records:
     def __init__(self, index: Index, tree: bytes, now: int) -> None:
         self._index = index
         self._tree = tree
-        rows = index.rows("SELECT id, used FROM tree WHERE path=?", (tree,))
+        rows = index.rows("SELECT id, used FROM tree WHERE path=?", (tree,), (int, int))
         self._id = rows[0][0] if rows else None
         if rows and rows[0][1] < now - 3600:
             index.write(("UPDATE tree SET used=? WHERE id=?", [(now, self._id)]))
@@ -52,6 +52,7 @@ class Records:
             rows = self._index.rows(
                 "SELECT path, records FROM directory WHERE tree=? AND path>=? ORDER BY path LIMIT ?",
                 (self._id, directory, _READ_AHEAD),
+                (bytes, bytes),
             )
             self._ahead = dict(rows)
         sealed = self._ahead.get(directory)

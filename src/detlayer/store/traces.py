@@ -32,7 +32,7 @@ class Traces:
 
     def get(self, key: bytes, now: int) -> bytes | None:
         """Recall the results of a step; None if there is no trace. Its blobs are the caller's to ask for."""
-        rows = self._index.rows("SELECT results, used FROM trace WHERE key=?", (key,))
+        rows = self._index.rows("SELECT results, used FROM trace WHERE key=?", (key,), (bytes, int))
         if not rows:
             return None
         if rows[0][1] < now - _TOUCH_S:
@@ -53,17 +53,19 @@ class Traces:
         now: int,
         *,
         about: str = "",
+        local: bool = False,
         blobs: Collection[Digest] = (),
         chunks: Sequence[tuple[bytes, Digest, Spot]] = (),
     ) -> bool:
         """Keep the results of a step, with the blobs that they name and chunks in these; all or nothing.
 
-        `about` is what is known of them without the key. Tells whether it is kept.
+        `about` is what is known of them without the key; a `local` one means nothing elsewhere. Tells
+        whether it is kept.
         """
         statements: list[Statement] = [
             (
-                "INSERT OR REPLACE INTO trace (key, step, about, results, used) VALUES (?, ?, ?, ?, ?)",
-                [(key, step, about, seal(key, results), now)],
+                "INSERT OR REPLACE INTO trace (key, step, about, results, local, used) VALUES (?, ?, ?, ?, ?, ?)",
+                [(key, step, about, seal(key, results), local, now)],
             ),
             ("DELETE FROM trace_blob WHERE key=?", [(key,)]),
             ("INSERT INTO trace_blob (key, digest) VALUES (?, ?)", [(key, one.hex) for one in set(blobs)]),
@@ -80,7 +82,7 @@ class Traces:
 
     def find_chunk(self, chunk: bytes) -> tuple[Digest, Spot] | None:
         """Say where a chunk's compressed bytes are, or were."""
-        rows = self._index.rows("SELECT digest, spot FROM chunk WHERE key=?", (chunk,))
+        rows = self._index.rows("SELECT digest, spot FROM chunk WHERE key=?", (chunk,), (str, bytes))
         if not rows:
             return None
         blob = Digest(rows[0][0])

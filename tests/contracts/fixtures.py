@@ -1,4 +1,7 @@
-"""Registries for the contract suite: each starts empty, and what it blames its client for fails the test."""
+"""Registries for all tests that talk to one: each starts empty, and what it blames its client for fails the test.
+
+A plugin of tests/conftest.py, so that a real registry is started once for the whole suite.
+"""
 
 from __future__ import annotations
 
@@ -21,38 +24,49 @@ STRICT: dict[str, dict[str, Any]] = {
 }
 REAL: dict[str, Kind] = {"real": "open", "real-htpasswd": "htpasswd", "real-token": "token", "real-tls": "tls"}
 
-StartReal = Callable[[Kind], RealRegistry]
-StartStrict = Callable[..., StrictRegistry]
+
+class StartReal:
+    """Starts a real registry, or hands out the one that runs, as new."""
+
+    def __init__(self, stack: contextlib.ExitStack, make_directory: Callable[[str], Path]) -> None:
+        self._stack = stack
+        self._make_directory = make_directory
+        self.running: dict[Kind, RealRegistry] = {}
+
+    def __call__(self, kind: Kind) -> RealRegistry:
+        if kind not in self.running:
+            directory = self._make_directory(f"registry-{kind}")
+            self.running[kind] = self._stack.enter_context(RealRegistry(kind, directory))
+        self.running[kind].reset()
+        return self.running[kind]
+
+
+class StartStrict:
+    """Starts strict registries."""
+
+    def __init__(self, stack: contextlib.ExitStack) -> None:
+        self._stack = stack
+        self.started: list[StrictRegistry] = []
+
+    def __call__(self, *traps: Any, **options: Any) -> StrictRegistry:
+        self.started.append(self._stack.enter_context(StrictRegistry(*traps, **options)))
+        return self.started[-1]
 
 
 @pytest.fixture(scope="session")
 def start_real(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StartReal]:
     """Start a real registry, or hand out the one that runs, as new."""
-    running: dict[Kind, RealRegistry] = {}
     with contextlib.ExitStack() as stack:
-
-        def start(kind: Kind) -> RealRegistry:
-            if kind not in running:
-                directory = tmp_path_factory.mktemp(f"registry-{kind}")
-                running[kind] = stack.enter_context(RealRegistry(kind, directory))
-            running[kind].reset()
-            return running[kind]
-
-        yield start
+        yield StartReal(stack, tmp_path_factory.mktemp)
 
 
 @pytest.fixture
 def start_strict() -> Iterator[StartStrict]:
     """Start strict registries; what they blame their clients for fails the test."""
     with contextlib.ExitStack() as stack:
-        started: list[StrictRegistry] = []
-
-        def start(*traps: Any, **options: Any) -> StrictRegistry:
-            started.append(stack.enter_context(StrictRegistry(*traps, **options)))
-            return started[-1]
-
+        start = StartStrict(stack)
         yield start
-        assert [one for server in started for one in server.violations] == []
+        assert [one for server in start.started for one in server.violations] == []
 
 
 @pytest.fixture(params=[*STRICT, *REAL])

@@ -1,0 +1,239 @@
+"""A store in one file, for caches of CI: an uncompressed tar with an OCI layout and what is known of its blobs.
+
+Deterministic: the same holdings give the same bytes, so that nothing is uploaded twice. Stat records and facts of
+registries are of one machine and one hour, and are left out. Whoever can write such a file decides what packs give:
+blobs are held against their digests, but that a trace belongs to its key is taken on trust.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Iterator
+from contextlib import suppress
+from typing import TYPE_CHECKING, BinaryIO
+
+import msgspec
+
+from detlayer.codec import Codec
+from detlayer.entry import Content, ContentReader, Entry
+from detlayer.errors import LayerError, OutputError, printable
+from detlayer.layer import BytesContent, pack
+from detlayer.oci import MEDIA_TYPE_INDEX, OCI_LAYOUT_VERSION, Digest, canonical_json, parse_digest
+from detlayer.ports import Sink
+from detlayer.store.index import unseal
+from detlayer.store.traces import Spot
+from detlayer.untar import Member, TarReader
+
+if TYPE_CHECKING:
+    from detlayer.store import Store
+
+FORMAT = "detlayer-cache/1"
+_BLOBS = b"blobs/sha256"
+_NAME = b"detlayer-cache.json"
+_MAX_DOCUMENT_BYTES = 256 << 20
+_PIECE_BYTES = 1 << 20
+
+
+class _Trace(msgspec.Struct):
+    key: bytes
+    step: str
+    about: str
+    results: bytes
+    blobs: list[str]
+
+
+class _Chunk(msgspec.Struct):
+    key: bytes
+    blob: str
+    offset: int
+    size: int
+    fingerprint: bytes
+
+
+class _Document(msgspec.Struct):
+    format: str
+    traces: list[_Trace]
+    chunks: list[_Chunk]
+
+
+def export(store: Store, sink: Sink, *, only: Collection[Digest] | None = None) -> int:
+    """Write what the store holds to `sink`; `only` what belongs to these blobs. Counts the blobs.
+
+    Raises OutputError, also for a blob of `only` that is not there.
+    """
+    wanted = {one.hex for one in only} if only is not None else None
+    blobs = sorted(digest.hex for digest, _ in store.blobs.all() if wanted is None or digest.hex in wanted)
+    blobs = [one for one in blobs if store.blobs.is_intact(Digest(one))]
+    missing = sorted(wanted - set(blobs)) if wanted is not None else []
+    if missing:
+        raise OutputError("cache-lacks", f"sha256:{missing[0]} is not in the cache", "pack or build it first")
+    document = msgspec.json.encode(_Document(FORMAT, _traces(store, set(blobs), wanted), _chunks(store, set(blobs))))
+    pack(_entries(store, blobs, document), sink, codec=Codec("none"))
+    return len(blobs)
+
+
+def take_in(store: Store, source: BinaryIO) -> int:
+    """Add what an exported file holds; counts the blobs that came. Raises LayerError, and OutputError if it can't."""
+    present: set[str] = set()
+    document: _Document | None = None
+    came = 0
+    for member in TarReader(iter(lambda: source.read(_PIECE_BYTES), b"")):
+        above, _, name = member.entry.path.rpartition(b"/")
+        if above == _BLOBS and member.entry.kind == "file":
+            digest = _digest(name)
+            came += _take_blob(store, digest, member)
+            present.add(digest.hex)
+        elif member.entry.path == _NAME:
+            document = _read_document(member)
+    if document is None:
+        raise LayerError("cache-archive", "this is no exported cache", "write one with `detlayer cache export`")
+    now = int(store.clock())
+    chunks: dict[str, list[tuple[bytes, Digest, Spot]]] = {}
+    for one in document.chunks:
+        if one.blob in present:
+            spot = Spot(one.offset, one.size, one.fingerprint)
+            chunks.setdefault(one.blob, []).append((one.key, Digest(one.blob), spot))
+    for trace in document.traces:
+        if present.issuperset(trace.blobs):
+            blobs = [Digest(one) for one in trace.blobs]
+            spots = [spot for one in trace.blobs for spot in chunks.pop(one, [])]
+            store.traces.put(trace.key, trace.step, trace.results, now, about=trace.about, blobs=blobs, chunks=spots)
+    return came
+
+
+def _traces(store: Store, blobs: set[str], wanted: set[str] | None) -> list[_Trace]:
+    named: dict[bytes, list[str]] = {}
+    for key, digest in store.index.rows("SELECT key, digest FROM trace_blob ORDER BY key, digest", (), (bytes, str)):
+        named.setdefault(key, []).append(digest)
+    found = []
+    rows = store.index.rows(
+        "SELECT key, step, about, results FROM trace WHERE local=0 ORDER BY key", (), (bytes, str, str, bytes)
+    )
+    for key, step, about, sealed in rows:
+        results = unseal(key, sealed)
+        needs = named.get(key, [])
+        if results is None or not blobs.issuperset(needs) or (wanted is not None and not needs):
+            continue
+        found.append(_Trace(key, step, about, results, needs))
+    return found
+
+
+def _chunks(store: Store, blobs: set[str]) -> list[_Chunk]:
+    found = []
+    for (key,) in store.index.rows("SELECT key FROM chunk ORDER BY key", (), (bytes,)):
+        known = store.traces.find_chunk(key)
+        if known is not None and known[0].hex in blobs:
+            digest, spot = known
+            found.append(_Chunk(key, digest.hex, spot.offset_bytes, spot.size_bytes, spot.fingerprint))
+    return found
+
+
+def _entries(store: Store, blobs: list[str], document: bytes) -> Iterator[Entry]:
+    yield Entry(b"blobs", "dir", 0o755)
+    yield Entry(_BLOBS, "dir", 0o755)
+    for one in blobs:
+        content = _BlobContent(store.blobs.path(Digest(one)))
+        size = content.size_bytes()
+        yield Entry(_BLOBS + b"/" + one.encode(), "file", size_bytes=size, content=content if size else None)
+    index = canonical_json({"schemaVersion": 2, "mediaType": MEDIA_TYPE_INDEX, "manifests": []})
+    layout = canonical_json({"imageLayoutVersion": OCI_LAYOUT_VERSION})
+    for name, data in ((_NAME, document), (b"index.json", index), (b"oci-layout", layout)):
+        yield Entry(name, "file", size_bytes=len(data), content=BytesContent(data))
+
+
+class _BlobContent:
+    """A blob's file as the content of an entry."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._file: BinaryIO | None = None
+
+    def size_bytes(self) -> int:
+        try:
+            return os.stat(self._path).st_size
+        except OSError as error:
+            raise _lost(self._path, error) from error
+
+    def open(self) -> ContentReader:
+        try:
+            self._file = open(self._path, "rb", buffering=0)  # noqa: SIM115
+        except OSError as error:
+            raise _lost(self._path, error) from error
+        return self
+
+    def read_into(self, buffer: memoryview) -> int:
+        done = 0
+        while self._file is not None and done < len(buffer):
+            count = self._file.readinto(buffer[done:])  # type: ignore[attr-defined]
+            if not count:
+                break
+            done += count
+        return done
+
+    def finish(self) -> None:
+        return
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+
+_: type[Content] = _BlobContent
+
+
+def _take_blob(store: Store, digest: Digest, member: Member) -> bool:
+    """Put a blob of the file into the store; tells whether it is new."""
+    if store.blobs.is_intact(digest):
+        return False
+    try:
+        blob = store.blobs.incoming()
+        try:
+            for view in member.views():
+                blob.write(view)
+            if blob.digest() != digest:
+                raise LayerError(
+                    "cache-archive", f"{digest} in the file is another blob", "export the cache again: it is damaged"
+                )
+            blob.commit(digest)
+        finally:
+            blob.discard()
+    except OSError as error:
+        raise OutputError(
+            "cache-write", f"{printable(store.directory)}: {error.strerror}", "free some space, or use --cache-dir"
+        ) from error
+    return True
+
+
+def _read_document(member: Member) -> _Document:
+    if member.entry.size_bytes > _MAX_DOCUMENT_BYTES:
+        raise LayerError("cache-archive", "the list of traces is longer than any that we write", "export it again")
+    data = b"".join(map(bytes, member.views()))
+    try:
+        document = msgspec.json.decode(data, type=_Document)
+    except (msgspec.MsgspecError, RecursionError) as error:
+        raise LayerError("cache-archive", f"the list of traces is none: {printable(str(error))}", "") from error
+    if document.format != FORMAT:
+        raise LayerError(
+            "cache-archive",
+            f"the file has the format {printable(document.format)}, not {FORMAT}",
+            "export it with this version",
+        )
+    for one in document.chunks:
+        if one.offset < 0 or not 0 <= one.size < 1 << 31:
+            raise LayerError("cache-archive", "a chunk lies outside of its blob", "export it again")
+        _digest(one.blob.encode())
+    for trace in document.traces:
+        for blob in trace.blobs:
+            _digest(blob.encode())
+    return document
+
+
+def _digest(name: bytes) -> Digest:
+    with suppress(ValueError):
+        return parse_digest("sha256:" + name.decode("ascii", "replace"))
+    raise LayerError("cache-archive", f"{printable(name)} is no digest", "export it again")
+
+
+def _lost(path: str, error: OSError) -> OutputError:
+    return OutputError("cache-lacks", f"{printable(path)}: {error.strerror}", "try again")

@@ -1,0 +1,335 @@
+"""Transcripts about the way to a registry: credentials, certificates, retries, and what goes wrong on it."""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+import stat
+
+import pytest
+
+from tests.cli.command import CommandLine, Said
+from tests.contracts.certificates import ca_path
+from tests.contracts.claims import seed
+from tests.contracts.faults import Fault, LoseAnswer, Reply
+from tests.contracts.fixtures import StartReal, StartStrict
+from tests.contracts.images import Layout, image, platforms
+from tests.contracts.records import Answer
+from tests.contracts.rules import PUSH_TRAPS, Rules, busy
+from tests.contracts.servers import Server
+from tests.contracts.tokens import ALICE, Account
+
+READER = Account("carol", "carol-may-only-read", allowed={"*": frozenset(("pull",))})
+CAROL = {"DETLAYER_USERNAME": READER.username, "DETLAYER_PASSWORD": READER.password}
+LOGIN = {"DETLAYER_USERNAME": ALICE.username, "DETLAYER_PASSWORD": ALICE.password}
+
+
+@pytest.fixture
+def digest(layout: Layout) -> str:
+    """The digest of the one image in `oci:layout`."""
+    return str(layout.tag(image(layout), "app")["digest"])
+
+
+@pytest.fixture(params=["strict-basic", "strict-bearer", "real-htpasswd", "real-token"])
+def guarded(request: pytest.FixtureRequest, start_strict: StartStrict, start_real: StartReal) -> Server:
+    """A registry that wants to know who comes."""
+    kind, _, auth = str(request.param).partition("-")
+    if kind == "strict":
+        return start_strict(auth=auth)
+    return start_real("htpasswd" if auth == "htpasswd" else "token")
+
+
+def push(detlayer: CommandLine, server: Server, *options: str, stdin: str = "", **environment: str) -> Said:
+    return detlayer("push", "oci:layout", f"{server.address}/team/app:1", *options, stdin=stdin, **environment)
+
+
+# -- credentials
+
+
+def test_ways_to_say_who_you_are(detlayer: CommandLine, guarded: Server, digest: str) -> None:
+    """docs/credentials.md, in the order of that list; -v and --json so that all that can be printed is."""
+    host = guarded.address
+    nobody = push(detlayer, guarded, "-v")
+    exit_code, code, message, hint = nobody.error
+    assert (exit_code, code) == (4, "registry-auth")
+    assert message.startswith(f"{host} refused to let you push to team/app (401")
+    assert hint == f"run `docker login {host}`, or set DETLAYER_USERNAME and DETLAYER_PASSWORD"
+    by_stdin = push(detlayer, guarded, "-v", "--username", "alice", "--password-stdin", stdin=f"{ALICE.password}\n")
+    assert (by_stdin.exit, by_stdin.stdout) == (0, f"{digest}\n")
+    for command in (["resolve", f"{host}/team/app:1"], ["pull", f"{host}/team/app:1", "-o", "oci:pulled"]):
+        done = detlayer(*command, "--json", "-v", **LOGIN)
+        assert (done.exit, done.result["digest"]) == (0, digest)
+    wrong = push(detlayer, guarded, "--json", "-v", **{**LOGIN, "DETLAYER_PASSWORD": "of-somebody-else"})
+    assert (wrong.exit, wrong.result["code"]) == (4, "registry-auth")
+    assert "refused the credentials (401" in wrong.result["message"]
+    assert "of-somebody-else" not in wrong.stdout + wrong.stderr
+
+
+@pytest.mark.parametrize("place", ["helper", "store", "auths", "podman", "named"])
+def test_files_that_docker_and_podman_keep(
+    detlayer: CommandLine, start_strict: StartStrict, digest: str, place: str
+) -> None:
+    server = start_strict(auth="bearer")
+    host = server.address
+    pair = base64.b64encode(f"{ALICE.username}:{ALICE.password}".encode()).decode()
+    entry = {"auths": {host: {"auth": pair}}}
+    document = {
+        "helper": {"credHelpers": {host: "test"}},
+        "store": {"credsStore": "test", "auths": {host: {}}},
+    }.get(place, entry)
+    path = {"podman": ".config/containers/auth.json", "named": "elsewhere.json"}.get(place, ".docker/config.json")
+    (detlayer.home / path).parent.mkdir(parents=True, exist_ok=True)
+    (detlayer.home / path).write_text(json.dumps(document))
+    answer = json.dumps({"ServerURL": host, "Username": ALICE.username, "Secret": ALICE.password}, ensure_ascii=False)
+    programs = detlayer.here / "programs"
+    programs.mkdir()
+    helper = programs / "docker-credential-test"
+    helper.write_text(f"#!/bin/sh\nread host\necho \"$1 $host\" >>{programs}/asked\ncat <<'END'\n{answer}\nEND\n")
+    helper.chmod(helper.stat().st_mode | stat.S_IXUSR)
+    environment = {"PATH": f"{programs}:{detlayer.environment['PATH']}"}
+    environment |= {"REGISTRY_AUTH_FILE": str(detlayer.home / path)} if place == "named" else {}
+    said = push(detlayer, server, "-v", **environment)
+    assert (said.exit, said.stdout) == (0, f"{digest}\n"), said.stderr
+    assert (programs / "asked").exists() == (place in ("helper", "store"))
+    if place in ("helper", "store"):
+        assert (programs / "asked").read_text() == f"get {host}\n"  # once
+
+
+def test_helpers_that_fail(detlayer: CommandLine, start_strict: StartStrict, digest: str) -> None:
+    server = start_strict(auth="basic")
+    (detlayer.home / ".docker").mkdir()
+    config = detlayer.home / ".docker" / "config.json"
+    config.write_text(json.dumps({"credHelpers": {server.address: "missing"}}))
+    exit_code, code, message, hint = push(detlayer, server).error
+    assert (exit_code, code) == (2, "credential-helper")
+    assert "docker-credential-missing" in message
+    assert hint
+    config.write_text('{"auths": ')
+    assert push(detlayer, server).failure == (2, "credentials-file")
+
+
+def test_half_a_login(detlayer: CommandLine, digest: str) -> None:
+    for options in (["--username", "alice"], ["--username", "alice", "--password-stdin"]):
+        assert detlayer("push", "oci:layout", "127.0.0.1:1/x:1", *options).failure == (2, "password-missing")
+
+
+def test_credentials_go_to_the_registries_that_are_named(
+    detlayer: CommandLine, start_strict: StartStrict, layout: Layout
+) -> None:
+    """What an image was pulled from is asked without them: a strict registry blames who sends it any."""
+    source, target = start_strict(), start_strict(auth="basic")
+    seed(source, "team/app", layout, image(layout), "1")
+    said = detlayer("push", f"docker://{source.address}/team/app:1", f"{target.address}/team/app:1", **LOGIN)
+    assert said.exit == 0
+    assert target.tags("team/app")
+
+
+@pytest.mark.parametrize("auth", ["basic", "bearer"])
+@pytest.mark.parametrize("status", [401, 403])
+def test_no_right_to_push(
+    detlayer: CommandLine, start_strict: StartStrict, digest: str, auth: str, status: int
+) -> None:
+    """Other than with wrong credentials there is somebody to ask, and nothing to log in again for."""
+    server = start_strict(auth=auth, accounts=(READER,), rules=Rules(denied_status=status))
+    exit_code, code, message, hint = push(detlayer, server, **CAROL).error
+    assert (exit_code, code) == (4, "registry-denied")
+    assert message.startswith(f"{server.address} refused to let you push ")
+    assert hint.startswith("ask for the right to push ")
+    assert hint.endswith(f", or `docker login {server.address}` as somebody who has it")
+    assert server.tags("team/app") == {}
+
+
+def test_secrets_would_be_found(detlayer: CommandLine, start_strict: StartStrict, digest: str) -> None:
+    """The search that ends every test of the command line finds what is there to be found."""
+    server = start_strict(auth="bearer")
+    push(detlayer, server, "-v", **LOGIN)
+    assert detlayer.leaks(server.secrets) == set()
+    assert server.tokens is not None
+    token = next(one for one in server.tokens.secrets if one.count(".") == 2)
+    (detlayer.cache / "somewhere").write_text(f"Authorization: Bearer {token}")
+    assert detlayer.leaks(server.secrets) == {token}
+    (detlayer.cache / "somewhere").unlink()
+    detlayer.said.append(Said(0, "", f"password={ALICE.password}"))
+    assert detlayer.leaks(server.secrets) == {ALICE.password}
+    detlayer.said.clear()
+
+
+# -- TLS
+
+
+@pytest.mark.parametrize("kind", ["strict", "real"])
+def test_certificates(
+    detlayer: CommandLine, start_strict: StartStrict, start_real: StartReal, digest: str, kind: str
+) -> None:
+    server: Server = start_real("tls") if kind == "real" else start_strict(tls=True)
+    assert push(detlayer, server, "--ca-file", str(ca_path())).stdout == f"{digest}\n"
+    assert detlayer("resolve", f"{server.address}/team/app:1", "--ca-file", str(ca_path())).exit == 0
+    exit_code, code, message, hint = push(detlayer, server, "--ca-file", _wrong_ca(detlayer)).error
+    assert (exit_code, code) == (4, "registry-tls")
+    assert message == f"the certificate of {server.address} does not hold: unable to get local issuer certificate"
+    assert hint == (
+        f"name the CA that signed it with --ca-file; if it has no TLS, add --insecure-registry {server.address}"
+    )
+    exit_code, code, message, hint = push(detlayer, server, "--ca-file", "nowhere.pem").error
+    assert (exit_code, code, message) == (2, "certificate-unreadable", "nowhere.pem: No such file or directory")
+    (detlayer.here / "empty.pem").write_text("no certificate")
+    assert push(detlayer, server, "--ca-file", "empty.pem").failure == (2, "certificate-unreadable")
+
+
+def test_plain_http_where_there_is_tls_and_the_other_way_round(
+    detlayer: CommandLine, start_real: StartReal, digest: str
+) -> None:
+    tls, plain = start_real("tls"), start_real("open")
+    # Without the proxy, which would blame the client for what the registry itself answers in words.
+    exit_code, code, message, hint = detlayer("resolve", f"{tls.direct_address}/team/app:1").error
+    assert (exit_code, code) == (4, "registry-refused")
+    assert message == f"{tls.direct_address} does not take what it was asked over plain HTTP (400)"
+    assert hint == "if it has TLS, name the CA that signed its certificate: --ca-file FILE"
+    name = f"{plain.direct_address}/team/app:1"
+    wrong = detlayer("push", "oci:layout", name, "--ca-file", str(ca_path()))
+    assert wrong.failure == (4, "registry-tls")
+    assert wrong.words[-1].endswith(f"if it has no TLS, add --insecure-registry {plain.direct_address}")
+    options = ["--ca-file", str(ca_path()), "--insecure-registry", plain.direct_address]
+    assert detlayer("push", "oci:layout", name, *options).exit == 0
+
+
+def _wrong_ca(detlayer: CommandLine) -> str:
+    """Another authority than that of the servers."""
+    import trustme
+
+    path = detlayer.here / "other-ca.pem"
+    trustme.CA().cert_pem.write_to_path(str(path))
+    return str(path)
+
+
+# -- a registry that is not there, has no time, or is none
+
+
+def test_a_host_that_is_not_there(detlayer: CommandLine, digest: str) -> None:
+    for host, reason in (
+        ("no-such-host.invalid", r"(Name or service not known|Temporary failure in name resolution|.*known.*)"),
+        ("127.0.0.1:1", "Connection refused"),
+    ):
+        for command in (["push", "oci:layout", f"{host}/x:1"], ["pull", f"{host}/x:1", "-o", "oci:pulled"]):
+            exit_code, code, message, hint = detlayer(*command, "--retries", "0").error
+            assert (exit_code, code) == (5, "registry-unreachable")
+            assert re.fullmatch(f"{host} can't be reached: {reason}", message)
+            assert hint == "check the name, the port and the network"
+    assert not (detlayer.here / "pulled").exists()
+
+
+@pytest.mark.parametrize("command", ["push", "plan", "resolve", "pull"])
+def test_retries(detlayer: CommandLine, start_strict: StartStrict, layout: Layout, digest: str, command: str) -> None:
+    """--retries bounds how often one request is sent again, whatever is the matter with it."""
+    server = start_strict()
+    seed(server, "team/app", layout, image(layout), "1")
+    name = f"{server.address}/team/app:1"
+    arguments = {
+        "push": ["push", "oci:layout", name],
+        "plan": ["plan", "oci:layout", name],
+        "resolve": ["resolve", name],
+        "pull": ["pull", name, "-o", "oci:pulled"],
+    }[command]
+    for act, failure in ((Reply(busy(429, "0")), "registry-busy"), (LoseAnswer(), "registry-broke-off")):
+        server.arm(Fault(act, times=2))
+        assert detlayer(*arguments, "--retries", "2").exit == 0
+        server.revive()
+        server.clear()
+        server.arm(Fault(act, times=0))
+        assert detlayer(*arguments, "--retries", "1").failure == (5, failure)
+        assert len(server.requests) == 2
+        server.revive()
+
+
+@pytest.mark.parametrize("command", ["push", "resolve"])
+def test_a_registry_that_never_answers(
+    detlayer: CommandLine, start_strict: StartStrict, digest: str, command: str
+) -> None:
+    server = start_strict(PUSH_TRAPS["never-answers"])
+    name = f"{server.address}/team/app:1"
+    arguments = ["push", "oci:layout", name] if command == "push" else ["resolve", name]
+    assert detlayer(*arguments, "--timeout", "0.3", "--retries", "0").error == (
+        5,
+        "registry-timeout",
+        f"{server.address} takes too long to answer",
+        "try again later, or raise --timeout",
+    )
+
+
+def test_nobody_waits_longer_than_the_timeout(detlayer: CommandLine, start_strict: StartStrict, digest: str) -> None:
+    server = start_strict()
+    server.arm(Fault(Reply(busy(429, "86400")), times=0))
+    exit_code, code, message, hint = push(detlayer, server, "--timeout", "0.3").error
+    assert (exit_code, code) == (5, "registry-busy")
+    assert message.startswith(f"can't look up {server.address}/team/app:1: {server.address} has no time now (429)")
+    assert hint == "try again later, or raise --retries and --timeout"
+    assert len(server.requests) == 1
+
+
+@pytest.mark.parametrize(
+    ("trap", "code", "says", "advises"),
+    [
+        ("repository-missing", "repository-missing", "has no such repository (404, NAME_UNKNOWN: ", "aws ecr create-"),
+        ("read-only", "registry-read-only", "refused to let you push to team/app (405, ", "read-only, or a mirror?"),
+        ("garbage-on-post", "registry-garbage", "answers 200 to a request to push to team/app", "is this a registry?"),
+        ("error-in-html", "registry-denied", "refused to let you push to team/app (403)", "ask for the right"),
+        ("error-without-end", "registry-denied", "refused to let you push to team/app (403)", "ask for the right"),
+        ("digest-header-wrong", "manifest-digest", " for sha256:", "changes manifests"),
+        ("realm-private", "realm-private", "private address for a token: http://10.255.255.1/token", "on its own host"),
+    ],
+)
+def test_registries_that_refuse(
+    detlayer: CommandLine, start_strict: StartStrict, digest: str, trap: str, code: str, says: str, advises: str
+) -> None:
+    server = start_strict(PUSH_TRAPS[trap])
+    said = push(detlayer, server, **(LOGIN if server.account else {}))
+    assert said.failure == (6 if code == "manifest-digest" else 4, code)
+    assert says in said.error[2]
+    assert advises in said.error[3]
+    assert not said.error[2].endswith(".")
+    assert all(line.isprintable() for line in said.words)
+    assert said.words[0] == f"{server.address}/team/app" + (":1 failed" if code == "manifest-digest" else " failed")
+
+
+def test_an_immutable_tag(detlayer: CommandLine, start_strict: StartStrict, layout: Layout, digest: str) -> None:
+    server = start_strict(rules=Rules(immutable_tags=True))
+    old = seed(server, "team/app", layout, platforms(layout, 1, 1), "1")
+    said = push(detlayer, server)
+    assert said.failure == (4, "tag-immutable")
+    assert said.words[-1] == "  hint: the registry lets no tag move: push under a new tag"
+    assert server.tags("team/app") == {"1": old}
+
+
+def test_a_blob_that_is_corrupt_on_disk(detlayer: CommandLine, start_real: StartReal, layout: Layout) -> None:
+    """It is named, and so is what it is instead; no tag ever names such an image."""
+    server = start_real("open")
+    layer = json.loads(layout.read(layout.tag(image(layout, ["one"]), "app")["digest"]))["layers"][0]["digest"]
+    whole = layout.read(layer)
+    layout.blob_path(layer).write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    said = push(detlayer, server)
+    assert said.failure == (6, "blob-digest")
+    assert said.error[2].startswith(f"the image's {layer} is corrupt: it has the digest sha256:")
+    layout.blob_path(layer).write_bytes(whole[:-1])
+    said = push(detlayer, server)
+    assert said.failure == (6, "blob-digest")
+    where = f"blobs/sha256/{layer.removeprefix('sha256:')} of layout"
+    assert said.error[2] == f"{where} has {len(whole) - 1} bytes, not {len(whole)}"
+    layout.blob_path(layer).write_bytes(whole)
+    assert server.tags("team/app") == {}
+    assert push(detlayer, server).exit == 0
+
+
+def test_what_a_registry_says_is_shown_on_one_line(
+    detlayer: CommandLine, start_strict: StartStrict, digest: str
+) -> None:
+    """Colours, line breaks and commands for GitHub's runner stay text."""
+    server = start_strict()
+    text = "no\x1b[31m\r\n::error::really##[command]not" + "!" * 100_000
+    body = json.dumps({"errors": [{"code": "DENIED", "message": text}]}).encode()
+    server.arm(Fault(Reply(Answer(400, (("Content-Type", "application/json"),), body)), "POST", times=0))
+    said = push(detlayer, server)
+    assert said.failure[0] == 4
+    assert len(said.words) == 4
+    assert all(line.isprintable() and len(line) < 1000 for line in said.words)
+    assert "##[" not in said.stderr

@@ -1,0 +1,243 @@
+"""Transcripts of `detlayer pull`: exit, stdout, stderr, and the layout that it leaves."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.cli.command import CommandLine
+from tests.contracts.claims import assert_has, seed
+from tests.contracts.faults import BLOB, CutAnswer, Fault
+from tests.contracts.fixtures import StartStrict
+from tests.contracts.images import CONFIG, Descriptor, Layout, image, platforms
+from tests.contracts.rules import HTML, PULL_TRAPS
+from tests.contracts.servers import Server
+from tests.contracts.storage import MANIFEST, sha256
+from tests.support import list_files, mounted
+
+
+@pytest.fixture
+def index(open_server: Server, layout: Layout) -> Descriptor:
+    """An image for two platforms, which the registry has as team/app:1."""
+    made = platforms(layout, 2, 2)
+    seed(open_server, "team/app", layout, made, "1")
+    return made
+
+
+def blobs(path: Path) -> dict[str, bytes]:
+    """All blobs of a layout; asserts that each is what its name says."""
+    found = {f"sha256:{one.name}": one.read_bytes() for one in (path / "blobs" / "sha256").iterdir()}
+    assert all(sha256(data) == digest for digest, data in found.items())
+    return found
+
+
+def named(path: Path) -> dict[str, Any]:
+    """What index.json names, by tag."""
+    document = json.loads((path / "index.json").read_text())
+    return {one["annotations"]["org.opencontainers.image.ref.name"]: one for one in document["manifests"]}
+
+
+def test_a_layout_like_the_one_that_was_pushed(
+    detlayer: CommandLine, open_server: Server, layout: Layout, index: Descriptor
+) -> None:
+    at = f"{open_server.address}/team/app:1"
+    said = detlayer("pull", at, "-o", "oci:pulled:mine")
+    assert (said.exit, said.stdout) == (0, f"{index['digest']}\n")
+    assert len(said.words) == 1
+    assert said.words[0].startswith(f"{at} into pulled: 6 blobs, ")
+    pulled = detlayer.here / "pulled"
+    assert blobs(pulled) == layout.blobs_of(index)
+    assert {tag: one["digest"] for tag, one in named(pulled).items()} == {"mine": index["digest"]}
+    open_server.clear()
+    again = detlayer("pull", at, "-o", "oci:pulled", "-q")
+    assert (again.exit, again.stdout, again.stderr) == (0, f"{index['digest']}\n", "")
+    assert {tag: one["digest"] for tag, one in named(pulled).items()} == dict.fromkeys(("mine", "1"), index["digest"])
+    assert not [request for request in open_server.requests if "/blobs/" in request.path]
+
+
+def test_one_platform(detlayer: CommandLine, open_server: Server, layout: Layout, index: Descriptor) -> None:
+    at = f"{open_server.address}/team/app:1"
+    child = image(layout, ["arm64 0", "arm64 top 1"], architecture="arm64")
+    said = detlayer("pull", at, "-o", "oci:pulled", "--platform", "linux/arm64")
+    assert (said.exit, said.stdout) == (0, f"{child['digest']}\n")
+    assert blobs(detlayer.here / "pulled") == layout.blobs_of(child)
+    missing = detlayer("pull", at, "-o", "oci:other", "--platform", "windows/amd64")
+    assert missing.failure == (4, "platform-missing")
+    assert missing.words[-1] == "  hint: it is for linux/amd64, linux/arm64"
+    assert not (detlayer.here / "other").exists()
+
+
+def test_json_lines_end_in_the_result(
+    detlayer: CommandLine, open_server: Server, layout: Layout, index: Descriptor
+) -> None:
+    at = f"{open_server.address}/team/app:1"
+    said = detlayer("pull", at, "-o", "oci:pulled", "--json", "-q")
+    assert (said.exit, said.stderr) == (0, "")
+    *events, result = said.documents
+    assert len(events) == 12
+    assert {event["type"] for event in events} == {"transfer", "pulled"}
+    sizes = {event["digest"]: event["size"] for event in events}
+    assert sizes.items() <= {digest: len(data) for digest, data in layout.blobs_of(index).items()}.items()
+    assert (result["type"], result["digest"], result["blobs"]) == ("result", index["digest"], 6)
+    assert result["fetchedBytes"] == sum(sizes.values())
+    failed = detlayer("pull", f"{open_server.address}/team/none:1", "-o", "oci:none", "--json", "-q")
+    assert (failed.exit, len(failed.lines), failed.result["code"]) == (4, 1, "not-found")
+
+
+def test_manifests_only(detlayer: CommandLine, open_server: Server, layout: Layout, index: Descriptor) -> None:
+    """The layers stay, and a push finds them: the round trip costs no byte of them."""
+    at = open_server.address
+    said = detlayer("pull", f"{at}/team/app:1", "-o", "oci:sparse", "--manifests-only")
+    assert (said.exit, said.stdout) == (0, f"{index['digest']}\n")
+    assert said.words[0].startswith(f"{at}/team/app:1 into sparse: 2 blobs, ")
+    assert not [data for data in blobs(detlayer.here / "sparse").values() if data[:2] == b"\x1f\x8b"]
+    pushed = detlayer("push", "oci:sparse", f"{at}/copy:1")
+    assert (pushed.exit, pushed.stdout) == (0, f"{index['digest']}\n")
+    assert ", blobs: 6 mounted, " in pushed.stderr
+    assert_has(open_server, "copy", "1", layout, index)
+
+
+@pytest.mark.parametrize("output", ["pulled", "oci:", "docker-archive:x.tar", "oci:pulled:no tag"])
+def test_outputs_that_are_none(detlayer: CommandLine, output: str) -> None:
+    assert detlayer("pull", "127.0.0.1:1/team/app:1", "-o", output).failure == (2, "output-invalid")
+    assert list_files(detlayer.here) == ["home"]
+
+
+def test_outputs_that_can_not_be_written(
+    detlayer: CommandLine, open_server: Server, layout: Layout, index: Descriptor
+) -> None:
+    (detlayer.here / "file").write_text("in the way")
+    exit_code, code, message, _ = detlayer("pull", f"{open_server.address}/team/app:1", "-o", "oci:file").error
+    assert (exit_code, "file" in message) == (7, True), code
+    (detlayer.here / "bad").mkdir()
+    (detlayer.here / "bad" / "index.json").write_text("[]")
+    assert detlayer("pull", f"{open_server.address}/team/app:1", "-o", "oci:bad").exit == 3
+    assert (detlayer.here / "bad" / "index.json").read_text() == "[]"
+
+
+def test_a_full_disk(detlayer: CommandLine, open_server: Server, layout: Layout) -> None:
+    """Nothing half done has a name; when there is space again, the pull goes on with what it has."""
+    made = image(layout, ["large"], layer_bytes=3 << 20, compression="none")
+    seed(open_server, "team/large", layout, made, "1")
+    at = f"{open_server.address}/team/large:1"
+    disk = detlayer.here / "disk"
+    disk.mkdir()
+    with mounted(["-t", "tmpfs", "-o", "size=4m", "tmpfs"], disk):
+        (disk / "filler").write_bytes(bytes(2 << 20))
+        exit_code, code, message, hint = detlayer("pull", at, "-o", "oci:disk/pulled").error
+        assert (exit_code, code) == (7, "disk-full")
+        assert "pulled" in message
+        assert hint
+        assert not (disk / "pulled" / "index.json").exists()
+        large = json.loads(layout.read(made["digest"]))["layers"][0]["digest"]
+        assert not (disk / "pulled" / "blobs" / "sha256" / large.removeprefix("sha256:")).exists()
+        part = (disk / "pulled" / ".detlayer" / f"{large.removeprefix('sha256:')}.part").stat().st_size
+        assert part > 1 << 20
+        (disk / "filler").unlink()
+        open_server.clear()
+        said = detlayer("pull", at, "-o", "oci:disk/pulled")
+        assert (said.exit, said.stdout) == (0, f"{made['digest']}\n")
+        assert blobs(disk / "pulled") == layout.blobs_of(made)
+        ranges = [one.header("range") for one in open_server.requests if one.path.endswith(large)]
+        assert ranges == [f"bytes={part}-"]
+        assert not (disk / "pulled" / ".detlayer").exists()
+
+
+@pytest.mark.parametrize(
+    ("trap", "exit_code", "code", "says"),
+    [
+        ("garbage-manifest", 4, "registry-garbage", "answers a request for a manifest with a web page"),
+        ("no-json-manifest", 3, "document-invalid", "/team/app:1 is no JSON: "),
+        ("endless-manifest", 4, "manifest-too-long", "has over 4,194,304 bytes"),
+        ("endless-blob", 6, "blob-digest", "/team/app sends too many bytes for sha256:"),
+        ("digest-header-wrong", 6, "manifest-digest", " sent sha256:"),
+        ("blobs-elsewhere-fishing", 4, "registry-auth", " refused to let you pull "),
+        ("never-answers", 5, "registry-timeout", "takes too long to answer"),
+    ],
+)
+def test_a_registry_that_is_none(
+    detlayer: CommandLine,
+    start_strict: StartStrict,
+    layout: Layout,
+    trap: str,
+    exit_code: int,
+    code: str,
+    says: str,
+) -> None:
+    server = start_strict(PULL_TRAPS[trap])
+    seed(server, "team/app", layout, platforms(layout, 1, 1), "1")
+    user = {} if server.account is None else {"DETLAYER_USERNAME": server.account.username}
+    user |= {} if server.account is None else {"DETLAYER_PASSWORD": server.account.password}
+    options = ["--timeout", "0.3", "--retries", "0"] if trap == "never-answers" else []
+    said = detlayer("pull", f"{server.address}/team/app:1", "-o", "oci:pulled", *options, **user)
+    assert said.failure == (exit_code, code)
+    assert says in said.error[2]
+    assert not (detlayer.here / "pulled" / "index.json").exists()
+
+
+def test_a_blob_that_breaks_off_every_time(detlayer: CommandLine, start_strict: StartStrict, layout: Layout) -> None:
+    server = start_strict()
+    seed(server, "team/app", layout, image(layout, ["one"], compression="none"), "1")
+    server.arm(Fault(CutAnswer(0), "GET", BLOB, times=0))
+    at = f"{server.address}/team/app:1"
+    said = detlayer("pull", at, "-o", "oci:pulled", "--retries", "0")
+    assert said.failure[0] == 5
+    server.revive()
+    assert detlayer("pull", at, "-o", "oci:pulled").exit == 0
+
+
+def manifests() -> dict[str, bytes]:
+    """What is no manifest, or one that nobody should follow."""
+    config = {"mediaType": CONFIG, "digest": f"sha256:{'0' * 64}", "size": 3}
+    whole = {"schemaVersion": 2, "mediaType": MANIFEST, "config": config, "layers": []}
+    made: dict[str, Any] = {
+        "array": [1],
+        "no-config": {"schemaVersion": 2, "mediaType": MANIFEST, "layers": []},
+        "path-for-digest": {**whole, "config": {**config, "digest": "sha256:../../../../etc/passwd"}},
+        "negative-size": {**whole, "config": {**config, "size": -3}},
+        "text-for-layers": {**whole, "layers": "none"},
+        "huge-config": {**whole, "config": {**config, "size": 1 << 40}},
+        "too-long": {**whole, "annotations": {"a": "x" * (4 << 20)}},
+    }
+    return {
+        "empty": b"",
+        "text": b"not a manifest",
+        "page": HTML.body if isinstance(HTML.body, bytes) else b"",
+        "deep": b'{"schemaVersion": 2, "x": ' + b"[" * 100_000 + b"]" * 100_000 + b"}",
+        **{name: json.dumps(document).encode() for name, document in made.items()},
+    }
+
+
+@pytest.mark.parametrize("name", manifests())
+def test_manifests_that_are_none(detlayer: CommandLine, start_strict: StartStrict, layout: Layout, name: str) -> None:
+    """From a registry and on the way to one: a clear error, nothing written, nothing sent."""
+    server = start_strict()
+    data = manifests()[name]
+    server.put_manifest("team/bad", data, MANIFEST, "1")
+    said = detlayer("pull", f"{server.address}/team/bad:1", "-o", "oci:pulled")
+    expected = {
+        "too-long": (4, "manifest-too-long"),
+        "huge-config": (4, "config-too-long"),
+    }.get(name, (3, "document-invalid"))
+    assert said.failure == expected
+    assert not (detlayer.here / "pulled").exists()
+    server.clear()
+    layout.tag(layout.add(data, MANIFEST), "bad")
+    pushed = detlayer("push", "oci:layout:bad", f"{server.address}/team/copy:1")
+    assert pushed.failure[0] == 3
+    assert [one for one in server.requests if one.body_bytes] == []
+
+
+def test_a_config_that_is_none(detlayer: CommandLine, start_strict: StartStrict, layout: Layout) -> None:
+    server = start_strict()
+    config = layout.add(b"not JSON", CONFIG)
+    document = {"schemaVersion": 2, "mediaType": MANIFEST, "config": config, "layers": []}
+    seed(server, "team/bad", layout, layout.add_document(document), "1")
+    for command in (("resolve",), ("pull", "-o", "oci:pulled")):
+        exit_code, code, message, _ = detlayer(*command, f"{server.address}/team/bad:1").error
+        assert (exit_code, code) == (3, "document-invalid")
+        assert message == f"{config['digest']} is no JSON: invalid character (byte 4)"
+    assert not (detlayer.here / "pulled").exists()

@@ -1,0 +1,68 @@
+"""Transcripts of `detlayer resolve`: exit, stdout, stderr."""
+
+from __future__ import annotations
+
+from tests.cli.command import CommandLine
+from tests.contracts.claims import seed
+from tests.contracts.images import Layout, artifact, image, platforms
+from tests.contracts.servers import Server
+from tests.contracts.storage import INDEX, MANIFEST
+
+
+def test_one_line(detlayer: CommandLine, open_server: Server, layout: Layout) -> None:
+    at = open_server.address
+    index = platforms(layout, 2, 2)
+    seed(open_server, "team/app", layout, index, "1")
+    said = detlayer("resolve", f"{at}/team/app:1")
+    assert (said.exit, said.stderr) == (0, "")
+    assert said.stdout == f"{index['digest']} {INDEX} linux/amd64,linux/arm64\n"
+    assert detlayer("resolve", f"{at}/team/app@{index['digest']}").stdout == said.stdout
+    single, bom = image(layout, architecture="riscv64"), artifact(layout)
+    seed(open_server, "team/one", layout, single, "latest")
+    seed(open_server, "team/bom", layout, bom, "latest")
+    assert detlayer("resolve", f"{at}/team/one").stdout == f"{single['digest']} {MANIFEST} linux/riscv64\n"
+    assert detlayer("resolve", f"{at}/team/bom").stdout == f"{bom['digest']} {MANIFEST} -\n"
+
+
+def test_a_platform(detlayer: CommandLine, open_server: Server, layout: Layout) -> None:
+    at = open_server.address
+    seed(open_server, "team/app", layout, platforms(layout, 2, 2), "1")
+    child = image(layout, ["arm64 0", "arm64 top 1"], architecture="arm64")
+    said = detlayer("resolve", f"{at}/team/app:1", "--platform", "linux/arm64", "-v")
+    assert said.stdout == f"{child['digest']} {MANIFEST} linux/arm64\n"
+    assert said.words == [
+        f"GET http://{at}/v2/team/app/manifests/1 -> 200",
+        f"GET http://{at}/v2/team/app/manifests/{child['digest']} -> 200",
+    ]
+    assert detlayer("resolve", f"{at}/team/app:1", "--platform", "linux/s390x").error == (
+        4,
+        "platform-missing",
+        f"{at}/team/app:1 is not for linux/s390x",
+        "it is for linux/amd64, linux/arm64",
+    )
+    assert detlayer("resolve", f"{at}/team/app:1", "--platform", "arm64").failure == (2, "platform-invalid")
+
+
+def test_json(detlayer: CommandLine, open_server: Server, layout: Layout) -> None:
+    at = open_server.address
+    index = platforms(layout, 2, 2)
+    seed(open_server, "team/app", layout, index, "1")
+    said = detlayer("resolve", f"{at}/team/app:1", "--json")
+    assert (said.exit, said.stderr, len(said.lines)) == (0, "", 1)
+    assert said.result == {
+        "type": "result",
+        "reference": f"{at}/team/app:1",
+        "digest": index["digest"],
+        "mediaType": INDEX,
+        "size": index["size"],
+        "platforms": ["linux/amd64", "linux/arm64"],
+    }
+
+
+def test_what_is_not_there(detlayer: CommandLine, open_server: Server) -> None:
+    at = open_server.address
+    exit_code, code, message, hint = detlayer("resolve", f"{at}/team/app:1").error
+    assert (exit_code, code, hint) == (4, "not-found", "check the name and the tag")
+    assert message.startswith(f"can't pull {at}/team/app:1: it is not there (404, ")
+    said = detlayer("resolve", f"{at}/team/app:1", "--json")
+    assert (said.exit, said.result["type"], said.result["code"]) == (4, "error", "not-found")
