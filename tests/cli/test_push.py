@@ -215,7 +215,7 @@ def test_one_tag_of_several_fails(detlayer: CommandLine, start_strict: StartStri
     said = detlayer("push", "oci:layout", *names, "--retries", "0")
     # The exit is that of the first failure; the others are told all the same, and the rest is pushed.
     assert (said.exit, said.stdout) == (4, "")
-    assert said.words[:3] == [f"{at}/team/app:1 failed", f"{at}/team/app:2 pushed", "127.0.0.1:1/team/app failed"]
+    assert said.words[:3] == [f"{at}/team/app:1 failed", f"{at}/team/app:2 pushed", "127.0.0.1:1/team/app:1 failed"]
     assert said.words[3].startswith("error[registry-unreachable]: 127.0.0.1:1 can't be reached: Connection refused")
     assert said.words[-2].startswith(f"error[tag-immutable]: {at} refused to let you push {at}/team/app:1 (400, TAG_")
     assert said.words[-1] == "  hint: the registry lets no tag move: push under a new tag"
@@ -224,13 +224,20 @@ def test_one_tag_of_several_fails(detlayer: CommandLine, start_strict: StartStri
     assert as_json.exit == 4
     assert [document["type"] for document in as_json.documents] == ["result", "error"]
     assert as_json.result["code"] == "tag-immutable"
+    immutable = {"error": "tag-immutable", "message": as_json.result["message"]}
+    unreachable = {"error": "registry-unreachable", "message": "127.0.0.1:1 can't be reached: Connection refused"}
     assert as_json.documents[0]["results"] == [
         {
             "repository": f"{at}/team/app",
             "digest": index,
-            "tags": [{"tag": "1", "state": "failed", "error": "tag-immutable"}, {"tag": "2", "state": "present"}],
+            "tags": [{"tag": "1", "state": "failed", **immutable}, {"tag": "2", "state": "present"}],
         },
-        {"repository": "127.0.0.1:1/team/app", "digest": index, "tags": [], "error": "registry-unreachable"},
+        {
+            "repository": "127.0.0.1:1/team/app",
+            "digest": index,
+            "tags": [{"tag": "1", "state": "failed", **unreachable}],
+            **unreachable,
+        },
     ]
     # One repository that is done is a digest, whatever became of the others.
     said = detlayer("push", "oci:layout", f"{at}/team/app:2", "127.0.0.1:1/team/app:1", "--retries", "0")

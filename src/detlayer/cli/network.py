@@ -119,11 +119,17 @@ def _explicit(options: dict[str, Any]) -> tuple[str, str]:
         password = sys.stdin.readline().rstrip("\r\n") if sys.stdin is not None else ""
         if not password:
             raise ConfigError("password-missing", "--password-stdin found no password", "pipe one in")
-    if options["username"] and not password:
+    if username and not password:
         raise ConfigError(
             "password-missing",
-            "--username without a password",
+            f"{'--username' if options['username'] else 'DETLAYER_USERNAME'} without a password",
             "set DETLAYER_PASSWORD, or pipe one in with --password-stdin",
+        )
+    if password and not username:
+        raise ConfigError(
+            "username-missing",
+            f"{'--password-stdin' if options['password_stdin'] else 'DETLAYER_PASSWORD'} without a name",
+            "say whose it is with --username or DETLAYER_USERNAME; for an identity token, that is '<token>'",
         )
     return username, password
 
