@@ -224,21 +224,15 @@ def test_one_tag_of_several_fails(detlayer: CommandLine, start_strict: StartStri
     assert as_json.exit == 4
     assert [document["type"] for document in as_json.documents] == ["result", "error"]
     assert as_json.result["code"] == "tag-immutable"
-    immutable = {"error": "tag-immutable", "message": as_json.result["message"]}
-    unreachable = {"error": "registry-unreachable", "message": "127.0.0.1:1 can't be reached: Connection refused"}
-    assert as_json.documents[0]["results"] == [
-        {
-            "repository": f"{at}/team/app",
-            "digest": index,
-            "tags": [{"tag": "1", "state": "failed", **immutable}, {"tag": "2", "state": "present"}],
-        },
-        {
-            "repository": "127.0.0.1:1/team/app",
-            "digest": index,
-            "tags": [{"tag": "1", "state": "failed", **unreachable}],
-            **unreachable,
-        },
+    first, second = as_json.documents[0]["results"]
+    assert (first["repository"], first["digest"]) == (f"{at}/team/app", index)
+    assert [(one["tag"], one["state"], one.get("error")) for one in first["tags"]] == [
+        ("1", "failed", "tag-immutable"),
+        ("2", "present", None),
     ]
+    assert "refused" in first["tags"][0]["message"]
+    assert (second["repository"], second["error"]) == ("127.0.0.1:1/team/app", "registry-unreachable")
+    assert [(one["tag"], one["state"]) for one in second["tags"]] == [("1", "failed")]
     # One repository that is done is a digest, whatever became of the others.
     said = detlayer("push", "oci:layout", f"{at}/team/app:2", "127.0.0.1:1/team/app:1", "--retries", "0")
     assert (said.exit, said.stdout) == (5, f"{index}\n")
