@@ -16,9 +16,9 @@ from detlayer.errors import (
 )
 from detlayer.oci import Digest, parse_digest
 
-MAX_ERROR_BYTES = 64 << 10
+MAX_ERROR_BYTES = 4 << 20  # a registry may name each blob of a manifest, and what was in vain is sent again otherwise
 _MAX_SHOWN = 300
-_MAX_ERRORS = 100
+_MAX_ERRORS = 20_000
 
 
 @dataclass(frozen=True, slots=True)

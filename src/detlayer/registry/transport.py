@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     import httpx
 
 PIECE_BYTES = 256 << 10
+_MAX_DRAINED_BYTES = 64 << 10
 _MAX_HEADER = 8192
 _BUSY = frozenset((429, 500, 502, 503, 504))
 _REDIRECTS = frozenset((301, 302, 303, 307, 308))
@@ -147,7 +148,7 @@ class Answer:
     def drain(self) -> None:
         """Read a short body to its end, so that the connection can be used again; a long one is cut off."""
         with suppress(RegistryError):
-            self.read(MAX_ERROR_BYTES)
+            self.read(_MAX_DRAINED_BYTES)
         self.close()
 
     def close(self) -> None:
@@ -298,7 +299,7 @@ class Transport:
     def _back_off(self, state: _Host, asked_s: float | None) -> None:
         """Hold back all requests to a host, since what hit one would hit the others."""
         with state.lock:
-            grown = min(_FIRST_WAIT_S * 2**state.failures, _LONGEST_WAIT_S) * self.pace.jitter()
+            grown = min(_FIRST_WAIT_S * 2 ** min(state.failures, 20), _LONGEST_WAIT_S) * self.pace.jitter()
             state.failures += 1
             wait_s = min(grown if asked_s is None else asked_s, self.network.max_wait_s)
             state.not_before = max(state.not_before, self.pace.now() + wait_s)
