@@ -254,11 +254,20 @@ def test_what_was_lost_is_not_inferred_again() -> None:
 def test_by_digest_alone() -> None:
     wanted = image("a")
     world = World()
-    made = world.push(wanted, [])
+    name = str(wanted.root.digest)
+    made = world.push(wanted, [name])
     assert [step.tag for step in made.tags] == [str(wanted.root.digest)]
-    world.hold(wanted)
+    assert not made.is_done
+    # What is remembered does not count: the registry is asked, once.
     world.asked.clear()
-    assert world.push(wanted, []).is_done
+    made = world.push(wanted, [name], Facts(proofs={wanted.root.digest: "uploaded"}))
+    assert world.asked[0] == Question("tag", name)
+    assert [step.action for step in made.tags] == ["put"]
+    world.hold(wanted)
+    world.tags[name] = wanted.root
+    world.asked.clear()
+    assert world.push(wanted, [name]).is_done
+    assert world.asked == [Question("tag", name)]
 
 
 @given(
@@ -354,7 +363,8 @@ def test_a_plan_agrees_with_its_image_only() -> None:
     wanted = image("a")
     made = plan(NAME, wanted, ["1", "latest"], Facts())
     agree(made, wanted, ["latest", "1"])
-    agree(plan(NAME, wanted, [], Facts()), wanted, [])
+    digest = str(wanted.root.digest)
+    agree(plan(NAME, wanted, [digest], Facts()), wanted, [digest])
     first, *others = made.blobs
     wrong = [
         (made, image("b"), ["1", "latest"]),

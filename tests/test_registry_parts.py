@@ -14,7 +14,8 @@ from detlayer.oci import digest_of
 from detlayer.registry.address import is_loopback, shown_url
 from detlayer.registry.answer import MAX_ERROR_BYTES, Refusal, RefusedError, error_of, read_faults
 from detlayer.registry.auth import Challenge, parse_challenges
-from detlayer.registry.transport import Network, Transport
+from detlayer.registry.connections import Network
+from detlayer.registry.transport import Transport
 
 
 @pytest.mark.parametrize(

@@ -325,3 +325,16 @@ def test_hex_of_a_digest_is_what_is_kept(tmp_path: Path, clock: Clock, words: Wo
         store.memory.remember("a", [Place(APP, ONE, "seen")])
         assert store.index.rows("SELECT digest FROM place") == [(ONE.hex,)]
         assert Digest(ONE.hex) == ONE
+
+
+def test_threads_that_are_late_open_nothing_again(tmp_path: Path, clock: Clock, words: Words) -> None:
+    """As those are that an interruption left behind."""
+    store = open_store(tmp_path, clock, words)
+    with store:
+        store.memory.remember("user:a", [Place(APP, ONE, "uploaded")])
+    store.memory.remember("user:a", [Place(APP, TWO, "uploaded")])
+    store.memory.keep_session("user:a", APP, TWO, Session("https://registry.example/u", 1))
+    assert store.memory.places(APP.registry, "user:a", [ONE, TWO]) == []
+    with open_store(tmp_path, clock, words) as again:
+        assert again.memory.places(APP.registry, "user:a", [ONE, TWO]) == [Place(APP, ONE, "uploaded")]
+    assert words.warnings == []

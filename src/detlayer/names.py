@@ -105,14 +105,15 @@ def parse_repository(text: str, whole: str = "") -> RepositoryName:
     if registry.lower() in _HUB_NAMES:
         registry = DEFAULT_REGISTRY
         repository = repository if "/" in repository else f"library/{repository}"
-    if not _is_host(registry):
+    if not is_host(registry):
         raise _invalid(whole, f"{printable(registry)!r} is no host")
     if not _REPOSITORY.match(repository) or len(repository) > _MAX_REPOSITORY:
         raise _invalid(whole, "a repository is lower-case words with '/' between them, as in registry/team/app:tag")
     return RepositoryName(registry, repository)
 
 
-def _is_host(text: str) -> bool:
+def is_host(text: str) -> bool:
+    """Tell whether a text can be a host, with a port or without."""
     match = _HOST.match(text)
     if match is None or len(text) > _MAX_HOST:
         return False

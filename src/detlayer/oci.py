@@ -13,6 +13,8 @@ from typing import Any
 
 import msgspec
 
+from detlayer.errors import printable
+
 MEDIA_TYPE_LAYER = "application/vnd.oci.image.layer.v1."
 MEDIA_TYPE_INDEX = "application/vnd.oci.image.index.v1+json"
 MEDIA_TYPE_MANIFEST = "application/vnd.oci.image.manifest.v1+json"
@@ -72,7 +74,7 @@ class Platform:
     os_version: str = ""
 
     def __str__(self) -> str:
-        return "/".join(filter(None, (self.os, self.architecture, self.variant)))
+        return printable("/".join(filter(None, (self.os, self.architecture, self.variant))))
 
     def to_document(self) -> dict[str, Any]:
         named = {

@@ -13,6 +13,7 @@ from detlayer.registry.download import RemoteBody
 
 _MAX_DEPTH = 8
 _MAX_DOCUMENTS = 10_000
+_MAX_ALL_BYTES = 128 << 20
 
 
 class RemoteImage:
@@ -54,11 +55,14 @@ def gather(source: ImageSource, root: Document) -> Wanted:
     """
     found: dict[str, Document] = {}
     sizes: dict[Digest, int] = {root.digest: len(root.data)}
+    read_bytes = 0
 
     def visit(document: Document, depth: int) -> None:
-        if depth > _MAX_DEPTH or len(found) > _MAX_DOCUMENTS:
+        nonlocal read_bytes
+        read_bytes += len(document.data)
+        if depth > _MAX_DEPTH or len(found) > _MAX_DOCUMENTS or read_bytes > _MAX_ALL_BYTES:
             raise LayerError(
-                "document-invalid", f"{root.digest} has indexes in indexes without end", "no honest image has these"
+                "document-invalid", f"{root.digest} has manifests and indexes without end", "no honest image has these"
             )
         for one in (*document.children, *document.layers, *((document.config,) if document.config else ())):
             if sizes.setdefault(one.digest, one.size_bytes) != one.size_bytes:

@@ -115,6 +115,10 @@ def test_helpers_that_fail(detlayer: CommandLine, start_strict: StartStrict, dig
 def test_half_a_login(detlayer: CommandLine, digest: str) -> None:
     for options in (["--username", "alice"], ["--username", "alice", "--password-stdin"]):
         assert detlayer("push", "oci:layout", "127.0.0.1:1/x:1", *options).failure == (2, "password-missing")
+    push_ = ("push", "oci:layout", "127.0.0.1:1/x:1")
+    assert detlayer(*push_, DETLAYER_USERNAME="alice").failure == (2, "password-missing")
+    assert detlayer(*push_, DETLAYER_PASSWORD="s3cret").failure == (2, "username-missing")
+    assert detlayer(*push_, "--password-stdin", stdin="s3cret\n").failure == (2, "username-missing")
 
 
 def test_credentials_go_to_the_registries_that_are_named(

@@ -66,3 +66,18 @@ def test_what_is_not_there(detlayer: CommandLine, open_server: Server) -> None:
     assert message.startswith(f"can't pull {at}/team/app:1: it is not there (404, ")
     said = detlayer("resolve", f"{at}/team/app:1", "--json")
     assert (said.exit, said.result["type"], said.result["code"]) == (4, "error", "not-found")
+
+
+def test_a_platform_that_would_write_to_the_terminal(
+    detlayer: CommandLine, open_server: Server, layout: Layout
+) -> None:
+    """What a stranger's index calls a platform stays on its line, and does nothing there."""
+    child = image(layout)
+    evil = {"os": "\x1b[31mlinux\n::error::x", "architecture": "a\u202eb", "variant": "\x07"}
+    index = layout.add_document({"schemaVersion": 2, "mediaType": INDEX, "manifests": [{**child, "platform": evil}]})
+    seed(open_server, "team/app", layout, index, "1")
+    reference = f"{open_server.address}/team/app:1"
+    shown = r"\x1b[31mlinux\n::error::x/a\u202eb/\x07"
+    assert detlayer("resolve", reference).stdout == f"{index['digest']} {INDEX} {shown}\n"
+    _, code, _, hint = detlayer("resolve", reference, "--platform", "linux/amd64").error
+    assert (code, hint) == ("platform-missing", f"it is for {shown}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import socket
+import ssl
 import threading
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ class Asked:
     target: str
     headers: dict[str, str]
     body: bytes = b""
+    showed_certificate: bool = False
 
 
 Script = Callable[[Asked], bytes | Iterable[bytes]]
@@ -36,8 +38,15 @@ def answer(status: int, body: bytes = b"", **headers: str) -> bytes:
 class RawServer:
     """Asks `script` what to answer; a context manager. `asked` are the requests in order."""
 
-    def __init__(self, script: Script, *, family: socket.AddressFamily = socket.AF_INET) -> None:
+    def __init__(
+        self,
+        script: Script,
+        *,
+        family: socket.AddressFamily = socket.AF_INET,
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
         self.script = script
+        self._tls = tls
         self.asked: list[Asked] = []
         self.over = threading.Event()
         self._socket = socket.create_server(("::1" if family == socket.AF_INET6 else "127.0.0.1", 0), family=family)
@@ -92,7 +101,13 @@ class RawServer:
             self._start(self._serve, connection)
 
     def _serve(self, connection: socket.socket) -> None:
-        with contextlib.suppress(OSError), connection.makefile("rb") as stream:
+        with contextlib.suppress(OSError):
+            spoken = self._tls.wrap_socket(connection, server_side=True) if self._tls else connection
+            with spoken:
+                self._answer(spoken)
+
+    def _answer(self, connection: socket.socket) -> None:
+        with connection.makefile("rb") as stream:
             words = stream.readline(_MAX_HEAD_BYTES).decode("latin-1").split()
             if len(words) != 3:
                 return
@@ -101,7 +116,8 @@ class RawServer:
                 name, _, value = line.decode("latin-1").partition(":")
                 headers[name.lower()] = value.strip()
             body = stream.read(int(headers.get("content-length", "0")))
-            asked = Asked(words[0], words[1], headers, body)
+            shown = isinstance(connection, ssl.SSLSocket) and connection.getpeercert() is not None
+            asked = Asked(words[0], words[1], headers, body, shown)
             self.asked.append(asked)
             said = self.script(asked)
             for piece in [said] if isinstance(said, bytes) else said:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from detlayer.errors import AuthError, RegistryError
+from detlayer.errors import AuthError, RegistryError, UnavailableError
 from detlayer.names import RepositoryName
 from detlayer.registry.upload import upload
 from tests.contracts.raw import Asked, RawServer, answer
@@ -65,6 +65,17 @@ def test_a_fishing_host_gets_nothing(other: RawServer, status: int) -> None:
             assert caught.value.code == "redirect-refused"
         assert len(server.asked) == 1 + 2  # what it wants is known from the first on
     assert [asked.headers.get("authorization") for asked in other.asked] == [None, None]
+
+
+def test_a_host_that_is_busy_for_now() -> None:
+    """As a storage that a registry sends us to: trying again may help, and so the exit says."""
+    with RawServer(lambda asked: answer(503)) as busy:
+        with RawServer(lambda asked: answer(307, location=f"http://{busy.address}/")) as server:
+            with repository(server) as one, pytest.raises(UnavailableError) as caught:
+                one.get_blob(BLOB.digest)
+            assert len(server.asked) == 1
+        assert len(busy.asked) == 2  # with one retry
+    assert caught.value.code == "registry-busy"
 
 
 @pytest.mark.parametrize("status", [301, 302, 303])

@@ -318,11 +318,22 @@ def test_tags_fail_one_by_one(start_strict: Start, layout: Layout) -> None:
     assert [request.method for request in server.requests] == ["HEAD"]
 
 
-def test_by_digest(open_server: Server, layout: Layout) -> None:
+def test_by_digest(open_server: Server, layout: Layout, tmp_path: Path) -> None:
     descriptor = layout.tag(image(layout), "image")
     Client(open_server).push(layout, f"team/app@{descriptor['digest']}")
     assert open_server.manifest("team/app", descriptor["digest"]) is not None
     assert open_server.tags("team/app") == {}
+    # Once more: it is asked whether it is there, whatever is remembered.
+    client = Client(open_server, tmp_path / "cache")
+    for has in (True, False):
+        client.push(layout, f"team/app@{descriptor['digest']}")
+        open_server.clear()
+        if not has:
+            open_server.lose("team/app", descriptor["digest"])
+        client.push(layout, f"team/app@{descriptor['digest']}")
+        assert open_server.requests[0].method == "HEAD"
+        assert len(open_server.requests) == 1 or not has
+        assert open_server.manifest("team/app", descriptor["digest"]) is not None
     with pytest.raises(ConfigError) as caught:
         Client(open_server).push(layout, f"team/app@sha256:{'0' * 64}")
     assert caught.value.code == "digest-differs"

@@ -158,3 +158,23 @@ def test_contradictions(name: str, open_server: Server, layout: Layout) -> None:
         Client(open_server).push(layout, "team/app:1")
     assert caught.value.code == code
     assert open_server.tags("team/app") == {}
+
+
+def test_documents_without_end(open_server: Server, layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many as an index may list, of 4 MiB each, would be more than fits into memory."""
+    layout.tag(index(layout, *(manifest(layout, annotations={"n": str(number)}) for number in range(20))), "image")
+    monkeypatch.setattr("detlayer.remote._MAX_ALL_BYTES", 5000)
+    with pytest.raises(LayerError) as caught:
+        Client(open_server).push(layout, "team/app:1")
+    assert caught.value.code == "document-invalid"
+
+
+def test_many_blobs_are_missing(open_server: Server, layout: Layout, tmp_path: Path) -> None:
+    """A registry that lost them names them all, in an error of some length; they are sent, all at once."""
+    made = layout.tag(manifest(layout, *(blob(layout, b"%d" % number) for number in range(300))), "image")
+    client = Client(open_server, tmp_path / "cache")
+    client.push(layout, "team/app:1")
+    for digest in layout.blobs_of(made):
+        open_server.lose("team/app", digest)
+    client.push(layout, "team/app:1")
+    assert_has(open_server, "team/app", "1", layout, made)

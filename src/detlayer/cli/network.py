@@ -14,7 +14,7 @@ from detlayer import __version__
 from detlayer.cli.common import cache_directory
 from detlayer.cli.console import Console
 from detlayer.cli.transfers import Transfers
-from detlayer.errors import ConfigError
+from detlayer.errors import ConfigError, printable
 
 if TYPE_CHECKING:
     from detlayer.names import Reference, RepositoryName
@@ -70,11 +70,18 @@ def open_registries(
 
     Credentials that were given as they are go to the registries of `references` only. Raises ConfigError.
     """
+    from detlayer.names import is_host
     from detlayer.registry.client import Registries
-    from detlayer.registry.transport import Network, Transport
+    from detlayer.registry.connections import Network
+    from detlayer.registry.transport import Transport
 
     if options["client_key"] and not options["client_cert"]:
         raise ConfigError("usage", "--client-key without --client-cert", "name the certificate, too")
+    for host in options["insecure_registry"]:
+        if not is_host(host):
+            raise ConfigError(
+                "usage", f"--insecure-registry {printable(host)}: that is no host", "write HOST or HOST:PORT alone"
+            )
     network = Network(
         insecure=frozenset(map(str.lower, options["insecure_registry"])),
         ca_file=options["ca_file"],
@@ -118,11 +125,17 @@ def _explicit(options: dict[str, Any]) -> tuple[str, str]:
         password = sys.stdin.readline().rstrip("\r\n") if sys.stdin is not None else ""
         if not password:
             raise ConfigError("password-missing", "--password-stdin found no password", "pipe one in")
-    if options["username"] and not password:
+    if username and not password:
         raise ConfigError(
             "password-missing",
-            "--username without a password",
+            f"{'--username' if options['username'] else 'DETLAYER_USERNAME'} without a password",
             "set DETLAYER_PASSWORD, or pipe one in with --password-stdin",
+        )
+    if password and not username:
+        raise ConfigError(
+            "username-missing",
+            f"{'--password-stdin' if options['password_stdin'] else 'DETLAYER_PASSWORD'} without a name",
+            "say whose it is with --username or DETLAYER_USERNAME; for an identity token, that is '<token>'",
         )
     return username, password
 

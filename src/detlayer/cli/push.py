@@ -122,8 +122,6 @@ def _say(console: Console, result: PushResult, first_error: DetlayerError | None
     for tag in result.tags:
         joint = "@" if tag.tag.startswith("sha256:") else ":"
         console.note(f"{result.name}{joint}{tag.tag} {words[tag.state]}")
-    if result.error is not None and not result.tags:
-        console.note(f"{result.name} failed")
     for error in dict.fromkeys(filter(None, (result.error, *(tag.error for tag in result.tags)))):
         if error is not first_error:
             console.failure(error)

@@ -222,7 +222,10 @@ class Plan:
 
 
 def ask(wanted: Wanted, tags: Sequence[str], facts: Facts) -> tuple[Question, ...]:
-    """Say what is worth asking next, all of it at once; nothing when a plan can be made."""
+    """Say what is worth asking next, all of it at once; nothing when a plan can be made.
+
+    A push by the image's digest alone has that for its only tag.
+    """
     if unasked := [tag for tag in tags if tag not in facts.tags]:
         return tuple(Question("tag", tag) for tag in unasked)
     _conclude(wanted, facts)
@@ -254,9 +257,12 @@ def _unknown_document(wanted: Wanted, documents: Iterable[Document], facts: Fact
 
 def _conclude(wanted: Wanted, facts: Facts) -> None:
     """Draw what follows: a tag that names a manifest shows that it is there, and so is all that one lists."""
-    for named in facts.tags.values():
+    for tag, named in facts.tags.items():
         if named is not None:
             facts.proofs.setdefault(named.digest, "seen")
+        elif tag == str(wanted.root.digest):
+            facts.proofs.pop(wanted.root.digest, None)  # whatever was remembered
+            facts.absent.add(wanted.root.digest)
     known = {**{d: one for d, one in facts.documents.items() if one is not None}, **wanted.by_digest}
     todo = [digest for digest in facts.proofs if digest in known]
     seen = set(todo)
@@ -333,15 +339,6 @@ def plan(name: RepositoryName, wanted: Wanted, tags: Sequence[str], facts: Facts
     )
     manifests = tuple(_manifest_step(one, facts, is_whole) for one in wanted.documents[:-1])
     steps = [_tag_step(tag, root.digest, facts) for tag in sorted(tags, key=lambda tag: (tag in _LAST_TAGS, tag))]
-    if not tags:  # by its digest alone
-        steps = [
-            TagStep(
-                str(root.digest),
-                "present" if is_whole else "put",
-                _REASONS[facts.proofs[root.digest]] if is_whole else "new",
-                None,
-            )
-        ]
     return Plan(name, root.digest, tuple(blobs), manifests, tuple(steps), len(root.data), asked)
 
 

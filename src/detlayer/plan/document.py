@@ -42,10 +42,9 @@ def agree(plan: Plan, wanted: Wanted, tags: Sequence[str]) -> None:
     """Hold a plan that was read against the image, and the tags that it is to be pushed under; raises ConfigError."""
     blobs = {blob.digest: (blob.size_bytes, blob.is_foreign) for blob in wanted.blobs}
     documents = {one.digest: len(one.data) for one in wanted.documents[:-1]}
-    named = tags or [str(wanted.root.digest)]
     if (
         plan.root != wanted.root.digest
-        or sorted(step.tag for step in plan.tags) != sorted(named)
+        or sorted(step.tag for step in plan.tags) != sorted(tags)
         or {step.digest: step.size_bytes for step in plan.manifests} != documents
         or {step.digest: step.size_bytes for step in plan.blobs} != {one: size for one, (size, _) in blobs.items()}
         or len(plan.blobs) + len(plan.manifests) != len(blobs) + len(documents)
@@ -54,7 +53,7 @@ def agree(plan: Plan, wanted: Wanted, tags: Sequence[str]) -> None:
     ):
         raise ConfigError(
             "plan-differs",
-            f"the plan for {plan.name} is not for this image under {', '.join(named[:5])}",
+            f"the plan for {plan.name} is not for this image under {', '.join(tags[:5])}",
             "make the plan anew, for the same image and the same references",
         )
 

@@ -115,7 +115,7 @@ def push(
         survey = (surveys or {}).get(name) or Survey(registries.repository(name), tags, memory)
         plan = None
         try:
-            if survey.ask_tags(Wanted((root,))) and tags:
+            if survey.ask_tags(Wanted((root,))):
                 results.append(PushResult(name, root.digest, tuple(TagResult(tag, "present") for tag in tags)))
                 hints = Hints((*hints.sources, name))
                 continue
@@ -172,8 +172,9 @@ def _by_repository(references: Sequence[Reference], root: Digest) -> dict[Reposi
                 "leave the digest out, or push the image that has it",
             )
         tags = places.setdefault(reference.name, [])
-        if reference.tag and reference.tag not in tags:
-            tags.append(reference.tag)
+        tag = reference.tag or str(root)
+        if tag not in tags:
+            tags.append(tag)
     return places
 
 

@@ -40,7 +40,7 @@ class Survey:
         if any(tag not in self.facts.tags for tag in self.tags):
             self._answer(ask(root_only, self.tags, self.facts))
         named = [self.facts.tags[tag] for tag in self.tags]
-        return bool(named) and all(one is not None and one.digest == root_only.root.digest for one in named)
+        return all(one is not None and one.digest == root_only.root.digest for one in named)
 
     def investigate(self, wanted: Wanted, hints: Hints) -> None:
         """Recall what is known, then ask for what is worth it; raises RegistryError."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from detlayer.registry.client import Registries, Repository
-from detlayer.registry.transport import Network, Transport
+from detlayer.registry.connections import Network
+from detlayer.registry.transport import Transport
 
 __all__ = ["Network", "Registries", "Repository", "Transport"]

@@ -16,9 +16,9 @@ from detlayer.errors import (
 )
 from detlayer.oci import Digest, parse_digest
 
-MAX_ERROR_BYTES = 64 << 10
+MAX_ERROR_BYTES = 4 << 20  # a registry may name each blob of a manifest, and what was in vain is sent again otherwise
 _MAX_SHOWN = 300
-_MAX_ERRORS = 100
+_MAX_ERRORS = 20_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +41,11 @@ class Refusal:
 
     def says(self, *codes: str) -> bool:
         return any(fault.code in codes for fault in self.faults)
+
+    @property
+    def is_passing(self) -> bool:
+        """Whether trying again may help."""
+        return self.status == 429 or 500 <= self.status < 600
 
     @property
     def digests(self) -> tuple[Digest, ...]:
@@ -130,7 +135,7 @@ def error_of(refusal: Refusal, what: str, host: str) -> RegistryError:
         return NotFoundError("not-found", f"can't {what}: it is not there ({refusal})", "check the name and the tag")
     if what.startswith("push") and (status == 405 or refusal.says("UNSUPPORTED")):
         return RefusedError(refusal, "registry-read-only", said, "is the registry read-only, or a mirror?")
-    if status == 429 or 500 <= status < 600:
+    if refusal.is_passing:
         return UnavailableError(
             "registry-busy",
             f"can't {what}: {host} has no time now ({refusal})",

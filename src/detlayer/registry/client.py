@@ -286,8 +286,9 @@ class Repository:
     def _refused(self, answer: Answer, what: str) -> RegistryError:
         """Make an error of a GET that was refused, here or where we were sent."""
         refusal = answer.refusal("GET")
-        if self._is_own(answer.url):
-            return error_of(refusal, what, self.name.registry)
+        is_own = self._is_own(answer.url)
+        if is_own or refusal.is_passing:
+            return error_of(refusal, what, self.name.registry if is_own else printable(answer.host))
         # Credentials would not help: none go there. Such addresses are signed, mostly, for a short time.
         return RejectedError(
             "redirect-refused",

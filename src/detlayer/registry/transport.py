@@ -1,64 +1,38 @@
-"""HTTP to hosts: connections, TLS, back-off for a whole host, redirects that carry no credentials. Never what is asked.
+"""HTTP to hosts: requests and answers, back-off for a whole host, where redirects lead. Never what is asked.
 
-The only module that knows httpx; its errors become ours here. Every answer is bounded in size and time.
+Every answer is bounded in size and time.
 """
 
 from __future__ import annotations
 
 import random
-import re
-import ssl
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
-from importlib import import_module
 from typing import TYPE_CHECKING, Literal
 from urllib.parse import urlsplit
 
-from detlayer.errors import ConfigError, IntegrityError, RegistryError, RejectedError, UnavailableError, printable
+from detlayer.errors import IntegrityError, RegistryError, RejectedError, UnavailableError
 from detlayer.ports import Body
 from detlayer.registry.address import is_loopback, join, origin, shown_url
 from detlayer.registry.answer import MAX_ERROR_BYTES, Refusal, garbage, read_faults
+from detlayer.registry.connections import Kind, Network, Patience, make_client, translated
 
 if TYPE_CHECKING:
-    from http.cookiejar import CookieJar
-
     import httpx
 
 PIECE_BYTES = 256 << 10
+_MAX_DRAINED_BYTES = 64 << 10
 _MAX_HEADER = 8192
 _BUSY = frozenset((429, 500, 502, 503, 504))
 _REDIRECTS = frozenset((301, 302, 303, 307, 308))
 _FIRST_WAIT_S = 0.25
 _LONGEST_WAIT_S = 30.0
-_ERRNO = re.compile(r"^\[Errno -?[0-9]+\] ")
 
 Method = Literal["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"]
-
-
-@dataclass(frozen=True, slots=True)
-class Network:
-    """How hosts are reached. Times in seconds.
-
-    `insecure` names hosts (with ports) that are spoken to over plain HTTP. `retries` bounds how often a request is sent
-    again, `max_wait_s` how long one wait may be, whatever the registry asks for.
-    """
-
-    insecure: frozenset[str] = frozenset()
-    ca_file: str | None = None
-    client_cert: str | None = None
-    client_key: str | None = None
-    retries: int = 4
-    max_wait_s: float = 60.0
-    connect_s: float = 15.0
-    read_s: float = 60.0
-    use_proxies: bool = True
-    """Whether HTTP_PROXY and its like count; never for loopback."""
-    user_agent: str = "detlayer"
 
 
 @dataclass(slots=True)
@@ -139,8 +113,10 @@ class Answer:
 
     def pieces(self) -> Iterator[bytes]:
         """Read the body as it comes, undecoded; raises UnavailableError when it breaks off."""
-        with _translated(self.url):
+        with translated(self.url):
+            self._transport.renew_patience()
             for piece in self._response.iter_raw():
+                self._transport.renew_patience()
                 self._transport.pace.check()
                 self._transport.counts.add(received_bytes=len(piece))
                 yield piece
@@ -172,7 +148,7 @@ class Answer:
     def drain(self) -> None:
         """Read a short body to its end, so that the connection can be used again; a long one is cut off."""
         with suppress(RegistryError):
-            self.read(MAX_ERROR_BYTES)
+            self.read(_MAX_DRAINED_BYTES)
         self.close()
 
     def close(self) -> None:
@@ -197,7 +173,9 @@ class Transport:
         self.pace = pace or Pace()
         self.counts = Counts()
         self._log = log
-        self._clients: dict[str, httpx.Client] = {}
+        self._patience = Patience(self.pace.now)
+        self._clients: dict[Kind, httpx.Client] = {}
+        self._registries: set[str] = set()
         self._hosts: dict[str, _Host] = {}
         self._lock = threading.Lock()
 
@@ -209,8 +187,14 @@ class Transport:
             with suppress(Exception):  # connections in use by threads that are being left behind
                 client.close()
 
+    def renew_patience(self) -> None:
+        """Begin to wait anew: what was waited for has come."""
+        self._patience.renew()
+
     def base_url(self, host: str) -> str:
         """Say how a registry is spoken to: plain HTTP only on loopback, or where it was asked for."""
+        with self._lock:
+            self._registries.add(host)
         plain = host in self.network.insecure or (is_loopback(host) and not self.network.ca_file)
         return f"{'http' if plain else 'https'}://{host}"
 
@@ -280,7 +264,8 @@ class Transport:
         elif data is not None:
             self.counts.add(sent_bytes=len(data))
         self.counts.add(**{"auth" if auth else "requests": 1})
-        with _translated(url):
+        self._patience.renew()
+        with translated(url):
             request = client.build_request(method, url, headers=sent, content=content)
             response = client.send(request, stream=True)
         if self._log is not None:
@@ -314,7 +299,7 @@ class Transport:
     def _back_off(self, state: _Host, asked_s: float | None) -> None:
         """Hold back all requests to a host, since what hit one would hit the others."""
         with state.lock:
-            grown = min(_FIRST_WAIT_S * 2**state.failures, _LONGEST_WAIT_S) * self.pace.jitter()
+            grown = min(_FIRST_WAIT_S * 2 ** min(state.failures, 20), _LONGEST_WAIT_S) * self.pace.jitter()
             state.failures += 1
             wait_s = min(grown if asked_s is None else asked_s, self.network.max_wait_s)
             state.not_before = max(state.not_before, self.pace.now() + wait_s)
@@ -331,35 +316,15 @@ class Transport:
 
     def _client(self, url: str) -> httpx.Client:
         parts = urlsplit(url)
-        kind = parts.scheme
-        if is_loopback(parts.netloc):
-            kind += "-direct"
         with self._lock:
+            kind = Kind(
+                has_tls=parts.scheme == "https",
+                is_direct=is_loopback(parts.netloc),
+                is_registry=parts.netloc in self._registries,
+            )
             if kind not in self._clients:
-                self._clients[kind] = self._make_client(kind)
+                self._clients[kind] = make_client(self.network, kind, self._patience)
             return self._clients[kind]
-
-    def _make_client(self, kind: str) -> httpx.Client:
-        load_httpx()
-        import httpx
-
-        network = self.network
-        # No cookies: those of a load balancer would tie requests together that have nothing to do with each other.
-        return httpx.Client(
-            verify=_context(network, kind),
-            trust_env=network.use_proxies and not kind.endswith("-direct"),
-            follow_redirects=False,
-            timeout=httpx.Timeout(network.read_s, connect=network.connect_s, pool=None),
-            limits=httpx.Limits(max_connections=64, max_keepalive_connections=16, keepalive_expiry=20),
-            cookies=_no_cookies(),
-            # httpx reads where a redirect leads, though it does not follow: what it could not read is refused before.
-            event_hooks={"response": [_check_location]},
-        )
-
-
-def _check_location(response: httpx.Response) -> None:
-    if response.has_redirect_location:
-        join(str(response.request.url), response.headers["location"])
 
 
 def follow(answer: Answer, *, allow_other_hosts: bool) -> str | None:
@@ -388,107 +353,3 @@ def follow(answer: Answer, *, allow_other_hosts: bool) -> str | None:
             "use the name of the registry that it redirects to",
         )
     return target
-
-
-def load_httpx() -> None:
-    """Import httpx without its command line, which would load rich and pygments and take half of the time.
-
-    httpx is made to do without it: it is an extra.
-    """
-    if "httpx" not in sys.modules:
-        sys.modules["httpx._main"] = None  # type: ignore[assignment]
-        try:
-            import_module("httpx")
-        finally:
-            del sys.modules["httpx._main"]
-
-
-def _no_cookies() -> CookieJar:
-    from http.cookiejar import CookieJar, DefaultCookiePolicy
-
-    return CookieJar(DefaultCookiePolicy(allowed_domains=[]))
-
-
-def _context(network: Network, kind: str) -> ssl.SSLContext:
-    """Make the TLS context of a kind of client: the system's trust store, and what was named beside it."""
-    if not kind.startswith("https"):
-        return ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # never used; loading certificates would take time
-    import truststore
-
-    context: ssl.SSLContext = truststore.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    try:
-        if network.ca_file is not None:
-            context.load_verify_locations(cafile=network.ca_file)
-        if network.client_cert is not None:
-            # Without a password, so that OpenSSL does not ask the terminal for one.
-            context.load_cert_chain(network.client_cert, network.client_key, password="")
-    except (OSError, ssl.SSLError, ValueError) as error:
-        named = ", ".join(filter(None, (network.ca_file, network.client_cert, network.client_key)))
-        raise ConfigError(
-            "certificate-unreadable", f"{printable(named)}: {_plain(error)}", "name certificates in PEM files"
-        ) from error
-    return context
-
-
-@contextmanager
-def _translated(url: str) -> Iterator[None]:
-    """Turn httpx's errors into ours."""
-    load_httpx()
-    import httpx
-
-    parts = urlsplit(url)
-    shown = printable(parts.netloc)
-    hint = "try again; is this a registry?"
-    if parts.scheme == "http":
-        hint += " if it has TLS, name the CA of its certificate: --ca-file FILE"
-    try:
-        yield
-    except httpx.ConnectError as error:
-        if (tls := _tls_error(error)) is not None:
-            what = f"no TLS with {shown}: {printable(str(tls.reason or tls))}"
-            if isinstance(tls, ssl.SSLCertVerificationError):
-                what = f"the certificate of {shown} does not hold: {printable(tls.verify_message)}"
-            raise RejectedError(
-                "registry-tls",
-                what,
-                f"name the CA that signed it with --ca-file; if it has no TLS, add --insecure-registry {shown}",
-            ) from error
-        raise UnavailableError(
-            "registry-unreachable",
-            f"{shown} can't be reached: {_plain(error)}",
-            "check the name, the port and the network",
-        ) from error
-    except httpx.TimeoutException as error:
-        raise UnavailableError(
-            "registry-timeout", f"{shown} takes too long to answer", "try again later, or raise --timeout"
-        ) from error
-    except httpx.ProxyError as error:
-        raise UnavailableError(
-            "proxy-failed", f"the proxy did not lead to {shown}: {_plain(error)}", "check HTTPS_PROXY and NO_PROXY"
-        ) from error
-    except httpx.UnsupportedProtocol as error:
-        raise garbage(shown, "with an address that is none") from error
-    except httpx.LocalProtocolError as error:
-        # What it says has the header in it, which may be a credential.
-        raise garbage(shown, "so that no request can be made of it") from error
-    except httpx.RemoteProtocolError as error:
-        raise UnavailableError("registry-broke-off", f"{shown} broke off: {_plain(error)}", hint) from error
-    except (httpx.TransportError, httpx.StreamError) as error:
-        raise UnavailableError(
-            "registry-broke-off", f"the connection to {shown} broke: {_plain(error)}", hint
-        ) from error
-    except httpx.InvalidURL as error:
-        raise garbage(shown, f"with an address that is none: {error}") from error
-
-
-def _tls_error(error: BaseException) -> ssl.SSLError | None:
-    """Find what TLS said among the causes of an error."""
-    seen: BaseException | None = error
-    while seen is not None and not isinstance(seen, ssl.SSLError):
-        seen = seen.__cause__ or seen.__context__
-    return seen
-
-
-def _plain(error: Exception) -> str:
-    """Show an error without the number that the system has for it."""
-    return printable(_ERRNO.sub("", str(error)))

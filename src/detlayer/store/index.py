@@ -161,9 +161,10 @@ class Index:
             self._open(bad=_inode(self.path))
 
     def close(self) -> None:
+        """Let go of the file. Threads that are late find nothing, and open nothing again."""
         with self._lock:
             self._let_go()
-            self._is_open = False
+            self._is_open = True
 
     def tell(self, code: str, message: str) -> None:
         """Say what was found wrong in the store, and is mended."""

@@ -1,0 +1,264 @@
+"""Connections to hosts, by way of httpx: TLS, proxies, patience, and its errors as ours. Never what is asked.
+
+Nothing but this module and `transport` knows httpx. Sources: `truststore` for what the system trusts; the environment's
+proxies as httpx reads them.
+"""
+
+from __future__ import annotations
+
+import re
+import ssl
+import sys
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, NamedTuple
+from urllib.parse import urlsplit
+
+from detlayer.errors import ConfigError, RejectedError, UnavailableError, printable
+from detlayer.registry.address import join
+from detlayer.registry.answer import garbage
+
+if TYPE_CHECKING:
+    from http.cookiejar import CookieJar
+
+    import httpx
+
+_ERRNO = re.compile(r"^\[Errno -?[0-9]+\] ")
+
+
+@dataclass(frozen=True, slots=True)
+class Network:
+    """How hosts are reached. Times in seconds.
+
+    `insecure` names hosts (with ports) that are spoken to over plain HTTP. `retries` bounds how often a request is sent
+    again, `max_wait_s` how long one wait may be, whatever the registry asks for.
+    """
+
+    insecure: frozenset[str] = frozenset()
+    ca_file: str | None = None
+    client_cert: str | None = None
+    client_key: str | None = None
+    retries: int = 4
+    max_wait_s: float = 60.0
+    connect_s: float = 15.0
+    read_s: float = 60.0
+    use_proxies: bool = True
+    """Whether HTTP_PROXY and its like count; never for loopback."""
+    user_agent: str = "detlayer"
+
+
+class Kind(NamedTuple):
+    """What a connection depends on: whether to use TLS, whether to go by proxies, whether to show who we are."""
+
+    has_tls: bool
+    is_direct: bool
+    is_registry: bool
+
+
+class Patience(threading.local):
+    """How long this thread has been waiting for what it waits for now, however it trickles in.
+
+    A timeout of a socket is renewed by each byte. So that nobody is kept for ever by one byte now and then, the head of
+    an answer, and each piece of its body, has to come within the timeout as a whole.
+    """
+
+    def __init__(self, now: Callable[[], float]) -> None:
+        self._now = now
+        self._ends: float | None = None
+
+    def renew(self) -> None:
+        self._ends = None
+
+    def left(self, timeout_s: float) -> float:
+        """Say how many of the seconds are left; the time runs from the first call."""
+        if self._ends is None:
+            self._ends = self._now() + timeout_s
+        return self._ends - self._now()
+
+
+def make_client(network: Network, kind: Kind, patience: Patience) -> httpx.Client:
+    """Make what sends requests of one kind; raises ConfigError for certificates and proxies that are none."""
+    load_httpx()
+    import httpx
+
+    # No cookies: those of a load balancer would tie requests together that have nothing to do with each other.
+    context = _context(network, kind)
+    try:
+        client = httpx.Client(
+            verify=context,
+            trust_env=network.use_proxies and not kind.is_direct,
+            follow_redirects=False,
+            timeout=httpx.Timeout(network.read_s, connect=network.connect_s, pool=None),
+            limits=httpx.Limits(max_connections=64, max_keepalive_connections=16, keepalive_expiry=20),
+            cookies=_no_cookies(),
+            # httpx reads where a redirect leads, though it does not follow: what it could not read is refused before.
+            event_hooks={"response": [_check_location]},
+        )
+    except (ValueError, ImportError, httpx.InvalidURL) as error:
+        raise ConfigError(
+            "proxy-invalid",
+            f"the environment names a proxy that can't be used ({type(error).__name__})",
+            "check HTTPS_PROXY, HTTP_PROXY and ALL_PROXY: http://HOST:PORT",
+        ) from error
+    # There is no public way to it; a later httpx may have none at all, and then timeouts are renewed by each byte.
+    for transport in {client._transport, *client._mounts.values()} - {None}:
+        pool: Any = getattr(transport, "_pool", None)
+        if (inner := getattr(pool, "_network_backend", None)) is not None:
+            pool._network_backend = _backend(inner, patience)
+    return client
+
+
+def _check_location(response: httpx.Response) -> None:
+    if response.has_redirect_location:
+        join(str(response.request.url), response.headers["location"])
+
+
+def _backend(inner: Any, patience: Patience) -> Any:
+    """Make a network backend whose streams are waited for with patience."""
+    import httpcore
+
+    class Stream(httpcore.NetworkStream):
+        def __init__(self, stream: httpcore.NetworkStream) -> None:
+            self._stream = stream
+
+        def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
+            left_s = patience.left(timeout) if timeout is not None else None
+            if left_s is not None and left_s <= 0:
+                raise httpcore.ReadTimeout
+            return self._stream.read(max_bytes, left_s)
+
+        def write(self, buffer: bytes, timeout: float | None = None) -> None:
+            patience.renew()
+            self._stream.write(buffer, timeout)
+
+        def close(self) -> None:
+            self._stream.close()
+
+        def start_tls(
+            self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: float | None = None
+        ) -> httpcore.NetworkStream:
+            return Stream(self._stream.start_tls(ssl_context, server_hostname, timeout))
+
+        def get_extra_info(self, info: str) -> Any:
+            return self._stream.get_extra_info(info)
+
+    class Backend(httpcore.NetworkBackend):
+        def connect_tcp(
+            self,
+            host: str,
+            port: int,
+            timeout: float | None = None,
+            local_address: str | None = None,
+            socket_options: Iterable[httpcore.SOCKET_OPTION] | None = None,
+        ) -> httpcore.NetworkStream:
+            patience.renew()
+            return Stream(inner.connect_tcp(host, port, timeout, local_address, socket_options))
+
+    return Backend()
+
+
+def load_httpx() -> None:
+    """Import httpx without its command line, which would load rich and pygments and take half of the time.
+
+    httpx is made to do without it: it is an extra.
+    """
+    if "httpx" not in sys.modules:
+        sys.modules["httpx._main"] = None  # type: ignore[assignment]
+        try:
+            import_module("httpx")
+        finally:
+            del sys.modules["httpx._main"]
+
+
+def _no_cookies() -> CookieJar:
+    from http.cookiejar import CookieJar, DefaultCookiePolicy
+
+    return CookieJar(DefaultCookiePolicy(allowed_domains=[]))
+
+
+def _context(network: Network, kind: Kind) -> ssl.SSLContext:
+    """Make the TLS context of a kind of client: the system's trust store, and what was named beside it."""
+    if not kind.has_tls:
+        return ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # never used; loading certificates would take time
+    import truststore
+
+    context: ssl.SSLContext = truststore.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    try:
+        if network.ca_file is not None:
+            context.load_verify_locations(cafile=network.ca_file)
+        if network.client_cert is not None and kind.is_registry:
+            # Without a password, so that OpenSSL does not ask the terminal for one.
+            context.load_cert_chain(network.client_cert, network.client_key, password="")
+    except (OSError, ssl.SSLError, ValueError) as error:
+        named = ", ".join(filter(None, (network.ca_file, network.client_cert, network.client_key)))
+        raise ConfigError(
+            "certificate-unreadable", f"{printable(named)}: {_plain(error)}", "name certificates in PEM files"
+        ) from error
+    return context
+
+
+@contextmanager
+def translated(url: str) -> Iterator[None]:
+    """Turn httpx's errors into ours."""
+    load_httpx()
+    import httpx
+
+    parts = urlsplit(url)
+    shown = printable(parts.netloc)
+    hint = "try again; is this a registry?"
+    if parts.scheme == "http":
+        hint += " if it has TLS, name the CA of its certificate: --ca-file FILE"
+    try:
+        yield
+    except httpx.ConnectError as error:
+        if (tls := _tls_error(error)) is not None:
+            what = f"no TLS with {shown}: {printable(str(tls.reason or tls))}"
+            if isinstance(tls, ssl.SSLCertVerificationError):
+                what = f"the certificate of {shown} does not hold: {printable(tls.verify_message)}"
+            raise RejectedError(
+                "registry-tls",
+                what,
+                f"name the CA that signed it with --ca-file; if it has no TLS, add --insecure-registry {shown}",
+            ) from error
+        raise UnavailableError(
+            "registry-unreachable",
+            f"{shown} can't be reached: {_plain(error)}",
+            "check the name, the port and the network",
+        ) from error
+    except httpx.TimeoutException as error:
+        raise UnavailableError(
+            "registry-timeout", f"{shown} takes too long to answer", "try again later, or raise --timeout"
+        ) from error
+    except httpx.ProxyError as error:
+        raise UnavailableError(
+            "proxy-failed", f"the proxy did not lead to {shown}: {_plain(error)}", "check HTTPS_PROXY and NO_PROXY"
+        ) from error
+    except httpx.UnsupportedProtocol as error:
+        raise garbage(shown, "with an address that is none") from error
+    except httpx.LocalProtocolError as error:
+        # What it says has the header in it, which may be a credential.
+        raise garbage(shown, "so that no request can be made of it") from error
+    except httpx.RemoteProtocolError as error:
+        raise UnavailableError("registry-broke-off", f"{shown} broke off: {_plain(error)}", hint) from error
+    except (httpx.TransportError, httpx.StreamError) as error:
+        raise UnavailableError(
+            "registry-broke-off", f"the connection to {shown} broke: {_plain(error)}", hint
+        ) from error
+    except httpx.InvalidURL as error:
+        raise garbage(shown, f"with an address that is none: {error}") from error
+
+
+def _tls_error(error: BaseException) -> ssl.SSLError | None:
+    """Find what TLS said among the causes of an error."""
+    seen: BaseException | None = error
+    while seen is not None and not isinstance(seen, ssl.SSLError):
+        seen = seen.__cause__ or seen.__context__
+    return seen
+
+
+def _plain(error: Exception) -> str:
+    """Show an error without the number that the system has for it."""
+    return printable(_ERRNO.sub("", str(error)))

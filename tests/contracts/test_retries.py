@@ -1,0 +1,148 @@
+"""What is sent again, how often, and when: only what may be repeated, only where it may help, each host for itself."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+
+from detlayer.errors import RegistryError
+from detlayer.names import RepositoryName
+from detlayer.oci import Descriptor, digest_of
+from detlayer.registry import Network, Registries, Transport
+from detlayer.registry.upload import upload
+from tests.contracts.pushing import FastPace
+from tests.contracts.raw import Asked, RawServer, answer
+from tests.contracts.test_addresses import BLOB, Bytes, repository
+
+RETRIES = 3
+PASSING = (429, 500, 502, 503, 504)
+FINAL = (400, 402, 403, 404, 405, 406, 408, 409, 410, 413, 416, 418, 422, 451, 501, 505)
+
+
+def transport(pace: FastPace | None = None) -> Transport:
+    return Transport(Network(retries=RETRIES, read_s=10), pace=pace or FastPace())
+
+
+@pytest.mark.parametrize("status", [*PASSING, *FINAL])
+@pytest.mark.parametrize("method", ["GET", "HEAD", "POST", "PUT", "DELETE"])
+def test_how_often(status: int, method: str) -> None:
+    with RawServer(lambda asked: answer(status)) as server:
+        sender = transport()
+        said = sender.send(method, f"http://{server.address}/", headers={})  # type: ignore[arg-type]
+        said.drain()
+        sender.close()
+    assert said.status == status
+    assert len(server.asked) == (RETRIES + 1 if status in PASSING else 1)
+
+
+@pytest.mark.parametrize("status", PASSING)
+def test_a_body_that_streams_is_not_sent_again(status: int) -> None:
+    """The caller has to find out what became of it first."""
+    with RawServer(lambda asked: answer(status)) as server:
+        sender = transport()
+        sender.send("PUT", f"http://{server.address}/", headers={}, body=Bytes(), repeat=False).drain()
+        sender.close()
+    assert len(server.asked) == 1
+
+
+@pytest.mark.parametrize("status", [*PASSING, 0])
+@pytest.mark.parametrize("method", ["POST", "PUT"])
+def test_uploads_end(status: int, method: str) -> None:
+    """Whatever a registry does for ever, the number of requests has a bound; 0 hangs up."""
+
+    def say(asked: Asked) -> bytes:
+        if asked.method == method:
+            return answer(status) if status else b""
+        return answer(202, location="/u") if asked.method == "POST" else answer(404)
+
+    with RawServer(say) as server, repository(server) as one:
+        with pytest.raises(RegistryError):
+            upload(one, BLOB, Bytes)
+        assert len(server.asked) < 30
+
+
+def test_waits_grow_and_have_an_end() -> None:
+    pace = FastPace()
+    sender = Transport(Network(retries=20), pace=pace)
+    with RawServer(lambda asked: answer(503)) as server:
+        for _ in range(60):  # as many failures as would be too many for a number
+            sender.send("GET", f"http://{server.address}/", headers={}).drain()
+        sender.close()
+    assert pace.waits_s[0] <= 0.25
+    assert 10 < max(pace.waits_s) <= 30
+
+
+@pytest.mark.parametrize(
+    ("text", "least_s", "most_s"),
+    [
+        ("7", 6.9, 7),
+        ("0", 0, 0),
+        ("-5", 0, 1),
+        ("soon", 0, 1),
+        ("9" * 400, 0, 60),
+        ("Sun, 06 Nov 1994 08:49:37 GMT", 0, 0),
+    ],
+)
+def test_retry_after(text: str, least_s: float, most_s: float) -> None:
+    pace = FastPace()
+    sender = transport(pace)
+    with RawServer(lambda asked: answer(429, retry_after=text)) as server:
+        sender.send("GET", f"http://{server.address}/", headers={}).drain()
+        sender.close()
+        assert len(server.asked) == (1 if len(text) > 300 else RETRIES + 1)
+    assert all(least_s <= wait_s <= most_s for wait_s in pace.waits_s)
+
+
+def test_one_busy_host_does_not_keep_others_waiting() -> None:
+    """And a host that is busy keeps all of us waiting, whoever asked first."""
+    pace = FastPace()
+    sender = Transport(Network(retries=0), pace=pace)
+    with (
+        RawServer(lambda asked: answer(429, retry_after="40")) as busy,
+        RawServer(lambda asked: answer(200)) as other,
+    ):
+        sender.send("GET", f"http://{busy.address}/", headers={}).drain()
+        sender.send("GET", f"http://{other.address}/", headers={}).drain()
+        assert pace.waits_s == []
+        thread = threading.Thread(target=lambda: sender.send("GET", f"http://{busy.address}/x", headers={}).drain())
+        thread.start()
+        thread.join(30)
+        sender.close()
+    assert 39 < sum(pace.waits_s) <= 40
+
+
+def test_a_manifest_that_breaks_off_is_fetched_again_and_then_given_up() -> None:
+    with RawServer(lambda asked: answer(200, content_length="1000")) as server, repository(server) as one:
+        with pytest.raises(RegistryError) as caught:
+            one.get_manifest("1")
+        assert len(server.asked) == 2  # with one retry
+    assert caught.value.code == "registry-broke-off"
+
+
+def test_a_blob_that_comes_byte_by_byte_comes() -> None:
+    """Each connection brings one more: that is progress, and the digest says whether it is right."""
+    data = b"0123456789" * 3
+
+    def say(asked: Asked) -> bytes:
+        start = int(asked.headers.get("range", "bytes=0-")[6:-1])
+        head = answer(206 if start else 200, content_length=str(len(data) - start))
+        return head + data[start : start + 1]
+
+    from detlayer.registry.download import RemoteReader
+
+    with RawServer(say) as server, repository(server) as one:
+        reader = RemoteReader(one, Descriptor("", digest_of(data), len(data)))
+        assert b"".join(iter(lambda: reader.read(100), b"")) == data
+        reader.close()
+
+
+def test_registries_of_one_host_share_what_it_asks_for() -> None:
+    """Two repositories of a host that is busy: the second waits for what the first was told."""
+    pace = FastPace()
+    sender = Transport(Network(retries=0), pace=pace)
+    with RawServer(lambda asked: answer(429, retry_after="5")) as server, Registries(sender) as registries:
+        for name in ("a", "b"):
+            with pytest.raises(RegistryError):
+                registries.repository(RepositoryName(server.address, name)).head_manifest("1")
+    assert 4.9 < sum(pace.waits_s) <= 5
