@@ -26,10 +26,10 @@ settings.load_profile("detlayer")
 @pytest.fixture(autouse=True)
 def _calm_environment(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """No variable and no cache of the one who runs the tests decides a result."""
-    monkeypatch.setenv("DETLAYER_CACHE_DIR", str(tmp_path_factory.getbasetemp() / "cache"))
     ours = [name for name in os.environ if name.startswith("DETLAYER_") and name != "DETLAYER_NO_SKIPS"]
     for name in ("SOURCE_DATE_EPOCH", "NO_COLOR", "FORCE_COLOR", "TZ", *ours):
         monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("DETLAYER_CACHE_DIR", str(tmp_path_factory.getbasetemp() / "cache"))
     mask = os.umask(0o022)
     yield
     os.umask(mask)

@@ -101,6 +101,7 @@ def test_a_deep_error_body() -> None:
         (404, "MANIFEST_UNKNOWN", NotFoundError, "not-found"),
         (400, "TAG_INVALID", RefusedError, "tag-immutable"),
         (405, "UNSUPPORTED", RefusedError, "registry-read-only"),
+        (405, "UNSUPPORTED", RefusedError, "registry-refused"),
         (413, "", RefusedError, "too-large"),
         (429, "TOOMANYREQUESTS", UnavailableError, "registry-busy"),
         (503, "", UnavailableError, "registry-busy"),
@@ -109,7 +110,8 @@ def test_a_deep_error_body() -> None:
 )
 def test_refusals_become_errors(status: int, code: str, family: type[Exception], expected: str) -> None:
     body = json.dumps({"errors": [{"code": code, "message": "m"}]}).encode()
-    error = error_of(Refusal("GET", "https://x/", status, read_faults(body)), "pull a/b", "registry.example")
+    what = "push to a/b" if expected == "registry-read-only" else "pull a/b"
+    error = error_of(Refusal("GET", "https://x/", status, read_faults(body)), what, "registry.example")
     assert isinstance(error, family)
     assert error.code == expected
     assert error.hint

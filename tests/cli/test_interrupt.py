@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import signal
 import subprocess
@@ -11,10 +12,10 @@ from pathlib import Path
 import pytest
 
 from tests.cli.command import CommandLine
-from tests.contracts.claims import assert_has, broken_tags, seed, uploaded
+from tests.contracts.claims import assert_has, broken_tags, present, seed, uploaded
 from tests.contracts.faults import SESSION, Fault, Reply
 from tests.contracts.fixtures import StartStrict
-from tests.contracts.images import CounterBody, Descriptor, Layout, image
+from tests.contracts.images import CounterBody, Descriptor, Layout, image, platforms
 from tests.contracts.records import Answer
 from tests.contracts.rules import busy
 from tests.contracts.servers import RealRegistry, Server
@@ -94,6 +95,32 @@ def test_pull(detlayer: CommandLine, open_server: Server, layout: Layout, number
     for digest, data in layout.blobs_of(made).items():
         assert (pulled / "blobs" / "sha256" / digest.removeprefix("sha256:")).read_bytes() == data
     assert not (pulled / ".detlayer").exists()
+
+
+def test_push_at_any_request(detlayer: CommandLine, start_strict: StartStrict, layout: Layout) -> None:
+    """Whichever request Ctrl-C meets: no tag names half an image, and what had arrived is not sent again."""
+    server = start_strict()
+    made = layout.tag(platforms(layout, 1, 2), "app")
+    for number in itertools.count(1):
+        name = f"team/app{number}"
+        push = ("push", "oci:layout", f"{server.address}/{name}:1", "--cache-dir", f"cache{number}")
+        said = detlayer.interrupted(
+            push,
+            signal.SIGINT,
+            lambda call, at=number: server.arm(Fault(call, at=at)),  # type: ignore[misc]
+        )
+        server.revive()
+        assert broken_tags(server) == {}, f"interrupted at request {number}"
+        if said.exit == 0:
+            break
+        assert (said.exit, said.words[-1]) == (130, STOPPED)
+        arrived = present(server, name, layout.blobs_of(made))
+        server.clear()
+        assert detlayer(*push).stdout == f"{made['digest']}\n"
+        assert_has(server, name, "1", layout, made)
+        assert not set(uploaded(server.requests)) & arrived, f"interrupted at request {number}"
+        server.clear()
+    assert number > 9
 
 
 @SIGNALS

@@ -15,10 +15,13 @@ from tests.contracts.claims import seed
 from tests.contracts.faults import Fault, LoseAnswer, Reply
 from tests.contracts.fixtures import StartReal, StartStrict
 from tests.contracts.images import Layout, image, platforms
-from tests.contracts.records import Answer
+from tests.contracts.raw import RawServer
+from tests.contracts.raw import answer as raw_answer
+from tests.contracts.records import Answer, Request, error_answer
 from tests.contracts.rules import PUSH_TRAPS, Rules, busy
 from tests.contracts.servers import Server
 from tests.contracts.tokens import ALICE, Account
+from tests.contracts.wire import Incoming, WireServer
 
 READER = Account("carol", "carol-may-only-read", allowed={"*": frozenset(("pull",))})
 CAROL = {"DETLAYER_USERNAME": READER.username, "DETLAYER_PASSWORD": READER.password}
@@ -223,6 +226,38 @@ def test_a_host_that_is_not_there(detlayer: CommandLine, digest: str) -> None:
     assert not (detlayer.here / "pulled").exists()
 
 
+class Forward:
+    """A forward proxy that leads nowhere, and says so."""
+
+    def answer(self, request: Request, body: Incoming) -> Answer:
+        return error_answer(400, ("UNSUPPORTED", "this proxy leads nowhere", None))
+
+    def disturbed(self, request: Request | None) -> None:
+        """Nothing depends on it."""
+
+
+def test_proxies_and_plain_http_elsewhere(detlayer: CommandLine, start_strict: StartStrict, layout: Layout) -> None:
+    """Plain HTTP off this machine is asked for, and goes by $HTTP_PROXY; loopback never does."""
+    registry = start_strict()
+    digest = seed(registry, "team/app", layout, image(layout), "1")
+    elsewhere = "registry.invalid:8080"
+    with WireServer(Forward()) as proxy:
+        through = {"HTTP_PROXY": proxy.url, "http_proxy": proxy.url, **LOGIN}
+        said = detlayer("resolve", f"{elsewhere}/app:1", "--insecure-registry", elsewhere, "-v", **through)
+        assert said.failure == (4, "registry-refused")
+        assert said.error[2].endswith("(400, UNSUPPORTED: this proxy leads nowhere)")
+        assert [request.target for request in proxy.requests] == [f"http://{elsewhere}/v2/app/manifests/1"]
+        assert not proxy.requests[0].has("authorization")  # nobody has asked
+        # Without --insecure-registry it is HTTPS, which finds nobody there.
+        assert detlayer("resolve", f"{elsewhere}/app:1", "--retries", "0", **through).exit == 5
+        direct = detlayer("resolve", f"{registry.address}/team/app:1", **through)
+        assert direct.stdout.startswith(digest)
+        exempt = {**through, "NO_PROXY": "registry.invalid", "no_proxy": "registry.invalid"}
+        said = detlayer("resolve", f"{elsewhere}/app:1", "--insecure-registry", elsewhere, "--retries", "0", **exempt)
+        assert said.failure == (5, "registry-unreachable")
+        assert len(proxy.requests) == 1
+
+
 @pytest.mark.parametrize("command", ["push", "plan", "resolve", "pull"])
 def test_retries(detlayer: CommandLine, start_strict: StartStrict, layout: Layout, digest: str, command: str) -> None:
     """--retries bounds how often one request is sent again, whatever is the matter with it."""
@@ -294,6 +329,29 @@ def test_registries_that_refuse(
     assert not said.error[2].endswith(".")
     assert all(line.isprintable() for line in said.words)
     assert said.words[0] == f"{server.address}/team/app:1 failed"
+
+
+@pytest.mark.parametrize(
+    ("said", "failure", "says"),
+    [
+        (b"SSH-2.0-OpenSSH_9.2p1\r\n", (5, "registry-broke-off"), "broke off: "),
+        (b"HTTP/1.1 200 OK\r\n" + b"x: y\r\n" * 100_000, (5, "registry-broke-off"), "broke off: "),
+        (b"HTTP/1.1 999 \x1b[31mNo\r\n\r\n", (4, "registry-refused"), "(999)"),
+        (raw_answer(301), (4, "registry-garbage"), "answers 301 without a Location"),
+        (raw_answer(200, b"<html>", content_type="text/html"), (4, "registry-garbage"), "with a web page"),
+        (raw_answer(200, bytes(100)), (3, "document-invalid"), "is no JSON"),
+    ],
+    ids=["ssh", "flood", "status", "nowhere", "page", "zeros"],
+)
+def test_what_is_no_registry(
+    detlayer: CommandLine, digest: str, said: bytes, failure: tuple[int, str], says: str
+) -> None:
+    with RawServer(lambda asked: said) as server:
+        for command in (["push", "oci:layout", f"{server.address}/x:1"], ["resolve", f"{server.address}/x:1"]):
+            done = detlayer(*command, "--retries", "0")
+            assert done.failure == failure
+            assert says in done.error[2]
+            assert all(line.isprintable() for line in done.words)
 
 
 def test_an_immutable_tag(detlayer: CommandLine, start_strict: StartStrict, layout: Layout, digest: str) -> None:

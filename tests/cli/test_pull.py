@@ -154,7 +154,7 @@ def test_a_full_disk(detlayer: CommandLine, open_server: Server, layout: Layout)
         ("endless-manifest", 4, "manifest-too-long", "has over 4,194,304 bytes"),
         ("endless-blob", 6, "blob-digest", "/team/app sends too many bytes for sha256:"),
         ("digest-header-wrong", 6, "manifest-digest", " sent sha256:"),
-        ("blobs-elsewhere-fishing", 4, "redirect-refused", " refused to let you pull "),
+        ("blobs-elsewhere-fishing", 4, "redirect-refused", "(401, UNAUTHORIZED: who are you?)"),
         ("never-answers", 5, "registry-timeout", "takes too long to answer"),
     ],
 )

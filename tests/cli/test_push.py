@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import itertools
 import json
+import os
 import sqlite3
+import struct
 import subprocess
 import sys
 import tarfile
+import termios
 from pathlib import Path
 
 import pytest
@@ -68,6 +73,40 @@ def test_plain_progress_is_lines(detlayer: CommandLine, start_strict: StartStric
         assert said.exit == 0
         assert "\x1b" not in said.stderr
         assert ("1 of 2 blobs, " in said.stderr or "0 of 2 blobs, " in said.stderr) == (kind == "plain")
+
+
+def test_bars_are_for_terminals(detlayer: CommandLine, start_strict: StartStrict, layout: Layout) -> None:
+    """One for each large blob and one for all, gone at the end; what is said stays, and stdout has no part in it."""
+    made = layout.tag(image(layout, ["large", "small"], layer_bytes=20 << 20, compression="none"), "app")
+    server = start_strict()
+    server.arm(Fault(Reply(busy(503, "1")), "PUT", SESSION))
+    ours, theirs = os.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 100, 0, 0))
+    with subprocess.Popen(
+        [sys.executable, "-m", "detlayer", "push", "oci:layout", f"{server.address}/app:1"],
+        cwd=detlayer.here,
+        env={**detlayer.environment, "TERM": "xterm", "NO_COLOR": "1"},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=theirs,
+    ) as process:
+        os.close(theirs)
+        shown = b""
+        with contextlib.suppress(OSError):  # what Linux says when nobody has the terminal any more
+            while piece := os.read(ours, 1 << 16):
+                shown += piece
+        os.close(ours)
+        assert process.stdout is not None
+        assert process.stdout.read().decode() == f"{made['digest']}\n"
+    assert process.returncode == 0
+    text = shown.decode()
+    large = json.loads(layout.read(made["digest"]))["layers"]
+    assert any(one["digest"][:19] in text for one in large)  # the other may have been too fast for it
+    assert "/40.0 MiB" in text
+    assert "/100 bytes" not in text
+    *_, last, words = text.rstrip().splitlines()
+    assert last.endswith(f"{server.address}/app:1 pushed")
+    assert ", blobs: 3 uploaded, " in words
 
 
 def test_json_lines_end_in_the_result(detlayer: CommandLine, open_server: Server, index: str) -> None:
@@ -224,15 +263,20 @@ def test_one_tag_of_several_fails(detlayer: CommandLine, start_strict: StartStri
     assert as_json.exit == 4
     assert [document["type"] for document in as_json.documents] == ["result", "error"]
     assert as_json.result["code"] == "tag-immutable"
-    first, second = as_json.documents[0]["results"]
-    assert (first["repository"], first["digest"]) == (f"{at}/team/app", index)
-    assert [(one["tag"], one["state"], one.get("error")) for one in first["tags"]] == [
-        ("1", "failed", "tag-immutable"),
-        ("2", "present", None),
+    unreachable = {
+        "error": "registry-unreachable",
+        "message": "127.0.0.1:1 can't be reached: Connection refused",
+    }
+    failed = {"tag": "1", "state": "failed", "error": "tag-immutable", "message": as_json.result["message"]}
+    assert as_json.documents[0]["results"] == [
+        {"repository": f"{at}/team/app", "digest": index, "tags": [failed, {"tag": "2", "state": "present"}]},
+        {
+            "repository": "127.0.0.1:1/team/app",
+            "digest": index,
+            "tags": [{"tag": "1", "state": "failed", **unreachable}],
+            **unreachable,
+        },
     ]
-    assert "refused" in first["tags"][0]["message"]
-    assert (second["repository"], second["error"]) == ("127.0.0.1:1/team/app", "registry-unreachable")
-    assert [(one["tag"], one["state"]) for one in second["tags"]] == [("1", "failed")]
     # One repository that is done is a digest, whatever became of the others.
     said = detlayer("push", "oci:layout", f"{at}/team/app:2", "127.0.0.1:1/team/app:1", "--retries", "0")
     assert (said.exit, said.stdout) == (5, f"{index}\n")

@@ -196,9 +196,9 @@ def test_pack_and_verify_take_the_same_options() -> None:
     from detlayer.cli.pack import pack
     from detlayer.cli.verify import verify
 
-    # Where a layer goes, what only a long single pass has to say, and what is remembered: verify goes by nothing of it.
+    # Where a layer goes, what only a long single pass has to say, and what it remembers: verify packs anew.
     own = {"sources", "output", "oci", "descriptor", "depfile", "progress", "verbose"}
-    own |= {"cache_dir", "no_cache", "paranoid", "explain"}
+    own |= {"cache_dir", "no_cache", "explain", "paranoid"}
     assert {one.name for one in pack.params} - own <= {one.name for one in verify.params}
 
 

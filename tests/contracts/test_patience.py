@@ -83,7 +83,7 @@ WRONG: dict[str, tuple[bytes | list[bytes], str]] = {
     "empty": (answer(200), "document-invalid"),
     "no-content": (answer(204), "registry-garbage"),
     "status-99": (b"HTTP/1.1 099 ?\r\nContent-Length: 0\r\n\r\n", "registry-broke-off"),
-    "status-999": (answer(999), "registry-busy"),
+    "status-999": (answer(999), "registry-refused"),
 }
 
 

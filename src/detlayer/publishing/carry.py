@@ -74,7 +74,9 @@ class Carrier:
         label = str(blob.digest)
 
         def keep(session: Session | None) -> None:
-            self._memory.keep_session(principal, name, blob.digest, session)
+            # That it is over is kept when what it brought is: a run that ends in between would send that again.
+            if session is not None:
+                self._memory.keep_session(principal, name, blob.digest, session)
 
         self._reporter.transfer(label, blob.size_bytes)
         try:
@@ -87,10 +89,12 @@ class Carrier:
                 progress=Progress(lambda count: self._reporter.advance(label, count), keep),
             )
         except IntegrityError as error:
+            self._memory.keep_session(principal, name, blob.digest, None)
             if error.code == "blob-refused":
                 self._blame(blob, error)
             raise
         self._learn({blob.digest: outcome})
+        self._memory.keep_session(principal, name, blob.digest, None)
         self._reporter.done(label, outcome)
 
     def _body(self, blob: Descriptor) -> Body:

@@ -46,7 +46,7 @@ class Refusal:
     @property
     def is_passing(self) -> bool:
         """Whether trying again may help."""
-        return self.status == 429 or self.status >= 500
+        return self.status == 429 or 500 <= self.status < 600
 
     @property
     def digests(self) -> tuple[Digest, ...]:
@@ -136,7 +136,7 @@ def error_of(refusal: Refusal, what: str, host: str) -> RegistryError:
         return denied(refusal, what, host)
     if status == 404:
         return NotFoundError("not-found", f"can't {what}: it is not there ({refusal})", "check the name and the tag")
-    if status == 405 or refusal.says("UNSUPPORTED"):
+    if what.startswith("push") and (status == 405 or refusal.says("UNSUPPORTED")):
         return RefusedError(refusal, "registry-read-only", said, "is the registry read-only, or a mirror?")
     if refusal.is_passing:
         return UnavailableError(

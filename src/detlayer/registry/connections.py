@@ -208,11 +208,9 @@ def translated(url: str) -> Iterator[None]:
 
     parts = urlsplit(url)
     shown = printable(parts.netloc)
-    hint = (
-        "try again"
-        if parts.scheme == "https"
-        else "try again; if it has TLS, name the CA of its certificate: --ca-file"
-    )
+    hint = "try again; is this a registry?"
+    if parts.scheme == "http":
+        hint += " if it has TLS, name the CA of its certificate: --ca-file FILE"
     try:
         yield
     except httpx.ConnectError as error:
