@@ -199,7 +199,9 @@ class _Upload:
         self._in_chunks = self._is_resumed = True
         self._reached = max(self._reached, offset)
         self._advance(offset)
-        return self._session(answer, offset, location)
+        recovered = self._session(answer, offset, location)
+        self._progress.on_session(recovered)  # asking may have made its Location the newest
+        return recovered
 
     # -- bytes
 
