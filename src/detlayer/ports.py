@@ -172,7 +172,7 @@ class TransferReporter(Protocol):
         """Say that so many more bytes of it went; a negative number takes back what was sent in vain."""
 
     def done(self, name: str, how: str) -> None:
-        """Say that it has arrived, and how: `uploaded`, `mounted`, `seen`, `pulled`."""
+        """Say that it has arrived, and how: `uploaded`, `mounted`, `pulled`."""
 
     def warning(self, code: str, message: str) -> None:
         """Say something that the user should know though it is no error."""

@@ -186,9 +186,9 @@ def pull(
 
 
 def _blobs(wanted: Wanted, manifests_only: bool) -> Iterator[Descriptor]:
+    configs = {one.config.digest for one in wanted.documents if one.config is not None}
     for blob in wanted.blobs:
-        is_config = any(one.config is not None and one.config.digest == blob.digest for one in wanted.documents)
-        if not blob.is_foreign and (is_config or not manifests_only):
+        if not blob.is_foreign and (blob.digest in configs or not manifests_only):
             yield blob
 
 

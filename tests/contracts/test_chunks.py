@@ -126,6 +126,26 @@ def test_a_session_of_an_earlier_run(had: bytes) -> None:
     assert registry.starts == (0 if had in (DATA[:500], DATA) else 1)
 
 
+def test_the_newest_location_is_kept() -> None:
+    """Also one that was only asked for: docker-registry takes no other."""
+    chunky = Chunky(have=bytearray(DATA[:500]))
+
+    def say(asked: Asked) -> bytes:
+        if asked.method == "PATCH":
+            return answer(503)
+        return chunky(asked).replace(b"location: /u\r\n", b"location: /u?asked=%d\r\n" % len(server.asked))
+
+    kept: list[Session | None] = []
+    with RawServer(say) as server, repository(server) as one:
+        session = Session(f"http://{server.address}/u", 500)
+        with pytest.raises(RegistryError):
+            upload(one, BLOB, Bytes, resume=session, progress=Progress(on_session=kept.append))
+        asked = [number for number, asked in enumerate(server.asked, 1) if asked.method in ("GET", "POST")]
+        assert kept[-1] is not None
+        assert kept[-1].location.endswith(f"/u?asked={asked[-1]}")
+        assert Session(f"http://{server.address}/u?asked=1", 500) in kept
+
+
 def test_wrong_twice_is_an_error() -> None:
     registry = Chunky(have=bytearray(b"y" * 500))
     with RawServer(registry) as server, repository(server) as one:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import base64
+import json
 from collections.abc import Iterator
 
 import pytest
 
 from detlayer.errors import AuthError, RegistryError, UnavailableError
 from detlayer.names import RepositoryName
+from detlayer.registry.credentials import Credentials
 from detlayer.registry.upload import upload
 from tests.contracts.raw import Asked, RawServer, answer
 from tests.contracts.test_addresses import BLOB, ME, Bytes, repository
@@ -152,3 +155,28 @@ def test_a_mount_that_is_forbidden_is_an_upload(refuses: str, status: int) -> No
         one.expect_push([source])
         assert upload(one, BLOB, Bytes, mount_from=source) == "uploaded"
         assert any("mount=" in asked.target for asked in server.asked)
+
+
+@pytest.mark.parametrize("scheme", ["basic", "bearer", "identity"])
+@pytest.mark.parametrize("status", [401, 403, 400, 500])
+def test_a_host_that_says_back_what_it_was_sent(scheme: str, status: int) -> None:
+    """As servers do whose errors are for their developers: what is a secret comes into no message of ours."""
+    me = Credentials(identity_token="identity-token") if scheme == "identity" else ME
+
+    def say(asked: Asked) -> bytes:
+        header = asked.headers.get("authorization", "")
+        login = base64.b64decode(header.partition(" ")[2]).decode() if header.startswith("Basic") else ""
+        text = f"no: {header} {login} {asked.body.decode()}"
+        told = answer(status, json.dumps({"errors": [{"code": text, "message": text}]}).encode())
+        if asked.target.startswith("/token"):
+            return told if scheme == "identity" else answer(200, b'{"token": "t0ken-of-the-service"}')
+        if not header:
+            return answer(401, www_authenticate="Basic" if scheme == "basic" else BEARER.format(server.address))
+        return told
+
+    with RawServer(say) as server, repository(server, me) as one, pytest.raises(RegistryError) as caught:
+        one.get_manifest("1")
+    shown = caught.value.message + caught.value.hint
+    assert "no: " in shown
+    for secret in ("hunter2-secret", "bWU6aHVudGVyMi1zZWNyZXQ=", "t0ken-of-the-service", "identity-token"):
+        assert secret not in shown

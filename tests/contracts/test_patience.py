@@ -68,6 +68,7 @@ def test_an_error_that_trickles_in_is_known_by_its_status() -> None:
 
 ERRORS = [{"code": "DENIED", "message": "m" * 50}] * 1000
 WRONG: dict[str, tuple[bytes | list[bytes], str]] = {
+    "no-http-at-length": (b"x" * 60_000 + b"\r\n\r\n", "registry-broke-off"),
     "no-http": (b"hello\r\n\r\n", "registry-broke-off"),
     "http-2": (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", "registry-broke-off"),
     "two-lengths": (HEAD + b"Content-Length: 3\r\nContent-Length: 5\r\n\r\nabc", "registry-broke-off"),

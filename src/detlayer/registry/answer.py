@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import msgspec
@@ -57,8 +58,8 @@ class Refusal:
         return f"{self.status}" + (f", {printable(said[:_MAX_SHOWN])}" if said else "")
 
 
-def read_faults(body: bytes) -> tuple[Fault, ...]:
-    """Read an error body; empty if it is something else, such as a proxy's page."""
+def read_faults(body: bytes, secrets: Sequence[str] = ()) -> tuple[Fault, ...]:
+    """Read an error body, without `secrets`; empty if it is something else, such as a proxy's page."""
     try:
         document = msgspec.json.decode(body)
     except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError):
@@ -66,13 +67,15 @@ def read_faults(body: bytes) -> tuple[Fault, ...]:
     listed = document.get("errors") if isinstance(document, dict) else None
     if not isinstance(listed, list):
         return ()
-    return tuple(_fault(item) for item in listed[:_MAX_ERRORS] if isinstance(item, dict))
+    return tuple(_fault(item, secrets) for item in listed[:_MAX_ERRORS] if isinstance(item, dict))
 
 
-def _fault(item: dict[str, object]) -> Fault:
-    code, message = item.get("code"), item.get("message")
+def _fault(item: dict[str, object], secrets: Sequence[str]) -> Fault:
+    code, message = (value if isinstance(value, str) else "" for value in (item.get("code"), item.get("message")))
+    for secret in secrets:
+        code, message = code.replace(secret, "…"), message.replace(secret, "…")
     digests = {digest: None for digest in map(_digest, _texts(item.get("detail"), 0)) if digest is not None}
-    return Fault(code if isinstance(code, str) else "", message if isinstance(message, str) else "", tuple(digests))
+    return Fault(code, message, tuple(digests))
 
 
 def _texts(value: object, depth: int) -> list[str]:

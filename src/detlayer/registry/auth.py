@@ -22,7 +22,7 @@ from detlayer.errors import AuthError, RegistryError, RejectedError, printable
 from detlayer.names import RepositoryName
 from detlayer.registry.address import checked, is_loopback, shown_url, with_query
 from detlayer.registry.answer import Refusal, denied, error_of, garbage
-from detlayer.registry.transport import Answer, Transport, follow
+from detlayer.registry.transport import FORM, Answer, Transport, follow
 
 if TYPE_CHECKING:
     from detlayer.registry.credentials import Credentials
@@ -241,7 +241,7 @@ class Authorizer:
                 "scope": " ".join(texts),
                 "refresh_token": self._identity_token,
             }
-            answer = self._request("POST", realm, {"content-type": "application/x-www-form-urlencoded"}, form)
+            answer = self._request("POST", realm, {"content-type": FORM}, form)
             if answer.status == 200:
                 return self._read(answer)
             if answer.status not in _NO_GET or found is None or not found.password:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     import httpx
 
+_MAX_SHOWN = 200
 _ERRNO = re.compile(r"^\[Errno -?[0-9]+\] ")
 
 
@@ -260,5 +261,5 @@ def _tls_error(error: BaseException) -> ssl.SSLError | None:
 
 
 def _plain(error: Exception) -> str:
-    """Show an error without the number that the system has for it."""
-    return printable(_ERRNO.sub("", str(error)))
+    """Show an error without the number that the system has for it, and not all of what a stranger sent."""
+    return printable(_ERRNO.sub("", str(error))[:_MAX_SHOWN])

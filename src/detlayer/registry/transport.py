@@ -5,6 +5,7 @@ Every answer is bounded in size and time.
 
 from __future__ import annotations
 
+import base64
 import random
 import threading
 import time
@@ -13,7 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Literal
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, urlsplit
 
 from detlayer.errors import IntegrityError, RegistryError, RejectedError, UnavailableError
 from detlayer.ports import Body
@@ -32,6 +33,7 @@ _REDIRECTS = frozenset((301, 302, 303, 307, 308))
 _FIRST_WAIT_S = 0.25
 _LONGEST_WAIT_S = 30.0
 
+FORM = "application/x-www-form-urlencoded"
 Method = Literal["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"]
 
 
@@ -92,7 +94,6 @@ class Answer:
     def __init__(self, response: httpx.Response, transport: Transport, url: str, host: str) -> None:
         self._response = response
         self._transport = transport
-        self._pieces: Iterator[bytes] | None = None
         self.url = url
         self.host = host
         self.status = response.status_code
@@ -143,7 +144,7 @@ class Answer:
         with suppress(RegistryError):  # the status is enough
             body = self.read(MAX_ERROR_BYTES) or b""
         self.close()
-        return Refusal(method, self.url, self.status, read_faults(body))
+        return Refusal(method, self.url, self.status, read_faults(body, _secrets(self._response.request)))
 
     def drain(self) -> None:
         """Read a short body to its end, so that the connection can be used again; a long one is cut off."""
@@ -154,6 +155,18 @@ class Answer:
     def close(self) -> None:
         with suppress(Exception):  # whatever the library thinks of a connection that is being given up
             self._response.close()
+
+
+def _secrets(request: httpx.Request) -> list[str]:
+    """What a request said of who we are, in all its forms: some servers say it back in their errors."""
+    scheme, _, value = request.headers.get("authorization", "").partition(" ")
+    found = [value]
+    if scheme == "Basic":
+        pair = base64.b64decode(value).decode("utf-8", "replace")
+        found += [pair, pair.partition(":")[2]]
+    if request.headers.get("content-type") == FORM:
+        found += dict(parse_qsl(request.content.decode())).get("refresh_token", "").splitlines()
+    return sorted(filter(None, found), key=len, reverse=True)
 
 
 class _Host:

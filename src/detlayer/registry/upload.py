@@ -31,7 +31,7 @@ _RANGE = re.compile(r"(?:bytes=)?([0-9]{1,19})-([0-9]{1,19})\Z")
 _LONGEST_CHUNK_BYTES = {"ghcr.io": 4 << 20}
 _WHOLE_ONLY = frozenset(("gcr.io", "pkg.dev"))  # Artifact Registry: no chunks; these and all below them
 
-Outcome = Literal["uploaded", "mounted", "seen"]
+Outcome = Literal["uploaded", "mounted"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,7 +199,9 @@ class _Upload:
         self._in_chunks = self._is_resumed = True
         self._reached = max(self._reached, offset)
         self._advance(offset)
-        return self._session(answer, offset, location)
+        recovered = self._session(answer, offset, location)
+        self._progress.on_session(recovered)  # asking may have made its Location the newest
+        return recovered
 
     # -- bytes
 
