@@ -19,7 +19,7 @@ from detlayer.layout import OpenedImage, open_image
 from detlayer.names import parse_reference
 from detlayer.oci import Platform
 from detlayer.plan import Wanted
-from detlayer.sink import write_docker_archive, write_oci_archive
+from detlayer.sink.archive import write_docker_archive, write_oci_archive
 from tests.crafted import checked, member, tar
 from tests.support import MemorySink, read_headers
 from tests.test_layout import Made

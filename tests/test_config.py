@@ -153,8 +153,9 @@ def test_members_and_what_they_extend() -> None:
     found = project_of(
         {
             "detlayer.toml": 'members = ["services/*"]\n[defaults]\nbase = "oci:bases/a"\nenv = {A = "1"}\n'
+            'layers = ["common", {sources = ["all:/all"]}]\n'
             '[layers.common]\nsources = ["lib:/opt/lib"]',
-            "services/one/detlayer.toml": 'extends = "../../detlayer.toml"\n[images.one]\nlayers = ["common"]',
+            "services/one/detlayer.toml": 'extends = "../../detlayer.toml"\n[images.one]',
             "services/two/pyproject.toml": '[tool.detlayer.images.two]\nlayers = [{sources = ["src:/srv"]}]',
             "services/three/pyproject.toml": "[tool.other]\nx = 1",
         }
@@ -162,8 +163,10 @@ def test_members_and_what_they_extend() -> None:
     one, two = found.images["one"], found.images["two"]
     assert one.base == "oci:services/one/../../bases/a"
     assert one.runtime.env == (EnvChange("A", "1"),)
-    assert [layer.directory for layer in one.layers] == ["services/one/../.."]
-    assert (two.base, two.layers[0].directory, two.file) == (None, "services/two", "services/two/pyproject.toml")
+    assert [layer.directory for layer in one.layers] == ["services/one/../..", ""]
+    assert one.layers[1].sources == ("services/one/../../all:/all",)
+    assert (two.base, two.file, two.directory) == (None, "services/two/pyproject.toml", "services/two")
+    assert two.layers[0].sources == ("services/two/src:/srv",)
     assert [image.name for image in found.choose(("two",))] == ["two"]
     assert [image.name for image in found.choose(())] == ["one", "two"]
 

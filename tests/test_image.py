@@ -167,11 +167,13 @@ def test_odd_configs_of_bases_are_no_trouble(config: dict[str, Any]) -> None:
     assert made["config"] == {"Env": ["A=1"], "Labels": {"a": "b"}, "Volumes": {"/v": {}}}
 
 
-def test_a_variant_that_was_asked_for_stays_where_the_base_names_none() -> None:
+def test_an_image_is_for_the_variant_that_was_asked_for() -> None:
+    """Upon a base for a lesser one, too: what is added may need more."""
     base = base_of({"architecture": "arm64"})
     assert configured(base, platform=Platform("linux", "arm64", "v8"))["variant"] == "v8"
     lesser = replace(base, platform=Platform("linux", "arm", "v6"))
-    assert configured(lesser, platform=ARM)["variant"] == "v6"
+    assert configured(lesser, platform=ARM)["variant"] == "v7"
+    assert configured(lesser, platform=Platform("linux", "arm"))["variant"] == "v6"
 
 
 def test_windows_keeps_its_version() -> None:

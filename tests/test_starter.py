@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -48,6 +49,14 @@ def test_each_kind_gets_a_file_that_loads(kind: str, tmp_path: Path, monkeypatch
         "jvm": "Main",
     }
     assert image.runtime.entrypoint[-1] == entrypoints[kind]
+
+
+@pytest.mark.parametrize("sign", ["build.gradle", "build.gradle.kts", "build.sbt"])
+def test_other_builds_of_the_jvm(sign: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(make_tree(tmp_path / "shop", {sign: ""}))
+    assert run(["init"]) == 0
+    image = load(find_project(), ProjectFiles(), environment={}).images["shop"]
+    assert [layer.name for layer in image.layers] == ["dependencies", "application"]
 
 
 def test_a_file_that_is_there_is_not_touched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -115,3 +124,12 @@ def test_members_are_directories_on_disk(tmp_path: Path, monkeypatch: pytest.Mon
     )
     monkeypatch.chdir(tmp_path)
     assert list(load("detlayer.toml", ProjectFiles(), environment={}).images) == ["a", "b"]
+
+
+def test_what_is_no_file_holds_nobody_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    os.mkfifo("detlayer.toml")
+    for text in ("detlayer.toml", ".", "a\0b"):
+        with pytest.raises(ConfigError) as caught:
+            ProjectFiles().read(text)
+        assert caught.value.code == "config-unreadable"

@@ -13,6 +13,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from detlayer.building import Build as Build
+    from detlayer.building import BuildReport as BuildReport
+    from detlayer.building.single import assemble_image as assemble_image
+    from detlayer.building.single import assemble_index as assemble_index
     from detlayer.codec import Codec as Codec
     from detlayer.difference import DiffReport as DiffReport
     from detlayer.difference import diff as diff
@@ -56,6 +60,8 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "building": ("Build", "BuildReport"),
+    "building.single": ("assemble_image", "assemble_index"),
     "codec": ("Codec",),
     "difference": ("DiffReport", "diff"),
     "entry": ("Mtime", "Owner", "Profile"),

@@ -91,10 +91,10 @@ def pack(
 ) -> Layer:
     """Write `entries`, which must come in order, to `sink` as one layer blob.
 
-    `jobs` workers compress; it never shows in the bytes. Every content is read; `contents` hears what it is, and what
-    `chunks` has compressed already is taken from there. Raises LayerError when the entries break SPEC 3, TreeError
-    when a content is not what its entry says, and whatever the sink raises. What the sink holds then is the sink's to
-    undo.
+    `jobs` workers compress; it never shows in the bytes. Every content is read; its fingerprint comes from `contents`,
+    which else hears it, and what `chunks` has compressed already is taken from there. Raises LayerError when the
+    entries break SPEC 3, TreeError when a content is not what its entry says, and whatever the sink raises. What the
+    sink holds then is the sink's to undo.
     """
     with _Line(sink, codec, jobs, chunks) as line:
         source = _Source(line, reporter or Silence(), contents)
@@ -297,14 +297,20 @@ class _Source:
                 piece = self._view[start:end]
                 if reader.read_into(piece) != size:
                     raise shrunk(entry)
-                fingerprint = blake3(piece).digest()
                 self._used = end
+                reader.finish()
+                # Asked only now: what changed while it was read is not known.
+                fingerprint = self._memory.recall(entry) if self._memory is not None else None
+                if fingerprint is None:
+                    fingerprint = blake3(piece).digest()
+                    if self._memory is not None:
+                        self._memory.learn(entry, fingerprint)
             else:
                 fingerprint = self._write_large(entry, reader, size)
+                reader.finish()
+                if self._memory is not None:
+                    self._memory.learn(entry, fingerprint)
             self._key_parts.append(fingerprint)
-            reader.finish()
-            if self._memory is not None:
-                self._memory.learn(entry, fingerprint)
         finally:
             reader.close()
         fill = padding(size)

@@ -44,7 +44,10 @@ class ContentMemory(Protocol):
     """What is known of contents without reading them. A fingerprint is the blake3 of a content. Used by one thread."""
 
     def recall(self, entry: Entry) -> bytes | None:
-        """Give the fingerprint of a content that is as it was when it was read; None if it has to be read."""
+        """Give the fingerprint of a content that is as it was when it was read; None if it has to be read.
+
+        Asked of a content that has been read, None if it changed meanwhile.
+        """
 
     def learn(self, entry: Entry, fingerprint: bytes) -> None:
         """Hear what was just read; the content is still open."""

@@ -98,7 +98,14 @@ def test_docker_format_over_an_oci_base(bench: Bench) -> None:
     document = manifest(bench, built.digest)
     assert document["mediaType"] == "application/vnd.docker.distribution.manifest.v2+json"
     assert {one["mediaType"] for one in document["layers"]} == {"application/vnd.docker.image.rootfs.diff.tar.gzip"}
-    assert config(bench, built.digest)["config"] == {"Cmd": ["sh"], "Healthcheck": {"Test": ["CMD-SHELL", "true"]}}
+    assert config(bench, built.digest)["config"] == {
+        "Cmd": ["sh"],
+        "Healthcheck": {"Test": ["CMD-SHELL", "true"]},
+        "Labels": {
+            "org.opencontainers.image.base.name": f"{bench.server.address}/base:1",
+            "org.opencontainers.image.base.digest": bench.server.tags("base")["1"],
+        },
+    }
 
 
 def test_docker_format_over_a_base_of_zstd_is_refused(bench: Bench) -> None:
@@ -129,10 +136,12 @@ def test_foreign_layers_are_named_and_not_copied(bench: Bench) -> None:
 
 def test_a_lesser_variant_will_do(bench: Bench) -> None:
     put_base(bench, "application/vnd.oci.image.layer.v1.tar", architecture="arm", variant="v6")
-    bench.write(ONE.replace("PLATFORM", "linux/arm/v7"))
+    bench.write(ONE.replace('"PLATFORM"', '"linux/arm/v6", "linux/arm/v7"'))
     built = bench.build("--push")
     assert built.code == 0, built.errors
-    assert config(bench, built.digest)["variant"] == "v6"
+    children = manifest(bench, built.digest)["manifests"]
+    assert [one["platform"]["variant"] for one in children] == ["v6", "v7"]
+    assert config(bench, children[1]["digest"])["variant"] == "v7"
     bench.write(ONE.replace("PLATFORM", "linux/arm/v5"))
     assert "error[platform-missing]" in bench.command("build").errors
 

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Mapping
+from importlib import import_module
 from pathlib import Path
 
 import msgspec
 import pytest
+from click.testing import CliRunner
 
 from detlayer.config import load, schema
 from detlayer.config.tables import FileTable, ImageTable, LayerTable
@@ -85,6 +88,42 @@ def test_ninja_does_what_the_page_says(path: Path, tmp_path: Path) -> None:
     assert "[3/3]" in shell("ninja", here)
     (here / "src/b").write_text("new")  # a directory is a dependency, too
     assert "[3/3]" in shell("ninja", here)
+
+
+def test_python_does_what_the_pages_say(bench: Bench, tmp_path: Path) -> None:
+    built = bench.build("--no-cache")
+    said = subprocess.run(
+        [sys.executable, "-c", blocks("build.md", "python")[0]],
+        cwd=bench.path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert said.returncode == 0, said.stderr
+    assert said.stdout.startswith(f"{built.digest} [")
+    assert bench.server.tags("team/app") == {"latest": built.digest}
+    here = make_tree(tmp_path / "p", {"src": {"a": "1"}, "image.toml": 'entrypoint = ["/a"]'})
+    subprocess.run([sys.executable, "-c", blocks("steps.md", "python")[0]], cwd=here, check=True)
+    assert Bench(here, bench.server, bench.capfd).command("verify", "oci:image:latest").code == 0
+
+
+@pytest.mark.parametrize("command", ["build", "graph", "lock", "schema", "init", "image"])
+def test_help_examples_run_as_they_stand(bench: Bench, command: str) -> None:
+    shown = CliRunner().invoke(getattr(import_module(f"detlayer.cli.{command}"), command), ["--help"]).output
+    examples = [line.strip() for line in shown.splitlines() if line.strip().startswith("detlayer ")]
+    assert examples
+    make_tree(bench.path, {"dist": {"a": "1"}, "image.toml": "", "services": {"api": {}}, "arm64.json": ""})
+    (bench.path / "services/detlayer.toml").write_text("[images.a]")
+    if command == "init":
+        (bench.path / "detlayer.toml").unlink()
+        (bench.path / "package.json").write_text("{}")
+    for example in examples:
+        arguments = shlex.split(example)[1:]
+        if "arm64.json" in arguments:
+            bench.expect(
+                "image", "app.json", "--oci", "image", "--platform", "linux/arm64", "--descriptor", "arm64.json"
+            )
+        bench.expect(*arguments)
 
 
 @pytest.mark.parametrize("table", [FileTable, ImageTable, LayerTable])

@@ -206,15 +206,22 @@ def test_what_was_once_built_is_not_packed_again(bench: Bench) -> None:
     assert back.ran() == PUBLISH
 
 
-def test_a_store_that_was_lost_is_filled_again(bench: Bench) -> None:
+@pytest.mark.parametrize("damage", ["lost", "other bytes", "cut off"])
+def test_a_store_that_was_damaged_is_mended(bench: Bench, damage: str) -> None:
+    """What is not what its name says is a miss, is said, and is made again."""
     first = bench.build("--push")
     for blob in (bench.path.parent / "cache" / "oci" / "blobs" / "sha256").iterdir():
+        data = blob.read_bytes()
         blob.unlink()
+        if damage != "lost":
+            blob.write_bytes(data[:-1] if damage == "cut off" else data[:-1] + bytes([data[-1] ^ 1]))
     again = bench.build("--push")
     assert again.code == 0, again.errors
     assert again.digest == first.digest
     assert PACK in again.ran()
     assert PUBLISH.isdisjoint(again.ran())
+    assert ("warning[cache-corrupt]" in again.errors) == (damage != "lost")
+    assert bench.build("--push").ran() == set()
 
 
 @pytest.mark.parametrize("arguments", [["--no-cache"], ["-j", "1"], ["-j", "8"]])

@@ -50,6 +50,22 @@ def test_a_locked_build_stands_on_the_base_that_was_locked(locked: Bench) -> Non
     assert (fresh.code, fresh.digest) == (0, first.digest)
 
 
+def test_a_lock_that_is_written_anew_moves_what_stands_on_it(locked: Bench) -> None:
+    locked.build("--locked", "--push")
+    moved = locked.push_base("moved")
+    assert locked.command("lock").code == 0
+    built = locked.build("--locked", "--push")
+    assert built.code == 0, built.errors
+    kinds = {step.partition(" ")[0] for step in built.ran()}
+    assert kinds == {"configure", "assemble", "index", "publish"}
+    base = f"{locked.server.address}/base:1"
+    reasons = built.reasons("configure app linux/amd64")
+    assert any(one["what"] == "base.manifest" for one in reasons)
+    assert {"kind": "input", "what": "base.digest", "after": moved}.items() <= next(
+        one for one in built.reasons("index app") if one["what"] == "base.digest"
+    ).items(), base
+
+
 def test_offline_goes_by_the_lock_or_by_what_was_known(bench: Bench) -> None:
     first = bench.build()
     offline = bench.build("--offline")

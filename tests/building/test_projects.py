@@ -16,7 +16,7 @@ import pytest
 
 from detlayer.layout import open_image
 from tests.building.bench import APP, FILES, PLATFORMS, Bench, directory
-from tests.support import make_tree
+from tests.support import as_nobody, counter_bytes, make_tree
 
 SERVICE = """
 extends = "../../detlayer.toml"
@@ -38,7 +38,7 @@ NAMES = [f"s{at:02}" for at in range(12)]
 @pytest.fixture
 def monorepo(bench: Bench) -> Bench:
     """Twelve images for two platforms each, over one base, with a layer in common."""
-    make_tree(bench.path, {"common": {"lib": "c" * 5000}})
+    make_tree(bench.path, {"common": {"lib": counter_bytes("common", 200_000)}})
     bench.write(ROOT)
     for name in NAMES:
         make_tree(
@@ -61,6 +61,8 @@ def test_twelve_images_share_what_is_common(monorepo: Bench) -> None:
         "index": 12,
         "publish": 12,
     }
+    # What is common is sent once, whoever comes first; the others mount it from there.
+    assert sum(one.body_bytes > 200_000 for one in built.requests) == 1
     asked = [one for one in built.asked if "/v2/base/" in one and "/manifests/" in one]
     assert len(asked) == 3  # the index, and a manifest for each platform
     assert sorted(monorepo.server.repositories()) == ["base", *NAMES]
@@ -98,20 +100,26 @@ def test_images_are_chosen_by_name_and_from_below(monorepo: Bench) -> None:
     assert {line.partition("@")[2] for line in below.lines} < whole
 
 
-def test_two_checkouts_give_one_digest(bench: Bench, tmp_path: Path) -> None:
-    """Another directory, umask, order and day; and nothing remembered."""
+def test_two_checkouts_give_one_digest(bench: Bench, open_tmp: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another directory, user, umask, order and day; and nothing remembered."""
     first = bench.build("--push")
-    before = os.umask(0o077)
-    try:
-        other = make_tree(tmp_path / "else" / "where", {name: FILES[name] for name in sorted(FILES, reverse=True)})
-    finally:
-        os.umask(before)
-    for path in other.rglob("*"):
-        os.utime(path, (1_234_567_890, 1_234_567_890))
-    there = Bench(other, bench.server, bench.capfd)
-    there.write()
-    assert there.build("--no-cache").digest == first.digest
-    assert there.build().digest == first.digest
+    home = open_tmp / "nobody"
+    home.mkdir()
+    home.chmod(0o777)
+    with as_nobody():
+        before = os.umask(0o077)
+        try:
+            with_rights = {name: FILES[name] for name in sorted(FILES, reverse=True)}
+            other = make_tree(home / "where", with_rights)
+        finally:
+            os.umask(before)
+        for path in other.rglob("*"):
+            os.utime(path, (1_234_567_890, 1_234_567_890))
+        there = Bench(other, bench.server, bench.capfd)
+        there.write()
+        monkeypatch.setenv("DETLAYER_CACHE_DIR", str(home / "cache"))
+        assert there.build("--no-cache").digest == first.digest
+        assert there.build().digest == first.digest
 
 
 # -- outputs
@@ -168,6 +176,19 @@ def test_a_base_in_a_layout(bench: Bench) -> None:
     assert built.code == 0, built.errors
     assert bench.build("--push", "-o", "oci:out").ran() == set()
     assert [one.partition(" ")[0] for one in bench.build("--push").asked] == ["HEAD"]
+
+
+def test_an_archive_for_an_engine_has_the_platform_of_the_machine(bench: Bench) -> None:
+    built = bench.build("-o", "docker-archive:x.tar")
+    assert built.code == 0, built.errors
+    machine = {"x86_64": "amd64", "aarch64": "arm64"}[os.uname().machine]
+    with tarfile.open(bench.path / "x.tar") as archive:
+        listed = json.load(archive.extractfile("manifest.json"))  # type: ignore[arg-type]
+        config = json.load(archive.extractfile(listed[0]["Config"]))  # type: ignore[arg-type]
+    assert config["architecture"] == machine
+    # Only what is written is downloaded.
+    downloads = [step for step in built.states if step.startswith("download ")]
+    assert downloads == [f"download {bench.server.address}/base:1 linux/{machine}"]
 
 
 def test_an_index_is_no_docker_archive(bench: Bench) -> None:

@@ -16,7 +16,8 @@ from detlayer.layout import OpenedImage, open_image
 from detlayer.names import parse_reference
 from detlayer.oci import Descriptor, Digest
 from detlayer.plan import Wanted
-from detlayer.sink import FileOutput, LayoutWriter, write_docker_archive, write_oci_archive
+from detlayer.sink import FileOutput, LayoutWriter
+from detlayer.sink.archive import write_docker_archive, write_oci_archive
 from tests.e2e.commands import pack, run
 from tests.e2e.images import reference, write_image
 from tests.e2e.test_oci_tools import copy, inspect, unpack

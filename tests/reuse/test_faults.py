@@ -221,6 +221,17 @@ def test_full_disk(tree: Path, tmp_path: Path, room_kib: int) -> None:
         assert list(disk.glob("cache/incoming/*")) == []
 
 
+def test_the_output_needs_the_room_more(tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A copy that would fill the disk is given up, and nothing is said of it."""
+    monkeypatch.setattr("detlayer.reuse.lookup._CHECK_BYTES", 1 << 20)
+    monkeypatch.setattr("detlayer.store.blobs.Incoming.free_bytes", lambda self: 1 << 20)
+    warm = pack_warm(tmp_path / "cache", tree)
+    assert warm.blob == pack_cold(tree)[1]
+    assert warm.warnings == []
+    assert list((tmp_path / "cache" / "incoming").iterdir()) == []
+    assert pack_warm(tmp_path / "cache", tree).explanation.outcome == "cold"
+
+
 # -- many processes
 
 PACK = """

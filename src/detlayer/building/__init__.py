@@ -11,8 +11,8 @@ from collections.abc import Callable, Mapping
 
 from detlayer.building.desk import Desk
 from detlayer.building.lock import ANY_PLATFORM, Lock, LockedBase, LockedLayer, differences
-from detlayer.building.publish import publish_step
-from detlayer.building.request import STAGES, BuildReport, BuiltImage, Request, label
+from detlayer.building.publish import Turns, publish_step
+from detlayer.building.request import STAGES, BuildReport, BuildReporter, BuiltImage, Request, SilentBuild, label
 from detlayer.building.revision import describe
 from detlayer.building.steps import Wiring, locked_layer
 from detlayer.config import ImageSettings
@@ -21,11 +21,10 @@ from detlayer.graph import Done, Event, Step, closure, execute
 from detlayer.names import Reference
 from detlayer.oci import parse_digest
 from detlayer.packing import default_jobs
-from detlayer.ports import Reporter, Silence, SilentTransfers, TransferReporter
 from detlayer.registry.client import Registries
 from detlayer.store import Store
 
-__all__ = ["Build", "BuildReport", "BuiltImage", "Lock", "Request", "compare_layers"]
+__all__ = ["Build", "BuildReport", "BuildReporter", "BuiltImage", "Lock", "Request", "compare_layers"]
 
 MIN_JOBS = 4  # most steps wait for the network or the disk
 
@@ -43,8 +42,7 @@ class Build:
         *,
         jobs: int | None = None,
         is_dry: bool = False,
-        reporter: Reporter | None = None,
-        transfers: TransferReporter | None = None,
+        reporter: BuildReporter | None = None,
     ) -> None:
         """Wire the steps; raises ConfigError for what can't be built together.
 
@@ -55,18 +53,17 @@ class Build:
         self.desk = Desk(store, None if request.is_offline else registries)
         self._is_dry = is_dry
         self._jobs = max(MIN_JOBS, default_jobs()) if jobs is None else jobs
-        reporter = reporter or Silence()
+        self._hears = reporter or SilentBuild()
         pack_jobs = max(1, (default_jobs() if jobs is None else jobs) // max(1, min(self._jobs, _count_packs(request))))
         self._about = {image.name: describe(image.directory) for image in request.images if image.git}
-        self._wiring = Wiring(
-            request, self.desk, pack_jobs=pack_jobs, is_dry=is_dry, warn=reporter.warning, about=self._about
-        )
+        self._wiring = Wiring(request, self.desk, self._hears, pack_jobs=pack_jobs, is_dry=is_dry, about=self._about)
+        self._turns = Turns()
         self._roots: dict[str, str] = {}
         self._manifests: dict[str, dict[str, str]] = {}
         self._packs: dict[str, dict[str, dict[str, str]]] = {}
         self._goals: dict[str, list[str]] = {}
         for image in request.images:
-            self._wire(image, transfers or SilentTransfers())
+            self._wire(image)
 
     def __enter__(self) -> Build:
         return self
@@ -74,29 +71,23 @@ class Build:
     def __exit__(self, *failed: object) -> None:
         self.desk.__exit__(*failed)
 
-    def _wire(self, image: ImageSettings, transfers: TransferReporter) -> None:
+    def _wire(self, image: ImageSettings) -> None:
         wiring, request = self._wiring, self.request
         root, manifests, packs = wiring.image(image)
         self._roots[image.name], self._manifests[image.name], self._packs[image.name] = root, manifests, packs
         goals = self._goals[image.name] = [root]
         if request.push:
-            goals.append(wiring.add(publish_step(image, root, self.desk, transfers, is_dry=self._is_dry)))
+            goals.append(
+                wiring.add(publish_step(image, root, self.desk, self._turns, self._hears, is_dry=self._is_dry))
+            )
         for output in request.outputs:
-            from detlayer.building.outputs import write_step  # most builds only push
+            from detlayer.building.outputs import platforms_of, write_step  # most builds only push
 
-            downloads = (
-                [wiring.bases.download(image.base, one) for one in image.platforms] if image.base is not None else []
-            )
-            step = write_step(
-                image,
-                output,
-                root,
-                manifests,
-                downloads,
-                self.desk,
-                request.host,
-                is_alone=len(request.images) == 1 or "{image}" in output.path,
-            )
+            platforms = platforms_of(image, output, request.host)
+            downloads = [wiring.bases.download(image.base, one) for one in platforms] if image.base is not None else []
+            made = root if platforms == image.platforms else manifests[label(platforms[0])]
+            is_alone = len(request.images) == 1 or "{image}" in output.path
+            step = write_step(image, output, made, downloads, self.desk, is_alone=is_alone)
             goals.append(wiring.add(step))
 
     @property
@@ -115,14 +106,12 @@ class Build:
 
         An exception in the calling thread, such as a signal's, ends it; the next build goes on from there.
         """
-        steps = self.steps
         outcome = execute(
-            steps,
+            self.steps,
             traces=self.desk.traces,
             scope=self.request.scope,
             jobs=self._jobs,
             is_dry=self._is_dry,
-            forced=[step.name for step in steps] if self.request.forced else (),
             report=report,
             clock=clock,
             stop=self.desk.cancel,

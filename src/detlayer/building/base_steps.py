@@ -16,14 +16,16 @@ from detlayer.graph import Call, Step, Values
 from detlayer.lanes import Job, work_off
 from detlayer.names import Reference
 from detlayer.oci import Descriptor, Platform, parse_digest
+from detlayer.ports import TransferReporter
 
 
 class BaseSteps:
     """Makes the steps of bases; `add` takes each once and gives its name."""
 
-    def __init__(self, request: Request, desk: Desk, add: Callable[[Step], str]) -> None:
+    def __init__(self, request: Request, desk: Desk, hears: TransferReporter, add: Callable[[Step], str]) -> None:
         self._request = request
         self._desk = desk
+        self._hears = hears
         self._add = add
 
     def resolve(self, base: BaseName) -> str:
@@ -75,7 +77,10 @@ class BaseSteps:
             return {"manifest": str(manifest.digest), "config": str(manifest.config.digest)}
 
         def is_intact(values: Values) -> bool:
-            return all(desk.known(parse_digest(values[one])) is not None for one in ("manifest", "config"))
+            # What the lock has otherwise is run again, which says so.
+            return locked in ("", values["manifest"]) and all(
+                desk.known(parse_digest(values[one])) is not None for one in ("manifest", "config")
+            )
 
         return self._add(
             Step(
@@ -83,7 +88,7 @@ class BaseSteps:
                 "fetch",
                 VERSIONS["fetch"],
                 run,
-                {"base": str(base), "platform": label(platform), "locked": locked},
+                {"base": str(base), "platform": label(platform)},
                 {"base": self.resolve(base)},
                 is_intact=is_intact,
                 is_free=True,
@@ -101,7 +106,7 @@ class BaseSteps:
 
         def run(call: Call) -> Values:
             missing = [one for one in layers(call["base"]) if desk.body(one) is None]
-            work_off([Job(partial(bring, one, source, desk, call.check), is_data=True) for one in missing])
+            work_off([Job(partial(bring, one, source, desk, self._hears, call.check), is_data=True) for one in missing])
             call.add("bytes", sum(one.size_bytes for one in missing))
             return {"manifest": call["base"]["manifest"]}
 

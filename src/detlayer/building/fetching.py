@@ -9,6 +9,7 @@ from detlayer.building.desk import BaseSource, Desk
 from detlayer.errors import IntegrityError, LayerError, OutputError, UnavailableError
 from detlayer.names import Reference
 from detlayer.oci import Descriptor, Digest, parse_digest
+from detlayer.ports import TransferReporter
 
 _PIECE_BYTES = 1 << 20
 
@@ -46,7 +47,7 @@ def _last(desk: Desk, base: Reference) -> Digest | None:
         return None
 
 
-def bring(blob: Descriptor, source: BaseSource, desk: Desk, check: Callable[[], None]) -> None:
+def bring(blob: Descriptor, source: BaseSource, desk: Desk, hears: TransferReporter, check: Callable[[], None]) -> None:
     """Bring a layer into the store, held against its digest.
 
     Raises RegistryError, LayerError, IntegrityError, and OutputError where the store can't take it.
@@ -54,6 +55,8 @@ def bring(blob: Descriptor, source: BaseSource, desk: Desk, check: Callable[[], 
     body = source.body(blob)
     if body is None:
         raise LayerError("blob-missing", f"the base lacks its layer {blob.digest}", "fetch the whole base again")
+    name = str(blob.digest)
+    hears.transfer(name, blob.size_bytes)
     sha, count = hashlib.sha256(), 0
     try:
         incoming = desk.store.blobs.incoming()
@@ -64,9 +67,11 @@ def bring(blob: Descriptor, source: BaseSource, desk: Desk, check: Callable[[], 
                     sha.update(piece)
                     count += len(piece)
                     incoming.write(piece)
+                    hears.advance(name, len(piece))
             if count != blob.size_bytes or sha.hexdigest() != blob.digest.hex:
                 raise IntegrityError("blob-digest", f"{blob.digest} came as something else", "fetch the base again")
             incoming.commit(blob.digest)
+            hears.done(name, "pulled")
         finally:
             incoming.discard()
     except OSError as error:

@@ -2,27 +2,38 @@
 
 from __future__ import annotations
 
+import errno
 import glob
 import os
+import stat
 
 from detlayer.config import FILE_NAME, PYPROJECT, read_tables
 from detlayer.errors import ConfigError, printable
 
-_MAX_BYTES = 5 << 20
+_MAX_BYTES = 64 << 20
 
 
 class ProjectFiles:
     """Files by paths relative to the working directory (`config.Files`)."""
 
     def read(self, path: str) -> bytes | None:
-        """Read a file; None if there is none. Raises ConfigError."""
+        """Read a file; None if there is none. Raises ConfigError, also for what is no regular file, or too large."""
         try:
-            with open(path, "rb") as file:
-                return file.read(_MAX_BYTES)
+            fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a FIFO would hold us up
+            with os.fdopen(fd, "rb") as file:
+                if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                    raise OSError(errno.EINVAL, "it is no regular file")
+                data = file.read(_MAX_BYTES + 1)
         except (FileNotFoundError, NotADirectoryError):
             return None
         except (OSError, ValueError) as error:
-            raise ConfigError("config-unreadable", f"{printable(path)}: {error}", "check the path") from error
+            why = error.strerror if isinstance(error, OSError) else str(error)
+            raise ConfigError("config-unreadable", f"{printable(path)}: {why}", "check the path") from error
+        if len(data) > _MAX_BYTES:
+            raise ConfigError(
+                "config-unreadable", f"{printable(path)} has over {_MAX_BYTES} bytes", "is it the right file?"
+            )
+        return data
 
     def members(self, directory: str, pattern: str) -> list[str]:
         """List the directories that a pattern stands for, in order."""

@@ -18,7 +18,6 @@ from detlayer.oci import Digest, parse_digest
 FILE_NAME = "detlayer.lock"
 FORMAT = "detlayer-lock/1"
 
-_MAX_BYTES = 64 << 20
 ANY_PLATFORM = "any"
 
 
@@ -146,8 +145,6 @@ class _Document(msgspec.Struct, forbid_unknown_fields=True):
 def parse_lock(data: bytes, name: str) -> Lock:
     """Read a lock; raises ConfigError."""
     try:
-        if len(data) > _MAX_BYTES:
-            raise ValueError(f"it has over {_MAX_BYTES} bytes")
         read = msgspec.json.decode(data, type=_Document)
         if read.format != FORMAT:
             raise ValueError(f"its format is {read.format!r}, not {FORMAT!r}")

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from detlayer import engine
 from detlayer.building.desk import Desk, Made
-from detlayer.building.request import Output, local_reference
+from detlayer.building.request import Output, label, local_reference
 from detlayer.building.versions import VERSIONS
 from detlayer.config import ImageSettings
 from detlayer.documents import Document
@@ -26,23 +26,28 @@ from detlayer.sink.archive import write_docker_archive, write_oci_archive
 _PIECE_BYTES = 1 << 20
 
 
+def platforms_of(image: ImageSettings, output: Output, host: Platform | None) -> tuple[Platform, ...]:
+    """Say which platforms an output takes: all, or for what holds one the machine's; raises ConfigError."""
+    if output.kind in ("oci", "oci-archive") or len(image.platforms) == 1:
+        return image.platforms
+    offered = [Descriptor(label(one), Digest(""), 0, platform=one) for one in image.platforms]
+    chosen = select(offered, host) if host is not None else None
+    if chosen is None or chosen.platform is None:
+        raise ConfigError(
+            "archive-index",
+            f"{output.kind} holds one platform, and {image.name} is for {', '.join(map(label, image.platforms))}",
+            "choose one with --platform",
+        )
+    return (chosen.platform,)
+
+
 def write_step(
-    image: ImageSettings,
-    output: Output,
-    root: str,
-    manifests: Mapping[str, str],
-    downloads: Sequence[str],
-    desk: Desk,
-    host: Platform | None,
-    *,
-    is_alone: bool,
+    image: ImageSettings, output: Output, root: str, downloads: Sequence[str], desk: Desk, *, is_alone: bool
 ) -> Step:
-    """Write an image into a layout or an archive, or load it into an engine."""
+    """Write an image into a layout or an archive, or load it into an engine; `root` is the step that makes it."""
     path = output.path_for(image.name)
     where = f"{output.kind}:{path}" if path else output.kind
     needs = {"image": root, **{f"base {at}": name for at, name in enumerate(downloads)}}
-    if output.kind in ("docker-archive", "docker", "podman"):
-        needs["image"] = _for_engine(image, manifests, host, where)
     tags = image.tags if is_alone else (image.name,)
     names = local_reference(image, output.kind)
 
@@ -77,9 +82,9 @@ def write_step(
             has = _layout_has(path, tags, root_document, Made(desk, root_document, image.base))
         elif output.kind == "docker" or output.kind == "podman":
             config = root_document.config
-            has = engine.identity(output.kind, str(names[0]))
-            if config is not None and has == str(config.digest):
-                has = wanted
+            found = {engine.identity(output.kind, str(name)) for name in names}
+            is_there = config is not None and found == {str(config.digest)}
+            has = wanted if is_there else next(iter(found - {wanted}), "")
         return call["image"] if has == wanted else (Reason("target", where, has, wanted),)
 
     is_live = output.kind not in ("oci-archive", "docker-archive")
@@ -93,24 +98,6 @@ def write_step(
         is_intact=lambda values: values.get("file") == _stamp(path),
         settled=settled if is_live else None,
     )
-
-
-def _for_engine(image: ImageSettings, manifests: Mapping[str, str], host: Platform | None, where: str) -> str:
-    """Choose the platform that a machine takes; raises ConfigError."""
-    if len(manifests) == 1:
-        return next(iter(manifests.values()))
-    offered = [
-        Descriptor(name, Digest(""), 0, platform=one)
-        for one, name in zip(image.platforms, manifests.values(), strict=True)
-    ]
-    chosen = select(offered, host) if host is not None else None
-    if chosen is None:
-        raise ConfigError(
-            "archive-index",
-            f"{where} holds one platform, and {image.name} is for {', '.join(manifests)}",
-            "choose one with --platform",
-        )
-    return chosen.media_type
 
 
 class _Checked:

@@ -27,12 +27,15 @@ Warn = Callable[[str, str], None]
 class _Watch:
     """A reporter that ends a pack when the run ends, and keeps its warnings until the walk is the one that counts."""
 
-    def __init__(self, call: Call) -> None:
+    def __init__(self, call: Call, progress: Callable[[int], None] | None = None) -> None:
         self._call = call
+        self._progress = progress
         self.warnings: list[tuple[str, str]] = []
 
     def progress(self, entries: int, tar_bytes: int) -> None:
         self._call.check()
+        if self._progress is not None:
+            self._progress(tar_bytes)
 
     def warning(self, code: str, message: str) -> None:
         self.warnings.append((code, message))
@@ -50,6 +53,7 @@ class Packer:
         warn: Warn,
         outputs: Sequence[tuple[str, bool]] = (),
         is_dry: bool = False,
+        progress: Callable[[int], None] | None = None,
     ) -> None:
         self._layer = layer
         self._desk = desk
@@ -57,6 +61,7 @@ class Packer:
         self._warn = warn
         self._outputs = outputs
         self._is_dry = is_dry
+        self._progress = progress
         self._sources: list[Source] = []
         self._reuse: Reuse | None = None
         self._taken: Sources | None = None
@@ -101,7 +106,7 @@ class Packer:
         """Pack what `find` looked at; raises what `packing.pack` raises, and TreeError if it is empty."""
         assert self._reuse is not None  # a step is looked at before it is run
         assert self._taken is not None
-        watch = _Watch(call)
+        watch = _Watch(call, self._progress)
         with self._reuse as reuse:
             made = layers.pack(
                 self._taken.entries(),

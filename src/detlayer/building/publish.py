@@ -2,17 +2,53 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
+from threading import Event as Flag
+from threading import Lock
+
 from detlayer.building.desk import Desk, Made
 from detlayer.building.versions import VERSIONS
 from detlayer.config import ImageSettings
 from detlayer.graph import Call, Reason, Step, Values
 from detlayer.names import RepositoryName
-from detlayer.oci import parse_digest
+from detlayer.oci import Digest, parse_digest
 from detlayer.ports import TransferReporter
 from detlayer.publishing import Survey, open_surveys, plan_surveyed, push
+from detlayer.remote import gather
+
+_LARGE_BYTES = 64 << 10  # a smaller layer is sooner sent twice than waited for
+_POLL_S = 0.2
 
 
-def publish_step(image: ImageSettings, root: str, desk: Desk, reporter: TransferReporter, *, is_dry: bool) -> Step:
+class Turns:
+    """Lets one publish of a build send a large layer to a registry, and the others wait: they mount it from there."""
+
+    def __init__(self) -> None:
+        self._first: dict[tuple[str, Digest], Flag] = {}
+        self._lock = Lock()
+
+    @contextmanager
+    def turn(self, layers: Collection[tuple[str, Digest]], check: Callable[[], None]) -> Iterator[None]:
+        """Wait for those who came first with any of these, and be the first with the others.
+
+        Whoever waits came later than whom it waits for, so all get their turn.
+        """
+        mine = Flag()
+        with self._lock:
+            before = {self._first.setdefault(one, mine) for one in layers} - {mine}
+        try:
+            for flag in before:
+                while not flag.wait(_POLL_S):
+                    check()
+            yield
+        finally:
+            mine.set()
+
+
+def publish_step(
+    image: ImageSettings, root: str, desk: Desk, turns: Turns, reporter: TransferReporter, *, is_dry: bool
+) -> Step:
     """Push an image to all its repositories and tags, of which each is asked first, once."""
     surveys: dict[RepositoryName, Survey] = {}
 
@@ -37,14 +73,17 @@ def publish_step(image: ImageSettings, root: str, desk: Desk, reporter: Transfer
 
     def run(call: Call) -> Values:
         whole = made(call)
-        report = push(
-            whole,
-            image.references,
-            desk.registries,
-            memory=desk.store.memory,
-            surveys=surveys,
-            reporter=reporter,
-        )
+        documents = gather(whole, whole.root).documents
+        large = {blob.digest for one in documents for blob in one.layers if blob.size_bytes >= _LARGE_BYTES}
+        with turns.turn({(name.registry, digest) for name in image.repositories for digest in large}, call.check):
+            report = push(
+                whole,
+                image.references,
+                desk.registries,
+                memory=desk.store.memory,
+                surveys=surveys,
+                reporter=reporter,
+            )
         call.add("bytes", sum(one.plan.upload_bytes for one in report.results if one.plan is not None))
         if report.first_error is not None:
             raise report.first_error

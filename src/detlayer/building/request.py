@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from typing import Any, Literal, Protocol, get_args
 
 from detlayer.building.lock import Lock
 from detlayer.config import ImageSettings
@@ -13,6 +13,7 @@ from detlayer.errors import ConfigError, DetlayerError, printable
 from detlayer.graph import Outcome
 from detlayer.names import Reference, parse_reference
 from detlayer.oci import Digest, Platform
+from detlayer.ports import SilentTransfers, TransferReporter
 
 Policy = Literal["always", "locked", "offline"]
 """Bases are asked for anew in every build, taken from the lock, or from the lock and what is remembered."""
@@ -68,7 +69,6 @@ class Request:
     only_layers: bool = False
     scope: str = ""
     host: Platform | None = None
-    forced: bool = False
     is_offline: bool = False
     """Whether the network is out of bounds, whatever the policy."""
 
@@ -98,6 +98,20 @@ class Request:
                         f"{places[reference]} and {image.name} both go to {reference}",
                         "give each a repository or tag of its own",
                     )
+
+
+class BuildReporter(TransferReporter, Protocol):
+    """Hears of a build from several threads: of what is sent and fetched, of warnings, and of packs."""
+
+    def progress(self, step: str, tar_bytes: int) -> None:
+        """Say how far a pack has come, in total; called about once a chunk."""
+
+
+class SilentBuild(SilentTransfers):
+    """A reporter of builds that says nothing."""
+
+    def progress(self, step: str, tar_bytes: int) -> None:
+        return
 
 
 @dataclass(frozen=True, slots=True)

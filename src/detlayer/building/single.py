@@ -19,7 +19,7 @@ from detlayer.layer import ANNOTATION_PREFIX
 from detlayer.layout import SOURCE, OpenedImage, open_image
 from detlayer.oci import BASE_DIGEST, Descriptor, Platform, parse_digest
 from detlayer.platforms import parse_platform
-from detlayer.sink import FileOutput, LayoutWriter
+from detlayer.sink import LayoutWriter, write_file
 
 Path = str | os.PathLike[str]
 
@@ -132,9 +132,9 @@ def _finish(
     writer.tag(Descriptor(named.media_type, named.digest, named.size_bytes, dict(origin), named.platform), tag)
     target = descriptor if descriptor is not None else os.path.join(os.fspath(layout), "index.json")
     if depfile is not None:
-        _write(depfile, rule(os.fsencode(target), [os.fsencode(one) for one in read]))
+        write_file(depfile, rule(os.fsencode(target), [os.fsencode(one) for one in read]))
     if descriptor is not None:  # last: whoever finds it finds the image
-        _write(descriptor, named.to_bytes() + b"\n")
+        write_file(descriptor, named.to_bytes() + b"\n")
     return made
 
 
@@ -144,7 +144,7 @@ def _settings(path: Path | None, epoch: str | None) -> ImageSettings:
     if data is None:
         raise ConfigError("config-missing", f"there is no {printable(name)}", "check the path")
     table = read_image(data, name)
-    return read_settings("image", table, {}, file=name, key="", directory="", epoch=epoch)
+    return read_settings("image", table, {}, file=name, key="", epoch=epoch)
 
 
 def _layer(path: Path, writer: LayoutWriter) -> Part:
@@ -189,13 +189,3 @@ def _copy(blob: Descriptor, source: OpenedImage, writer: LayoutWriter) -> bool:
             part.write(piece)
         part.finish()
     return True
-
-
-def _write(path: Path, data: bytes) -> None:
-    output = FileOutput(path)
-    try:
-        output.write(data)
-        output.settle()
-        output.commit()
-    finally:
-        output.discard()

@@ -10,8 +10,9 @@ Steps hand each other digests; documents and blobs are on the desk.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -21,15 +22,13 @@ from detlayer.building.bases import read_base
 from detlayer.building.desk import BaseName, Desk
 from detlayer.building.lock import LockedLayer, check
 from detlayer.building.packing import Packer, part_of
-from detlayer.building.request import Request, label
+from detlayer.building.request import BuildReporter, Request, label
 from detlayer.building.versions import VERSIONS
 from detlayer.config import ImageSettings, LayerSettings
 from detlayer.graph import Call, Step, Values
 from detlayer.image import Base, Part, assemble, configure, index, runs_on, scratch
 from detlayer.names import Reference
 from detlayer.oci import BASE_DIGEST, BASE_NAME, Platform, canonical_json, parse_digest
-
-Warn = Callable[[str, str], None]
 
 
 class Wiring:
@@ -39,20 +38,20 @@ class Wiring:
         self,
         request: Request,
         desk: Desk,
+        hears: BuildReporter,
         *,
         pack_jobs: int,
         is_dry: bool,
-        warn: Warn,
         about: Mapping[str, Mapping[str, str]],
-    ):
+    ) -> None:
         self._request = request
         self._desk = desk
+        self._hears = hears
         self._pack_jobs = pack_jobs
         self._is_dry = is_dry
-        self._warn = warn
         self._about = about
         self.steps: dict[str, Step] = {}
-        self.bases = BaseSteps(request, desk, self.add)
+        self.bases = BaseSteps(request, desk, hears, self.add)
         self._packs: dict[LayerSettings, str] = {}
 
     def add(self, step: Step) -> str:
@@ -72,7 +71,13 @@ class Wiring:
         name = f"pack {image.name}/{layer.name}" + ("" if is_common else f" {label(platform)}")
 
         packer = Packer(
-            named, desk, jobs=self._pack_jobs, warn=self._warn, outputs=_paths(self._request), is_dry=self._is_dry
+            named,
+            desk,
+            jobs=self._pack_jobs,
+            warn=self._hears.warning,
+            outputs=_paths(self._request),
+            is_dry=self._is_dry,
+            progress=partial(self._hears.progress, name),
         )
         self._packs[same] = name
         return self.add(
@@ -115,10 +120,14 @@ class Wiring:
         runtime = replace(image.runtime, labels={**self._about.get(image.name, {}), **image.runtime.labels})
 
         def run(call: Call) -> Values:
+            settings = runtime
+            if image.format == "docker" and "base" in call:  # it has no annotations
+                own = base_annotations(image.base, call["base"]["manifest"])
+                settings = replace(runtime, labels={**own, **runtime.labels})
             config = configure(
                 self._base(image, platform, call),
                 self._parts(image, call),
-                runtime,
+                settings,
                 platform=platform,
                 created=image.created,
             )
@@ -132,6 +141,8 @@ class Wiring:
             return {}
 
         inputs = {"runtime": text_of(runtime), "created": str(image.created), "platform": label(platform)}
+        if image.format == "docker":
+            inputs["base"] = str(image.base or "scratch")
         return self.add(
             Step(
                 f"configure {image.name} {label(platform)}",
@@ -169,7 +180,12 @@ class Wiring:
                 "assemble",
                 VERSIONS["assemble"],
                 run,
-                {"format": image.format, "annotations": text_of(annotations), "base": str(image.base or "scratch")},
+                {
+                    "format": image.format,
+                    "annotations": text_of(annotations),
+                    "base": str(image.base or "scratch"),
+                    "platform": label(platform),
+                },
                 needs,
                 frozenset(("manifest", "config", "digest", "media-type")),
                 is_intact=lambda values: desk.known(parse_digest(values["digest"])) is not None,

@@ -15,7 +15,6 @@ from detlayer.cli.console import Console
 from detlayer.cli.network import network_options, open_registries
 from detlayer.cli.projects import host_platform, open_workshop, project_options, read_lock, read_project, retag
 from detlayer.cli.steps import Steps, show_report
-from detlayer.cli.transfers import Transfers
 from detlayer.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -72,7 +71,6 @@ def build(ctx: click.Context, /, **options: Any) -> None:
         raise ConfigError("usage", "--until ends before --push and --output", "leave one of them out")
     is_dry = options["dry_run"] or options["question"]
     request = _read_request(options)
-    transfers = Transfers(console, as_events=options["as_json"])
     steps = Steps(console, as_json=options["as_json"], explain=options["explain"], is_silent=options["question"])
     try:
         with ExitStack() as stack:
@@ -82,11 +80,10 @@ def build(ctx: click.Context, /, **options: Any) -> None:
                 Build(
                     request,
                     store,
-                    lambda: stack.enter_context(open_registries(options, transfers, references)),
+                    lambda: stack.enter_context(open_registries(options, steps, references)),
                     jobs=options["jobs"],
                     is_dry=is_dry,
-                    reporter=console,
-                    transfers=transfers,
+                    reporter=steps,
                 )
             )
             report = wired.run(report=steps.hear, clock=time.monotonic)

@@ -31,7 +31,7 @@ def init(**options: Any) -> None:
     from detlayer.building.files import ProjectFiles
     from detlayer.config import FILE_NAME
     from detlayer.config.starter import KINDS, recognise, write_starter
-    from detlayer.sink import FileOutput
+    from detlayer.sink import write_file
 
     console = make_console(options, json=False)
     directory = options["directory"]
@@ -56,12 +56,6 @@ def init(**options: Any) -> None:
         names,
         lambda name: files.read(os.path.join(directory, name)),
     )
-    output = FileOutput(path)
-    try:
-        output.write(text.encode())
-        output.settle()
-        output.commit()
-    finally:
-        output.discard()
+    write_file(path, text.encode())
     console.result(path)
     console.note(f"wrote {printable(path)} for a {kind} project; read it, then run `detlayer build`")

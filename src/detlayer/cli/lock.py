@@ -12,7 +12,6 @@ from detlayer.cli.common import cache_options, console_options, make_console
 from detlayer.cli.network import network_options, open_registries
 from detlayer.cli.projects import lock_path, open_workshop, read_project
 from detlayer.cli.steps import Steps
-from detlayer.cli.transfers import Transfers
 from detlayer.errors import DetlayerError, printable
 
 
@@ -35,12 +34,11 @@ def lock(**options: Any) -> None:
     """
     from detlayer.building import Build
     from detlayer.building.request import Request
-    from detlayer.sink import FileOutput
+    from detlayer.sink import write_file
 
     console = make_console(options, json=False)
     project, images = read_project({**options, "images": ()})
-    transfers = Transfers(console)
-    steps = Steps(console, as_json=False, explain=False, is_silent=False)
+    steps = Steps(console)
     try:
         with ExitStack() as stack:
             store = stack.enter_context(open_workshop(options, console))
@@ -48,9 +46,9 @@ def lock(**options: Any) -> None:
                 Build(
                     Request(images, until="pack"),
                     store,
-                    lambda: stack.enter_context(open_registries(options, transfers, [])),
+                    lambda: stack.enter_context(open_registries(options, steps, [])),
                     jobs=options["jobs"],
-                    reporter=console,
+                    reporter=steps,
                 )
             )
             report = wired.run(report=steps.hear, clock=time.monotonic)
@@ -64,12 +62,6 @@ def lock(**options: Any) -> None:
     finally:
         console.close()
     path = lock_path(project)
-    output = FileOutput(path)
-    try:
-        output.write(text.encode())
-        output.settle()
-        output.commit()
-    finally:
-        output.discard()
+    write_file(path, text.encode())
     console.result(path)
     console.note(f"wrote {printable(path)}: {len(images)} image{'s' * (len(images) != 1)}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from detlayer.cli.console import Console, counted, size
+from detlayer.cli.transfers import Transfers
 from detlayer.errors import printable
 
 if TYPE_CHECKING:
@@ -15,19 +16,23 @@ _SHOWN_CHARACTERS = 72
 _FREE = ("resolve", "fetch", "configure", "assemble", "index")  # they take no time worth a line
 
 
-class Steps:
-    """Hears of steps and shows them; called in one thread."""
+class Steps(Transfers):
+    """Hears of steps, packs and transfers, and shows them. `hear` is called in one thread, the others in several."""
 
-    def __init__(self, console: Console, *, as_json: bool, explain: bool, is_silent: bool) -> None:
-        self._console = console
+    def __init__(
+        self, console: Console, *, as_json: bool = False, explain: bool = False, is_silent: bool = False
+    ) -> None:
+        super().__init__(console, as_events=as_json)
         self._as_json = as_json
         self._explain = explain
         self._is_silent = is_silent
-        self._moved: set[str] = set()
+        self._moved_bases: set[str] = set()
 
     def hear(self, event: Event) -> None:
         """Show what became of a step."""
         done = event.done
+        if done is not None:
+            self.forget_pack(done.step.name)
         if done is None or self._is_silent:
             return
         if self._as_json:
@@ -56,9 +61,9 @@ class Steps:
             for reason in done.reasons:
                 if (reason.kind, reason.what) == ("input", "base.digest") and reason.before:
                     base = done.step.inputs["base"]
-                    if base in self._moved:  # for another platform
+                    if base in self._moved_bases:  # for another platform
                         return
-                    self._moved.add(base)
+                    self._moved_bases.add(base)
                     self._console.note(f"{base} has moved: {reason.before} → {reason.after}")
 
 

@@ -29,6 +29,7 @@ class Transfers:
         self._sizes: dict[str, int] = {}
         self._moved: dict[str, int] = {}
         self._done: dict[str, str] = {}
+        self._packs: dict[str, int] = {}
         self._tasks: dict[str, TaskID] = {}
         self._total: TaskID | None = None
 
@@ -63,6 +64,18 @@ class Transfers:
             self._show()
             self._console.detail(f"{name}: {how}")
 
+    def progress(self, step: str, tar_bytes: int) -> None:
+        """Hear how far a pack has come, of how many bytes none can tell."""
+        with self._lock:
+            self._packs[step] = tar_bytes
+            self._show()
+
+    def forget_pack(self, step: str) -> None:
+        """Take a pack that has ended off the screen."""
+        with self._lock:
+            if self._packs.pop(step, None) is not None and step in self._tasks:
+                self._console.bars().remove_task(self._tasks.pop(step))
+
     def warning(self, code: str, message: str) -> None:
         with self._lock:
             self._console.warning(code, message)
@@ -90,13 +103,20 @@ class Transfers:
             self._show_bars()
         elif self._console.shows_plain:
             self._next = now + _PLAIN_EVERY_S
-            moved = sum(self._moved.values())
-            self._console.note(
-                f"{len(self._done)} of {len(self._sizes)} blobs, {size(moved)}, {now - self._started:.0f} s"
-            )
+            packs = [f"{step}: {size(tar_bytes)}" for step, tar_bytes in self._packs.items()]
+            if self._sizes:
+                moved = sum(self._moved.values())
+                packs.append(f"{len(self._done)} of {len(self._sizes)} blobs, {size(moved)}")
+            self._console.note(f"{', '.join(packs)}, {now - self._started:.0f} s")
 
     def _show_bars(self) -> None:
         bars = self._console.bars()
+        for step, tar_bytes in self._packs.items():
+            if step not in self._tasks:
+                self._tasks[step] = bars.add_task(step, total=None)
+            bars.update(self._tasks[step], completed=tar_bytes)
+        if not self._sizes:
+            return
         if self._total is None:
             self._total = bars.add_task("all", total=sum(self._sizes.values()))
         for name, total_bytes in self._sizes.items():

@@ -102,6 +102,7 @@ def _verify_lock(options: dict[str, Any], *, as_json: bool) -> int:
     from detlayer.building import Build
     from detlayer.building.request import Request
     from detlayer.cli.projects import lock_path, open_workshop, read_lock, read_project
+    from detlayer.cli.steps import Steps
     from detlayer.oci import canonical_json
 
     if options["targets"] or options["rebuild"] or options["against"]:
@@ -112,7 +113,7 @@ def _verify_lock(options: dict[str, Any], *, as_json: bool) -> int:
     request = Request(images, policy="locked", lock=lock, only_layers=True, is_offline=True)
     with (
         open_workshop({"no_cache": True}, console) as store,
-        Build(request, store, None, jobs=options["jobs"], reporter=console) as wired,
+        Build(request, store, None, jobs=options["jobs"], reporter=Steps(console)) as wired,
     ):
         report = wired.run()
         for error in report.errors:

@@ -83,7 +83,6 @@ class _Reader:
                 layers,
                 file=path,
                 key=key,
-                directory=_directory(path),
                 epoch=self._epoch,
             )
             if name in self.images:
@@ -160,11 +159,26 @@ class _Reader:
 
 
 def _placed(image: Mapping[str, Any], directory: str) -> dict[str, Any]:
-    """Say of a base in a layout where it is, as seen from where we are: defaults count in other directories, too."""
-    base = image.get("base")
-    if not isinstance(base, str) or not base.startswith(LAYOUT_PREFIX):
-        return dict(image)
-    return {**image, "base": LAYOUT_PREFIX + beside(directory, base.removeprefix(LAYOUT_PREFIX))}
+    """Say where the paths of an image's table are, as seen from where we are: defaults count in other directories, too.
+
+    Values that are not what they should be stay as they are: that is said when they are read.
+    """
+    made = dict(image)
+    base, layers = image.get("base"), image.get("layers")
+    if isinstance(base, str) and base.startswith(LAYOUT_PREFIX):
+        made["base"] = LAYOUT_PREFIX + beside(directory, base.removeprefix(LAYOUT_PREFIX))
+    if isinstance(layers, list):
+        made["layers"] = [_placed_layer(one, directory) if isinstance(one, dict) else one for one in layers]
+    return made
+
+
+def _placed_layer(layer: dict[str, Any], directory: str) -> dict[str, Any]:
+    made = dict(layer)
+    for key in ("sources", "ignore-files"):
+        paths = layer.get(key)
+        if isinstance(paths, list):
+            made[key] = [beside(directory, one) if isinstance(one, str) else one for one in paths]
+    return made
 
 
 def _directory(path: str) -> str:

@@ -65,10 +65,9 @@ def read_settings(
     *,
     file: str,
     key: str,
-    directory: str,
     epoch: str | None,
 ) -> ImageSettings:
-    """Check the table of an image, whose layers are in `directory`; raises ConfigError with file and key.
+    """Check the table of an image, whose paths are as they are seen from here; raises ConfigError with file and key.
 
     `shared` are the layers that it may name. `epoch` is SOURCE_DATE_EPOCH.
     """
@@ -95,7 +94,7 @@ def read_settings(
         else:
             label = item.name or (f"layer-{index + 1}" if len(own) + len(named) > 1 else "layer")
             layers.append(
-                read_layer(label, item, f"{where}.layers[{index}]", directory, table.compression, epoch),
+                read_layer(label, item, f"{where}.layers[{index}]", "", table.compression, epoch),
             )
     seen = [one.name for one in layers]
     for one in seen:
@@ -129,7 +128,7 @@ def read_settings(
     return ImageSettings(
         name,
         file,
-        directory,
+        file.rpartition("/")[0],
         _base(table.base, where),
         platforms,
         tuple(dict.fromkeys(_each(f"{where}.repositories", repositories, _repository))),

@@ -82,7 +82,7 @@ def _python(name: str, names: Collection[str], read: Read) -> Starter:
     }
     application["exclude"] = ["__pycache__/"]
     if where == ".":
-        application["exclude"] += [".*", "build/", "dist/", "tests/", "*.egg-info/", "detlayer.toml"]
+        application["exclude"] += [".*", "build/", "dist/", "tests/", "*.egg-info/", "detlayer.*"]
     return Starter(
         first,
         "docker.io/library/python:3-slim",
@@ -119,7 +119,7 @@ def _node(name: str, names: Collection[str], read: Read) -> Starter:
             {
                 "name": "application",
                 "sources": [".:/srv/app"],
-                "exclude": ["/node_modules/", ".*", "/test/", "detlayer.toml"],
+                "exclude": ["/node_modules/", ".*", "/test/", "detlayer.*"],
             },
         ],
         {
@@ -132,28 +132,29 @@ def _node(name: str, names: Collection[str], read: Read) -> Starter:
 
 
 def _jvm(name: str, names: Collection[str], read: Read) -> Starter:
-    if "pom.xml" in names or "build.sbt" in names:
+    classpath = "/opt/app/classes:/opt/app/lib/*"
+    if "build.sbt" in names:
+        own = f"*{name}*.jar"
+        staged = ["target/universal/stage/lib:/opt/app/lib"]
+        first = ["sbt stage"]
+        libraries: dict[str, Any] = {"sources": staged, "exclude": [own]}
+        application: dict[str, Any] = {"sources": staged, "exclude": ["/*", f"!/{own}"]}
+    elif "pom.xml" in names:
         first = ["mvn -q package dependency:copy-dependencies -DincludeScope=runtime"]
-        libraries, classes = "target/dependency", "target/classes"
+        libraries = {"sources": ["target/dependency:/opt/app/lib"]}
+        application = {"sources": ["target/classes:/opt/app/classes"]}
     else:
         first = [
             "./gradlew installDist",
-            "cp -r build/install/*/lib build/libraries && rm build/libraries/$(basename build/libs/*.jar)",
+            "mkdir -p build/app && cp -r build/classes/*/main/. build/app/  # and build/resources/main",
         ]
-        libraries, classes = "build/libraries", "build/classes/java/main"
-    layers: list[dict[str, Any]] = [
-        {"name": "dependencies", "sources": [f"{libraries}:/opt/app/lib"]},
-        {"name": "application", "sources": [f"{classes}:/opt/app/classes"]},
-    ]
+        libraries = {"sources": [f"build/install/{name}/lib:/opt/app/lib"], "exclude": [f"/{name}*.jar"]}
+        application = {"sources": ["build/app:/opt/app/classes"]}
     return Starter(
         first,
         "docker.io/library/eclipse-temurin:21-jre",
-        layers,
-        {
-            "entrypoint": ["java", "-cp", "/opt/app/classes:/opt/app/lib/*", "Main"],
-            "workdir": "/opt/app",
-            "user": "65532:65532",
-        },
+        [{"name": "dependencies", **libraries}, {"name": "application", **application}],
+        {"entrypoint": ["java", "-cp", classpath, "Main"], "workdir": "/opt/app", "user": "65532:65532"},
     )
 
 

@@ -62,8 +62,8 @@ def parse_base(manifest: Document, config: bytes) -> Base:
 
 
 def runs_on(base: Base, wanted: Platform) -> Platform:
-    """Say what an image is for: what its base is, with the variant that was wanted where that names none."""
-    return base.platform if base.platform.variant else replace(base.platform, variant=wanted.variant)
+    """Say what an image is for: what was wanted of its base. What is added may need more than a lesser variant has."""
+    return replace(base.platform, variant=wanted.variant or base.platform.variant)
 
 
 def configure(

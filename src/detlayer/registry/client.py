@@ -15,7 +15,15 @@ from urllib.parse import urlsplit, urlunsplit
 import msgspec
 
 from detlayer.documents import Document, parse_document
-from detlayer.errors import AuthError, IntegrityError, NotFoundError, RejectedError, UnavailableError, printable
+from detlayer.errors import (
+    AuthError,
+    IntegrityError,
+    NotFoundError,
+    RegistryError,
+    RejectedError,
+    UnavailableError,
+    printable,
+)
 from detlayer.names import RepositoryName
 from detlayer.oci import (
     INDEX_TYPES,
@@ -147,7 +155,7 @@ class Repository:
         for left in range(self.transport.network.retries, -1, -1):
             answer = self.fetch("GET", f"manifests/{target}", {"accept": ACCEPT})
             if answer.status != 200:
-                raise error_of(answer.refusal("GET"), what, self.name.registry)
+                raise self._refused(answer, what)
             try:
                 data = answer.read(MAX_DOCUMENT_BYTES)
                 break
@@ -219,15 +227,7 @@ class Repository:
         answer = self.fetch("GET", f"blobs/{digest}", headers)
         if answer.status in (200, 206) or (answer.status == 416 and offset):
             return answer
-        refusal = answer.refusal("GET")
-        if not self._is_own(answer.url):
-            # Credentials would not help: none go there. Such addresses are signed, mostly, for a short time.
-            raise RejectedError(
-                "redirect-refused",
-                f"{printable(answer.host)}, where {self.name.registry} keeps {digest}, refused it ({refusal})",
-                "try again; if it stays so, the registry hands out addresses that do not work",
-            )
-        raise error_of(refusal, f"pull {self.name}@{digest}", self.name.registry)
+        raise self._refused(answer, f"pull {self.name}@{digest}")
 
     # -- tags and referrers
 
@@ -282,6 +282,18 @@ class Repository:
         self.put_manifest(fallback_tag(subject), parse_document(data, "the referrers", MEDIA_TYPE_INDEX))
 
     # -- requests
+
+    def _refused(self, answer: Answer, what: str) -> RegistryError:
+        """Make an error of a GET that was refused, here or where we were sent."""
+        refusal = answer.refusal("GET")
+        if self._is_own(answer.url):
+            return error_of(refusal, what, self.name.registry)
+        # Credentials would not help: none go there. Such addresses are signed, mostly, for a short time.
+        return RejectedError(
+            "redirect-refused",
+            f"{printable(answer.host)}, where {self.name.registry} sent us, refused to let you {what} ({refusal})",
+            "try again; if it stays so, the registry hands out addresses that do not work",
+        )
 
     def _named(self, target: str) -> str:
         return f"{self.name}@{target}" if ":" in target else f"{self.name}:{printable(target)}"

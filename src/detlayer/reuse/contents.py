@@ -14,6 +14,8 @@ from detlayer.tree import Source
 from detlayer.tree.disk import Dir, FileContent
 
 _SAVED_AT_ONCE = 256
+# Half a kilobyte each while the walk is in their directory. One that is larger only a scan remembers.
+_MAX_FILES = 100_000
 
 
 class _Place:
@@ -58,18 +60,27 @@ class Contents:
         self._explanation = explanation
         self._judge = judge
         self._trees: dict[Source, _Tree] = {}
+        self._source: Source | None = None
+        self._tree: _Tree | None = None
+        self._asked: FileContent | None = None
+        self._reason: Reason | None = None
+        """Why the content that was asked for last has to be read."""
         self._dir: Dir | None = None
         self._place = _Place(Dir(Source(b""), None, b""), b"", {})
 
     def recall(self, entry: Entry) -> bytes | None:
         """Give the fingerprint of a content that is as it was when it was read."""
         content = entry.content
-        if not isinstance(content, FileContent):
+        if self._judge is not None or not isinstance(content, FileContent) or not content.is_steady:
             return None
         found = content.found
         place = self._place if found.dir is self._dir else self._turn(found.dir)
         record = place.old.get(found.name)
-        if record is None or _reason(record, stamp_of(found.stat), content.variant) is not None:
+        if record is None:
+            return None
+        reason = self._reason = _reason(record, stamp_of(found.stat), content.variant)
+        self._asked = content
+        if reason is not None:
             return None
         place.new[found.name] = record
         self._explanation.known += 1
@@ -84,21 +95,22 @@ class Contents:
         place = self._place if found.dir is self._dir else self._turn(found.dir)
         stamp = stamp_of(found.stat)
         old = place.old.get(found.name)
-        self._explanation.read += 1
+        explanation = self._explanation
+        explanation.read += 1
         if old is None:
-            self._explanation.note(entry.path, "new")
+            explanation.note(entry.path, "new")
         else:
-            reason = _reason(old, stamp, content.variant)
+            reason = self._reason if self._asked is content else _reason(old, stamp, content.variant)
             if old.fingerprint == fingerprint:
-                self._explanation.same += 1
+                explanation.same += 1
                 if reason is None:
                     place.new[found.name] = old
                     return
             elif reason is not None:
-                self._explanation.note(entry.path, reason)
+                explanation.note(entry.path, reason)
             elif self._judge is not None:
                 self._judge(entry.path)
-        if content.is_steady:
+        if content.is_steady and len(place.new) < _MAX_FILES:
             place.new[found.name] = Record(stamp, self._started_ns, fingerprint, content.variant)
 
     def close(self) -> None:
@@ -114,13 +126,15 @@ class Contents:
 
     def _turn(self, directory: Dir) -> _Place:
         """Find the place of a directory; the walk has left all that are not above it."""
-        tree = self._trees.get(directory.source)
-        if tree is None:
-            tree = self._trees[directory.source] = _Tree(
-                Records(self._store.index, _name(directory.source), int(self._started_ns / 1e9))
-            )
-        lineage = directory.lineage()
-        while tree.open and not any(tree.open[-1].dir is above for above in lineage):
+        tree = self._tree
+        if directory.source is not self._source or tree is None:
+            tree = self._trees.get(directory.source)
+            if tree is None:
+                now = self._started_ns // 1_000_000_000
+                tree = _Tree(Records(self._store.index, _name(directory.source), now))
+                self._trees[directory.source] = tree
+            self._source, self._tree = directory.source, tree
+        while tree.open and not _is_above(tree.open[-1].dir, directory):
             self._leave(tree)
         if not tree.open or tree.open[-1].dir is not directory:
             relative = directory.relative.encode("utf-8", "surrogateescape")
@@ -132,6 +146,8 @@ class Contents:
 
     def _leave(self, tree: _Tree) -> None:
         place = tree.open.pop()
+        if len(place.new) >= _MAX_FILES:
+            return
         gone = place.old.keys() - place.new.keys()
         for name in sorted(gone):
             self._explanation.note(place.relative + name, "gone")
@@ -145,6 +161,16 @@ class Contents:
         if tree.left:
             tree.records.save(tree.left)
             tree.left = []
+
+
+def _is_above(above: Dir, directory: Dir) -> bool:
+    """Tell whether a directory is the same as another, or above it."""
+    at: Dir | None = directory
+    while at is not None:
+        if at is above:
+            return True
+        at = at.parent
+    return False
 
 
 def _reason(record: Record, stamp: Stamp, variant: bytes) -> Reason | None:

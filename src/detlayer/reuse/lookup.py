@@ -23,9 +23,11 @@ from detlayer.reuse.contents import Contents
 from detlayer.reuse.explanation import Explanation
 from detlayer.reuse.sources import Sources
 from detlayer.store import Incoming, Store, vanished
-from detlayer.store.keeping import make_room
+from detlayer.store.keeping import MAX_BYTES, make_room
 
 _PIECE_BYTES = 1 << 20
+_CHECK_BYTES = 32 << 20  # how often it is asked whether there is room
+_LEFT_FREE_BYTES = 256 << 20
 _SCAN_STEP = "scan/1"
 # All that a step depends on besides the entries and the codec.
 _STEP = " ".join(("pack/1", tar.FORMAT, chunk.FORMAT, codec.FORMAT, KEY_FORMAT))
@@ -116,6 +118,8 @@ class Reuse:
         layer = self._recall(found)
         if layer is not None:
             self._keep_scan(found)
+        else:  # what was found of the files has been said
+            self.contents = Contents(self._store, self._started_ns, Explanation())
         return layer
 
     def _keep_scan(self, key: str) -> None:
@@ -156,9 +160,13 @@ class Reuse:
         body = self._store.blobs.body(layer.digest)
         if body is None:
             raise vanished(layer.digest)
+        left = layer.size_bytes
         with body.open() as file:
             while piece := file.read(_PIECE_BYTES):
                 sink.write(piece)
+                left -= len(piece)
+        if left:
+            raise vanished(layer.digest)
 
     # -- after a pack
 
@@ -217,19 +225,30 @@ class Reuse:
 
 
 class _SpareBlob:
-    """The store's copy of a new blob. What goes wrong with it is a warning, and no copy."""
+    """The store's copy of a new blob. What goes wrong with it is a warning, and no copy.
+
+    Nor is there one of a blob that would fill half the store, or the disk: the output may need that room.
+    """
 
     def __init__(self, store: Store) -> None:
         self._store = store
         self._incoming: Incoming | None = None
-        self._failed = False
+        self._is_over = False
+        self._size_bytes = 0
+        self._checked_bytes = 0
 
     def write(self, data: Bytes, /) -> None:
-        if self._failed:
+        if self._is_over:
             return
         try:
             if self._incoming is None:
                 self._incoming = self._store.blobs.incoming()
+            self._size_bytes += len(data)
+            if self._size_bytes - self._checked_bytes > _CHECK_BYTES:
+                self._checked_bytes = self._size_bytes
+                if self._size_bytes > MAX_BYTES // 2 or self._incoming.free_bytes() < _LEFT_FREE_BYTES:
+                    self._give_up()
+                    return
             self._incoming.write(data)
         except OSError as error:
             self._fail(error)
@@ -237,7 +256,7 @@ class _SpareBlob:
     def commit(self, digest: Digest) -> bool:
         """Put it under its digest; tells whether it is there."""
         try:
-            if self._incoming is not None and not self._failed:
+            if self._incoming is not None and not self._is_over:
                 self._incoming.commit(digest)
                 return True
         except OSError as error:
@@ -248,9 +267,12 @@ class _SpareBlob:
         if self._incoming is not None:
             self._incoming.discard()
 
-    def _fail(self, error: OSError) -> None:
-        self._failed = True
+    def _give_up(self) -> None:
+        self._is_over = True
         self.discard()
+
+    def _fail(self, error: OSError) -> None:
+        self._give_up()
         self._store.index.warn(
             "cache-unusable", f"{printable(self._store.directory)}: {error.strerror}: the layer is not kept"
         )

@@ -325,7 +325,7 @@ def make_layout(directory: str) -> None:
             write_file(path, canonical_json(document))
 
 
-def write_file(path: str, data: bytes) -> None:
+def write_file(path: str | os.PathLike[str], data: bytes) -> None:
     """Put a small file at `path` in one step; raises OutputError."""
     output = FileOutput(path)
     try:

@@ -45,6 +45,11 @@ class Incoming:
         self._file.close()
         self._blobs.admit(self._path, digest)
 
+    def free_bytes(self) -> int:
+        """How much room its disk has left for us; raises OSError."""
+        found = os.fstatvfs(self._file.fileno())
+        return found.f_bavail * found.f_frsize
+
     def digest(self) -> Digest:
         """Read what was written; raises OSError."""
         found = read_digest(self._path)

@@ -141,8 +141,8 @@ class FileContent:
     def __init__(self, found: Found) -> None:
         self._found = found
         self._fd = -1
-        self.is_steady = False
-        """Whether nothing at all, not even its ctime, changed while it was read."""
+        self.is_steady = True
+        """False once something, be it only its ctime, was seen to change while it was read."""
 
     @property
     def found(self) -> Found:

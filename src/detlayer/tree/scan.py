@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import stat
+import sys
 from collections.abc import Sequence
 from struct import Struct
 
@@ -19,6 +20,8 @@ from detlayer.tree.source import Source
 
 _STATUS = Struct("<xBqqqqqqqq").pack  # names have no NUL
 _OPEN = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
+_ENCODING = sys.getfilesystemencoding()
+_ERRORS = sys.getfilesystemencodeerrors()
 _MAX_DEPTH = 200  # each level is an open directory; what is deeper is left to the walk
 _PARTS = 4096
 _LEAVE = b"\0"
@@ -128,7 +131,7 @@ def _scan(
         above.append(identity)
         patterns = source.patterns
         with os.scandir(fd) as found:
-            names = sorted([os.fsencode(item.name) for item in found])
+            names = sorted([item.name.encode(_ENCODING, _ERRORS) for item in found])
         lstat, saw = os.lstat, witness.saw
         for name in names:
             status = lstat(name, dir_fd=fd)
