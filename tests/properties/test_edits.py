@@ -1,4 +1,4 @@
-"""Whatever happens to a tree between two packs, the second gives what a cold pack gives (SPEC 11.1)."""
+"""Whatever happens to a tree between two packs, the second gives what a cold pack gives (SPEC 10.1)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a second pack reuses, what it says of that, and what it never gets wrong (SPEC 11)."""
+"""What a second pack reuses, what it says of that, and what it never gets wrong (SPEC 10)."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ def test_an_edit_that_restores_size_and_mtime_shows(cache: Path, tree: Path, tmp
 
 
 def test_what_is_young_is_read_again(cache: Path, tree: Path) -> None:
-    """SPEC 11.2: a change within the clock's grain of a look would not show. This clock was set back."""
+    """SPEC 10.2: a change within the clock's grain of a look would not show. This clock was set back."""
     pack_warm(cache, tree, ahead_s=-3600)
     for ahead_s in (-3600, LATER_S):
         again = pack_warm(cache, tree, ahead_s=ahead_s)
@@ -335,7 +335,7 @@ def test_a_cache_within_the_tree_is_not_used(tree: Path) -> None:
     ],
 )
 def test_how_young_is_too_young(ctime_ns: int, age_ns: int, racy: bool) -> None:
-    """SPEC 11.2."""
+    """SPEC 10.2."""
     assert is_racy((1, 1, ctime_ns, 1, 1), ctime_ns + age_ns) is racy
 
 

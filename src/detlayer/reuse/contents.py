@@ -174,7 +174,7 @@ def _is_above(above: Dir, directory: Dir) -> bool:
 
 
 def _reason(record: Record, stamp: Stamp, variant: bytes) -> Reason | None:
-    """Say why a record does not tell what a file holds; None if it does (SPEC 11.2)."""
+    """Say why a record does not tell what a file holds; None if it does (SPEC 10.2)."""
     known = record.stamp
     if known == stamp and record.variant == variant:
         return "young" if is_racy(stamp, record.seen_ns) else None

@@ -1,6 +1,6 @@
 """What is kept from run to run: blobs by digest, and an index of what is known. Never what a step means.
 
-All of it may be lost at any time and costs only time: nothing here decides a byte that is not checked (SPEC 11).
+All of it may be lost at any time and costs only time: nothing here decides a byte that is not checked (SPEC 10).
 Opening a store does nothing yet; what it needs is opened by the first question.
 """
 

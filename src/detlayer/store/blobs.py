@@ -1,7 +1,7 @@
 """Blobs by sha256, in an OCI layout that other tools can read (image-spec, image-layout.md). Never what they mean.
 
 A blob is written beside, synced and renamed, so what stands under a digest is whole; it is held against the digest when
-it is read, unless its stat record says that nobody touched it since that was done (SPEC 11).
+it is read, unless its stat record says that nobody touched it since that was done (SPEC 10).
 """
 
 from __future__ import annotations

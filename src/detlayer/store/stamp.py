@@ -1,4 +1,4 @@
-"""What a stat record promises: a file that still has it holds what it held (SPEC 11.2). Never content, never the clock.
+"""What a stat record promises: a file that still has it holds what it held (SPEC 10.2). Never content, never the clock.
 
 The record is size, mtime, ctime, inode and device. No user can set a ctime, so any change moves it; unless the change
 came within one tick of the file system's clock, which is why a record that is too young for its file proves nothing.

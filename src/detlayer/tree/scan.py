@@ -1,6 +1,6 @@
 """A scan: what lstat says of all that a walk would take, without making entries of it. A fraction of the walk's time.
 
-Two walks with one scan give the same entries with the same contents (SPEC 11.3). The walk notes what it saw as it goes,
+Two walks with one scan give the same entries with the same contents (SPEC 10.3). The walk notes what it saw as it goes,
 so what is kept of a walk is about that walk, and not about a moment before it.
 """
 
