@@ -156,3 +156,13 @@ def test_while_it_copies(detlayer: CommandLine, start_strict: StartStrict, layou
         Path(layout.blob_path(made["digest"])).read_bytes(),
     )
     assert broken_tags(target) == {}
+
+
+def test_the_last_line_of_json_says_it(detlayer: CommandLine, start_strict: StartStrict, layout: Layout) -> None:
+    server = start_strict()
+    layout.tag(image(layout), "app")
+    push = ("push", "oci:layout", f"{server.address}/team/app:1", "--json")
+    said = detlayer.interrupted(push, signal.SIGINT, lambda call: server.arm(Fault(call, "POST")))
+    assert said.exit == 130
+    assert said.documents[-1]["type"] == "error"
+    assert said.documents[-1]["code"] == "interrupted"

@@ -109,8 +109,7 @@ def run(args: list[str]) -> int:
     except click.exceptions.Exit as done:
         return done.exit_code
     except (_Stopped, KeyboardInterrupt, click.Abort) as stop:
-        console.close()
-        console.warning("interrupted", "stopped; every output is either whole or untouched")
+        console.stopped("stopped; every output is either whole or untouched")
         return stop.exit_code if isinstance(stop, _Stopped) else exits.INTERRUPTED
     except SystemExit:  # click's, when whoever reads its help has gone
         console.abandon_stdout()

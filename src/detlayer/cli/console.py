@@ -106,10 +106,19 @@ class Console:
     def error(self, error: DetlayerError) -> None:
         """Say what ended the run; with --json on stdout, too."""
         self.failure(error)
+        self._last_line(error.code, error.message, error.hint)
+
+    def stopped(self, message: str) -> None:
+        """Say that somebody ended the run; with --json on stdout, too."""
+        self.close()
+        self.warning("interrupted", message)
+        self._last_line("interrupted", message, "run it again: it goes on from there")
+
+    def _last_line(self, code: str, message: str, hint: str) -> None:
         if self._json:
             from detlayer.oci import canonical_json
 
-            document = {"type": "error", "code": error.code, "message": error.message, "hint": error.hint}
+            document = {"type": "error", "code": code, "message": message, "hint": hint}
             with suppress(OutputError):  # the exit code still says it
                 self.result(canonical_json(document).decode())
 
