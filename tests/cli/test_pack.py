@@ -578,3 +578,13 @@ def test_no_bar_for_short_work(app: Path) -> None:
 def test_recipe_is_where_it_is_patched() -> None:
     """The bug test replaces what the command really calls."""
     assert vars(importlib.import_module("detlayer.cli.pack"))["pack_sources"] is packing.pack
+
+
+def test_nobody_reads_stderr(src: Path) -> None:
+    """The exit stays what it is: Python would make 120 of it, for want of a place for what is in its buffer."""
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    command = [sys.executable, "-m", "detlayer", "pack", str(src / "nothing"), "-o", os.devnull]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, env=environment) as process:
+        assert process.stderr is not None
+        process.stderr.close()
+        assert process.wait() == 3

@@ -72,11 +72,8 @@ class Console:
             ) from error
 
     def abandon_stdout(self) -> None:
-        """Let what is still in stdout's buffer go nowhere: Python would complain once more when it exits."""
-        with suppress(OSError, ValueError):
-            null = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(null, sys.stdout.fileno())
-            os.close(null)
+        """Let what is still in stdout's buffer go nowhere."""
+        _abandon(sys.stdout)
 
     def note(self, text: str) -> None:
         """Say how it went; --quiet leaves it out."""
@@ -132,8 +129,10 @@ class Console:
         if self._bar is not None:
             self._bar.console.print(text, markup=False, highlight=False, soft_wrap=True)
         else:
-            with suppress(OSError):  # what can't be said can't be helped
+            try:
                 print(text, file=sys.stderr, flush=True)
+            except OSError:  # what can't be said can't be helped
+                _abandon(sys.stderr)
 
     # -- progress
 
@@ -214,6 +213,14 @@ def stdin_stream() -> BinaryIO:
     if sys.stdin is None:
         raise ConfigError("stdin-closed", "stdin is closed", "name a file, or pipe a layer in")
     return sys.stdin.buffer
+
+
+def _abandon(stream: TextIO) -> None:
+    """Let what is still in a stream's buffer go nowhere: Python would try once more at exit, and end with 120."""
+    with suppress(OSError, ValueError):
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, stream.fileno())
+        os.close(null)
 
 
 def _is_terminal(stream: TextIO | None) -> bool:
