@@ -213,23 +213,31 @@ class _Line:
                 fingerprint = blake3(view).digest()
                 data = self._memory.recall(fingerprint)
             self._done[number] = (buffer, view, compress(view) if data is None else data, fingerprint)
-            with self._writing:
-                while (done := self._done.pop(self._written, None)) is not None and self._failure is None:
-                    buffer, view, data, fingerprint = done
-                    self.tar_sha.update(view)
-                    if not self._is_plain:
-                        self.blob_sha.update(data)
-                    self._sink.write(data)
-                    if self._memory is not None:
-                        self._memory.learn(fingerprint, self.blob_bytes, data)
-                    self.blob_bytes += len(data)
-                    with self._lock:
-                        self._written += 1
-                        self._free.append(buffer)
-                        self._buffer_free.notify()
+            # Nobody waits for the thread that writes: it looks again before it turns to something else.
+            while self._written in self._done and self._writing.acquire(blocking=False):
+                try:
+                    self._write_done()
+                finally:
+                    self._writing.release()
         except BaseException as error:
             with self._lock:
                 self._failure = self._failure or error
+                self._buffer_free.notify()
+
+    def _write_done(self) -> None:
+        """Hash and write the chunks whose turn it is; one thread at a time."""
+        while (done := self._done.pop(self._written, None)) is not None and self._failure is None:
+            buffer, view, data, fingerprint = done
+            self.tar_sha.update(view)
+            if not self._is_plain:
+                self.blob_sha.update(data)
+            self._sink.write(data)
+            if self._memory is not None:
+                self._memory.learn(fingerprint, self.blob_bytes, data)
+            self.blob_bytes += len(data)
+            with self._lock:
+                self._written += 1
+                self._free.append(buffer)
                 self._buffer_free.notify()
 
 

@@ -349,8 +349,8 @@ def test_scan_and_walk_agree(tree: Path, tmp_path: Path) -> None:
     entries = sum(1 for _ in walk(sources, witness=witness))
     scanned = scan(sources)
     assert scanned is not None
-    assert scanned.digest(sources) == witness.digest(sources)
-    assert (scanned.count, scanned.size_bytes) == (witness.count, witness.size_bytes)
+    assert scanned.witness.digest(sources) == witness.digest(sources)
+    assert (scanned.witness.count, scanned.witness.size_bytes) == (witness.count, witness.size_bytes)
     assert entries > 6
 
 
@@ -365,7 +365,7 @@ def test_a_scan_tells_where_things_are(tmp_path: Path) -> None:
     after = scan(sources)
     assert before is not None
     assert after is not None
-    assert before.digest(sources) != after.digest(sources)
+    assert before.witness.digest(sources) != after.witness.digest(sources)
 
 
 def test_the_store_knows_when_it_was_used(cache: Path, tree: Path) -> None:

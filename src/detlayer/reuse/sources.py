@@ -13,7 +13,7 @@ from detlayer.key import KEY_FORMAT
 from detlayer.patterns import ModeRules, OwnerRules, Pattern
 from detlayer.ports import Reporter
 from detlayer.store import is_racy
-from detlayer.tree import Selection, Source, Witness, scan, walk
+from detlayer.tree import Listing, Selection, Source, Witness, scan, walk
 
 _ROUNDED_NS = 1_000_000_000  # a ctime without a fraction gets the longest time in which it may not move
 
@@ -46,17 +46,19 @@ class Sources:
         self._visited = visited
         self._options = None if visited is not None else _describe(sources, profile, selection)
         self._witness = Witness()
+        self._listings: dict[Source, Listing] | None = None
         self.warnings: list[tuple[str, str]] = []
         """What the last walk warned of."""
         self.reporter: Reporter | None = None
         """Hears warnings at once, if it is there."""
 
     def entries(self) -> Iterable[Entry]:
-        """Walk them."""
+        """Walk them: where there was a scan, by what it saw, of which its witness has heard already."""
         self.warnings.clear()
         if self._visited is not None:
             self._visited.clear()
-        self._witness = Witness()
+        if self._listings is None:
+            self._witness = Witness()
         return walk(
             self._sources,
             profile=self._profile,
@@ -64,13 +66,17 @@ class Sources:
             skip=self._skip,
             reporter=self,
             visited=self._visited.append if self._visited is not None else None,
-            witness=self._witness,
+            witness=self._witness if self._listings is None else None,
+            listings=self._listings,
         )
 
     def scan(self) -> Glance | None:
         """Condense what a walk would see; None if only a walk can tell."""
-        witness = scan(self._sources, skip=self._skip)
-        return self._glance(witness, self._options is not None) if witness is not None else None
+        found = scan(self._sources, skip=self._skip)
+        if found is None:
+            return None
+        self._witness, self._listings = found.witness, found.listings
+        return self._glance(found.witness, self._options is not None)
 
     def witnessed(self, started_ns: int) -> Glance:
         """Condense what the last walk saw; without a key if a later one could see the same, and other contents."""

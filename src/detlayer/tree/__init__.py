@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from detlayer.entry import Entry, Profile
 from detlayer.patterns import excluded
 from detlayer.ports import Reporter, Silence
 from detlayer.tree.forest import plant
-from detlayer.tree.scan import Witness, scan
+from detlayer.tree.scan import Listing, Scan, Witness, scan
 from detlayer.tree.source import Selection, Source
 from detlayer.tree.walk import Walker
 
-__all__ = ["Selection", "Source", "Witness", "scan", "takes", "walk"]
+__all__ = ["Listing", "Scan", "Selection", "Source", "Witness", "scan", "takes", "walk"]
 
 
 def walk(
@@ -25,15 +25,17 @@ def walk(
     reporter: Reporter | None = None,
     visited: Callable[[bytes], None] | None = None,
     witness: Witness | None = None,
+    listings: Mapping[Source, Listing] | None = None,
 ) -> Iterator[Entry]:
     """Yield the normalised entries of all sources in order.
 
     A content opens only until the next entry is asked for. `skip` holds (device, inode) of files that are ours, such as
     the unfinished output. `visited` hears the path of every file and directory that was looked at, `witness` what was
-    seen of it. Raises TreeError, and ConfigError for destinations that can't be.
+    seen of it. Where there are `listings`, the walk goes by what their scan saw, and only contents are looked at again.
+    Raises TreeError, and ConfigError for destinations that can't be.
     """
     selection = selection or Selection()
-    walker = Walker(profile or Profile(), selection, skip, reporter or Silence(), visited, witness)
+    walker = Walker(profile or Profile(), selection, skip, reporter or Silence(), visited, witness, listings or {})
     return walker.walk(plant(sources, selection))
 
 

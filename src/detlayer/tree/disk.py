@@ -15,6 +15,7 @@ from detlayer import pyc
 from detlayer.entry import ContentReader, Profile
 from detlayer.errors import TreeError, printable
 from detlayer.patterns import excluded
+from detlayer.tree.scan import Listing
 from detlayer.tree.source import Source
 
 _OPEN_DIR = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
@@ -23,12 +24,23 @@ _OPEN_FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
 
 
 class Dir:
-    """A directory of one source. `fd` is None while it is not open; it is found again by device and inode."""
+    """A directory of one source. `fd` is None while it is not open; it is found again by device and inode.
 
-    __slots__ = ("_relative", "fd", "identity", "name", "parent", "source")
+    Where there is a `listing`, what a scan saw in it a moment ago, it is not looked into again.
+    """
 
-    def __init__(self, source: Source, above: Dir | None, name: bytes, identity: tuple[int, int] | None = None) -> None:
+    __slots__ = ("_relative", "fd", "identity", "listing", "name", "parent", "source")
+
+    def __init__(
+        self,
+        source: Source,
+        above: Dir | None,
+        name: bytes,
+        identity: tuple[int, int] | None = None,
+        listing: Listing | None = None,
+    ) -> None:
         self.source = source
+        self.listing = listing
         self.parent = above
         self.name = name
         self.fd: int | None = None
@@ -136,18 +148,14 @@ class Found:
 class FileContent:
     """Content and reader in one: a file of the tree that must stay what lstat saw."""
 
-    __slots__ = ("_fd", "_found", "is_steady")
+    __slots__ = ("_fd", "found", "is_steady")
 
     def __init__(self, found: Found) -> None:
-        self._found = found
+        self.found = found
+        """The file, as lstat saw it."""
         self._fd = -1
         self.is_steady = True
         """False once something, be it only its ctime, was seen to change while it was read."""
-
-    @property
-    def found(self) -> Found:
-        """The file, as lstat saw it."""
-        return self._found
 
     @property
     def variant(self) -> bytes:
@@ -155,7 +163,7 @@ class FileContent:
         return b""
 
     def open(self) -> ContentReader:
-        found = self._found
+        found = self.found
         try:
             if found.dir.fd is not None:
                 self._fd = os.open(found.name, _OPEN_FILE, dir_fd=found.dir.fd)
@@ -174,17 +182,17 @@ class FileContent:
                     break
                 done += count
         except OSError as error:
-            fail(error, self._found.path)
+            fail(error, self.found.path)
         return done
 
     def finish(self) -> None:
-        was, now = self._found.stat, os.fstat(self._fd)
+        was, now = self.found.stat, os.fstat(self._fd)
         if now.st_ino != was.st_ino:
-            raise changed(self._found.path, "was replaced by another file while it was read")
+            raise changed(self.found.path, "was replaced by another file while it was read")
         if now.st_size != was.st_size:
-            raise changed(self._found.path, f"went from {was.st_size} to {now.st_size} bytes while it was read")
+            raise changed(self.found.path, f"went from {was.st_size} to {now.st_size} bytes while it was read")
         if now.st_mtime_ns != was.st_mtime_ns:
-            raise changed(self._found.path, "was written to while it was read")
+            raise changed(self.found.path, "was written to while it was read")
         self.is_steady = now.st_ctime_ns == was.st_ctime_ns
 
     def close(self) -> None:
@@ -226,7 +234,7 @@ class BytecodeContent(FileContent):
             if recorded is not None and source is not None:
                 mtime = seconds(source)
                 if pyc.matches(recorded, mtime, source.st_size):
-                    buffer[8:12] = pyc.mtime_field(self._profile.time_of(mtime, self._found.name))
+                    buffer[8:12] = pyc.mtime_field(self._profile.time_of(mtime, self.found.name))
         return count
 
     def _sought(self) -> os.stat_result | None:
@@ -238,12 +246,15 @@ class BytecodeContent(FileContent):
 
     def _seek(self) -> os.stat_result | None:
         """Find the source file in this tree: a regular file that is packed, too."""
-        directory = self._found.dir
+        directory = self.found.dir
         in_pycache = directory.name == b"__pycache__"
-        name = pyc.source_name(self._found.name, in_pycache)
+        name = pyc.source_name(self.found.name, in_pycache)
         home = directory.parent if in_pycache else directory
         if name is None or home is None:
             return None
+        if home.listing is not None:  # which has only what is packed
+            status = home.listing.found.get(name)
+            return status if status is not None and stat.S_ISREG(status.st_mode) else None
         try:
             status = os.lstat(b"../" + name if in_pycache else name, dir_fd=directory.fd)
         except OSError:

@@ -1,7 +1,7 @@
 """A scan: what lstat says of all that a walk would take, without making entries of it. A fraction of the walk's time.
 
-Two walks with one scan give the same entries with the same contents (SPEC 10.3). The walk notes what it saw as it goes,
-so what is kept of a walk is about that walk, and not about a moment before it.
+Two walks with one scan give the same entries with the same contents (SPEC 10.3). A walk notes what it saw as it goes,
+so what is kept of a walk is about that walk, and not about a moment before it; or it goes by what the scan saw.
 """
 
 from __future__ import annotations
@@ -25,6 +25,18 @@ _ERRORS = sys.getfilesystemencodeerrors()
 _MAX_DEPTH = 200  # each level is an open directory; what is deeper is left to the walk
 _PARTS = 4096
 _LEAVE = b"\0"
+_MAX_LISTED = 50_000  # some 700 bytes each
+
+
+class Listing:
+    """A source, or a directory in it, as the scan saw it: all that a walk takes of it, in order."""
+
+    __slots__ = ("below", "found", "stat")
+
+    def __init__(self, status: os.stat_result) -> None:
+        self.stat = status
+        self.found: dict[bytes, os.stat_result] = {}
+        self.below: dict[bytes, Listing] = {}
 
 
 class Witness:
@@ -94,24 +106,44 @@ class Witness:
         self._parts = self._streams.setdefault(id(source), (blake3(), []))[1]
 
 
-def scan(sources: Sequence[Source], *, skip: frozenset[tuple[int, int]] = frozenset()) -> Witness | None:
+class Scan:
+    """What a scan saw. `listings` has all of it, for walks right after it; None where that would be very much."""
+
+    def __init__(self) -> None:
+        self.witness = Witness()
+        self.listings: dict[Source, Listing] | None = {}
+
+    def forget_listings(self) -> None:
+        """Let go of all of them, also of what the scan is in."""
+        for listing in (self.listings or {}).values():
+            listing.found.clear()
+            listing.below.clear()
+        self.listings = None
+
+
+def scan(sources: Sequence[Source], *, skip: frozenset[tuple[int, int]] = frozenset()) -> Scan | None:
     """See what a walk of these sources would see; None where it has to be the walk that looks, or complains."""
-    witness = Witness()
+    result = Scan()
     try:
         for source in sources:
             status = os.stat(source.path)
-            if not stat.S_ISDIR(status.st_mode):
+            is_dir = stat.S_ISDIR(status.st_mode)
+            if not is_dir:
                 real = os.path.realpath(source.path)
-                witness.saw(source, os.path.basename(real), os.lstat(real))
-                continue
-            if source.dest:
-                witness.saw(source, b"", status)
-            fd = os.open(source.path, _OPEN & ~os.O_NOFOLLOW)
-            if not _scan(source, fd, "", [], witness, skip):
-                return None
+                status = os.lstat(real)
+                result.witness.saw(source, os.path.basename(real), status)
+            elif source.dest:
+                result.witness.saw(source, b"", status)
+            listing = Listing(status)
+            if result.listings is not None:
+                result.listings[source] = listing
+            if is_dir:
+                fd = os.open(source.path, _OPEN & ~os.O_NOFOLLOW)
+                if not _scan(source, fd, "", [], result, listing, skip):
+                    return None
     except (OSError, UnicodeError):
         return None
-    return witness
+    return result
 
 
 def _scan(
@@ -119,7 +151,8 @@ def _scan(
     fd: int,
     relative: str,
     above: list[tuple[int, int]],
-    witness: Witness,
+    result: Scan,
+    listing: Listing,
     skip: frozenset[tuple[int, int]],
 ) -> bool:
     """Scan a directory whose descriptor it closes; tells whether it could. Raises OSError."""
@@ -132,7 +165,10 @@ def _scan(
         patterns = source.patterns
         with os.scandir(fd) as found:
             names = sorted([item.name.encode(_ENCODING, _ERRORS) for item in found])
-        lstat, saw = os.lstat, witness.saw
+        witness = result.witness
+        if result.listings is not None and witness.count + len(names) > _MAX_LISTED:
+            result.forget_listings()
+        lstat, saw, seen = os.lstat, witness.saw, listing.found
         for name in names:
             status = lstat(name, dir_fd=fd)
             mode = status.st_mode
@@ -145,8 +181,14 @@ def _scan(
             if name.startswith(WHITEOUT_PREFIX) or not (is_dir or stat.S_ISREG(mode) or stat.S_ISLNK(mode)):
                 return False
             saw(source, name, status)
-            if is_dir and not _scan(source, os.open(name, _OPEN, dir_fd=fd), text + "/", above, witness, skip):
-                return False
+            if result.listings is not None:
+                seen[name] = status
+            if is_dir:
+                below = Listing(status)
+                if result.listings is not None:
+                    listing.below[name] = below
+                if not _scan(source, os.open(name, _OPEN, dir_fd=fd), text + "/", above, result, below, skip):
+                    return False
         witness.left(source)
         above.pop()
         return True

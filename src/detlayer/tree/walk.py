@@ -8,7 +8,7 @@ import stat
 import sys
 from array import array
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from itertools import pairwise
 from typing import Literal
 
@@ -28,7 +28,7 @@ from detlayer.patterns import excluded
 from detlayer.ports import Reporter
 from detlayer.tree.disk import BytecodeContent, Dir, FileContent, Found, fail, seconds
 from detlayer.tree.forest import Node, collide
-from detlayer.tree.scan import Witness
+from detlayer.tree.scan import Listing, Witness
 from detlayer.tree.source import Selection, Source
 
 # Directories kept open at a time; deeper walks close the outermost ones and open them again on the way back.
@@ -61,6 +61,7 @@ class Walker:
         reporter: Reporter,
         visited: Callable[[bytes], None] | None,
         witness: Witness | None,
+        listings: Mapping[Source, Listing],
     ) -> None:
         self.profile = profile
         self.selection = selection
@@ -68,6 +69,7 @@ class Walker:
         self._reporter = reporter
         self._visited = visited
         self._witness = witness
+        self._listings = listings
         self._open: deque[Dir] = deque()
         self._max_open = _MAX_OPEN_DIRS
         self._special: list[str] = []
@@ -76,7 +78,7 @@ class Walker:
     def walk(self, top: Node) -> Iterator[Entry]:
         stack: list[Frame] = []
         try:
-            stack.append(self._enter(b"", [Dir(source, None, b"") for source in top.roots], top))
+            stack.append(self._enter(b"", [self._root(source) for source in top.roots], top))
             while stack:
                 frame = stack[-1]
                 for name in frame.names:
@@ -160,7 +162,12 @@ class Walker:
         if len(self._open) > self._max_open:
             self._open.popleft().close()
 
+    def _root(self, source: Source) -> Dir:
+        return Dir(source, None, b"", listing=self._listings.get(source))
+
     def _list(self, directory: Dir) -> list[bytes]:
+        if directory.listing is not None:
+            return list(directory.listing.found)
         assert directory.fd is not None
         try:
             # Given a descriptor, scandir yields str; this turns it back into the bytes on disk under any locale.
@@ -180,6 +187,8 @@ class Walker:
 
     def _peek(self, directory: Dir, name: bytes) -> Found | None:
         """See what is there; None if it is not to be taken."""
+        if directory.listing is not None:
+            return Found(directory, name, directory.listing.found[name])
         try:
             status = os.lstat(name, dir_fd=directory.fd)
         except OSError as error:
@@ -209,7 +218,7 @@ class Walker:
             return None, self._file(path, found)
         if stat.S_ISDIR(mode):
             entry = self._plain(path, "dir", found)
-            return self._enter(path, [Dir(found.dir.source, found.dir, name, found.identity)], None), entry
+            return self._enter(path, [_below(found)], None), entry
         if stat.S_ISLNK(mode):
             try:
                 target = os.readlink(name, dir_fd=found.dir.fd)
@@ -243,13 +252,14 @@ class Walker:
             if not stat.S_ISDIR(seen.stat.st_mode):
                 other = next((str(item) for item in found if item is not seen), str(node))
                 collide(path, str(seen), other)
-        dirs = [Dir(seen.dir.source, seen.dir, name, seen.identity) for seen in found]
-        roots = [Dir(source, None, b"") for source in node.roots] if node is not None else []
+        dirs = [_below(seen) for seen in found]
+        roots = [self._root(source) for source in node.roots] if node is not None else []
         for root in roots:
             try:
-                found.append(Found(root, b"", os.stat(root.source.path)))
+                status = root.listing.stat if root.listing is not None else os.stat(root.source.path)
             except OSError as error:
                 fail(error, root.path)
+            found.append(Found(root, b"", status))
             if self._witness is not None:
                 self._witness.saw(root.source, b"", found[-1].stat)
         return self._enter(path, dirs + roots, node), self._merged(path, found)
@@ -261,8 +271,9 @@ class Walker:
         above, name = os.path.split(os.path.realpath(node.file.path))
         if self._visited is not None:
             self._visited(node.file.path)
+        listing = self._listings.get(node.file)
         try:
-            status = os.lstat(os.path.join(above, name))
+            status = listing.stat if listing is not None else os.lstat(os.path.join(above, name))
         except OSError as error:
             fail(error, node.file.path)
         if self._witness is not None:
@@ -397,6 +408,13 @@ class Walker:
                 f"sockets, FIFOs and devices can't be in a reproducible layer:\n  {shown}",
                 "exclude them, or leave them out with --special skip",
             )
+
+
+def _below(found: Found) -> Dir:
+    """Make the directory that was found."""
+    directory = found.dir
+    listing = directory.listing.below[found.name] if directory.listing is not None else None
+    return Dir(directory.source, directory, found.name, found.identity, listing)
 
 
 def _kind(mode: int) -> str:
