@@ -48,12 +48,16 @@ def _read(entry: Entry, memory: ContentMemory, buffer: memoryview) -> bytes:
     content = entry.content
     if content is None:
         raise LayerError("entry-content", f"{printable(entry.path)} has a size but no content", "")
-    digest = blake3()
     left = entry.size_bytes
     reader = content.open()
     try:
+        piece = buffer[:left]
+        if reader.read_into(piece) != len(piece):
+            raise shrunk(entry)
+        digest = blake3(piece)
+        left -= len(piece)
         while left:
-            piece = buffer[: min(left, len(buffer))]
+            piece = buffer[:left]
             if reader.read_into(piece) != len(piece):
                 raise shrunk(entry)
             digest.update(piece)

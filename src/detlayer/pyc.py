@@ -7,9 +7,11 @@ both fresh and reproducible.
 
 from __future__ import annotations
 
+from struct import Struct
 from typing import NamedTuple
 
-HEADER_BYTES = 16
+_HEADER = Struct("<2x2sIII")  # the magic number's ending, flags, mtime, size
+HEADER_BYTES = _HEADER.size
 _FIELD = 0xFFFFFFFF
 
 
@@ -20,11 +22,12 @@ class Recorded(NamedTuple):
     size_bytes: int
 
 
-def recorded(head: bytes) -> Recorded | None:
+def recorded(head: bytes | memoryview) -> Recorded | None:
     """Read the first 16 bytes of a .pyc; None unless it is timestamp-based."""
-    if len(head) < HEADER_BYTES or head[2:4] != b"\r\n" or head[4:8] != bytes(4):
+    if len(head) < HEADER_BYTES:
         return None
-    return Recorded(int.from_bytes(head[8:12], "little"), int.from_bytes(head[12:16], "little"))
+    ending, flags, mtime, size_bytes = _HEADER.unpack_from(head)
+    return Recorded(mtime, size_bytes) if ending == b"\r\n" and not flags else None
 
 
 def matches(found: Recorded, mtime: int, size_bytes: int) -> bool:

@@ -62,9 +62,6 @@ class Contents:
         self._trees: dict[Source, _Tree] = {}
         self._source: Source | None = None
         self._tree: _Tree | None = None
-        self._asked: FileContent | None = None
-        self._reason: Reason | None = None
-        """Why the content that was asked for last has to be read."""
         self._dir: Dir | None = None
         self._place = _Place(Dir(Source(b""), None, b""), b"", {})
 
@@ -76,11 +73,7 @@ class Contents:
         found = content.found
         place = self._place if found.dir is self._dir else self._turn(found.dir)
         record = place.old.get(found.name)
-        if record is None:
-            return None
-        reason = self._reason = _reason(record, stamp_of(found.stat), content.variant)
-        self._asked = content
-        if reason is not None:
+        if record is None or _reason(record, stamp_of(found.stat), content) is not None:
             return None
         place.new[found.name] = record
         self._explanation.known += 1
@@ -99,14 +92,14 @@ class Contents:
         explanation.read += 1
         if old is None:
             explanation.note(entry.path, "new")
+        elif old.fingerprint == fingerprint:
+            explanation.same += 1
+            if self._judge is not None and _reason(old, stamp, content) is None:
+                place.new[found.name] = old
+                return
         else:
-            reason = self._reason if self._asked is content else _reason(old, stamp, content.variant)
-            if old.fingerprint == fingerprint:
-                explanation.same += 1
-                if reason is None:
-                    place.new[found.name] = old
-                    return
-            elif reason is not None:
+            reason = _reason(old, stamp, content)
+            if reason is not None:
                 explanation.note(entry.path, reason)
             elif self._judge is not None:
                 self._judge(entry.path)
@@ -173,18 +166,18 @@ def _is_above(above: Dir, directory: Dir) -> bool:
     return False
 
 
-def _reason(record: Record, stamp: Stamp, variant: bytes) -> Reason | None:
+def _reason(record: Record, stamp: Stamp, content: FileContent) -> Reason | None:
     """Say why a record does not tell what a file holds; None if it does (SPEC 10.2)."""
     known = record.stamp
-    if known == stamp and record.variant == variant:
+    if known == stamp:
+        if record.variant != content.variant:
+            return "source"
         return "young" if is_racy(stamp, record.seen_ns) else None
     if known[0] != stamp[0]:
         return "size"
     if known[1] != stamp[1]:
         return "mtime"
-    if known[3:] != stamp[3:]:
-        return "inode"
-    return "ctime" if known[2] != stamp[2] else "source"
+    return "inode" if known[3:] != stamp[3:] else "ctime"
 
 
 def _name(source: Source) -> bytes:

@@ -29,7 +29,7 @@ class Dir:
     Where there is a `listing`, what a scan saw in it a moment ago, it is not looked into again.
     """
 
-    __slots__ = ("_relative", "fd", "identity", "listing", "name", "parent", "source")
+    __slots__ = ("fd", "identity", "listing", "name", "parent", "relative", "source")
 
     def __init__(
         self,
@@ -45,7 +45,8 @@ class Dir:
         self.name = name
         self.fd: int | None = None
         self.identity = identity
-        self._relative: str | None = None
+        self.relative = above.relative + name.decode("utf-8", "surrogateescape") + "/" if above is not None else ""
+        """Path below the source's root, with a `/` behind it unless it is the root itself."""
 
     def lineage(self) -> list[Dir]:
         """This directory and those above it, the source's root first."""
@@ -60,14 +61,6 @@ class Dir:
     def path(self) -> bytes:
         """Where it is on disk, as far as messages go."""
         return os.path.join(self.source.path, *(directory.name for directory in self.lineage()[1:]))
-
-    @property
-    def relative(self) -> str:
-        """Path below the source's root, with a `/` behind it unless it is the root itself."""
-        if self._relative is None:
-            names = [directory.name for directory in self.lineage()[1:]]
-            self._relative = b"".join(name + b"/" for name in names).decode("utf-8", "surrogateescape")
-        return self._relative
 
     def open(self) -> None:
         """Open it, relative to the directory above; raises TreeError."""
@@ -229,7 +222,7 @@ class BytecodeContent(FileContent):
         count = super().read_into(buffer)
         if not self._started and count >= pyc.HEADER_BYTES:
             self._started = True
-            recorded = pyc.recorded(bytes(buffer[: pyc.HEADER_BYTES]))
+            recorded = pyc.recorded(buffer)
             source = self._sought() if recorded is not None else None
             if recorded is not None and source is not None:
                 mtime = seconds(source)

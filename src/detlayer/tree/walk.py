@@ -34,6 +34,7 @@ from detlayer.tree.source import Selection, Source
 # Directories kept open at a time; deeper walks close the outermost ones and open them again on the way back.
 _MAX_OPEN_DIRS = 64
 _SHOWN = 20
+_FEW_NAMES = 10_000
 _ENCODING = sys.getfilesystemencoding()
 _ERRORS = sys.getfilesystemencodeerrors()
 
@@ -369,6 +370,10 @@ class Walker:
 
     def _warn_alike(self, frame: Frame, names: list[bytes]) -> None:
         """Warn of siblings that are one file where case or Unicode form does not count, if both are packed."""
+        if len(names) <= _FEW_NAMES:
+            together = b"/".join(names)
+            if together.isascii() and len(set(together.lower().split(b"/"))) == len(names):
+                return
         # By hash first, in eight bytes a name: a directory may hold a million.
         hashes = sorted(array("q", (hash(fold_name(name)) for name in names)))
         twice = {one for one, other in pairwise(hashes) if one == other}
