@@ -79,7 +79,7 @@ class Packer:
         store = self._desk.store
         self._keep_out()
         taken = self._taken = Sources(self._sources, layer.profile(), self._selection())
-        self._reuse = Reuse(store, layer.codec, taken, reporter=watch)
+        self._reuse = Reuse(store, layer.codec, taken, jobs=self._jobs, reporter=watch)
         found = self._reuse.find()
         if found is not None:
             watch.warnings += taken.warnings

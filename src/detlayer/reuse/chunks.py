@@ -15,14 +15,21 @@ from detlayer.store import Spot, Store
 
 
 class Chunks:
-    """A `ChunkMemory` over the store. What is copied is held against its own blake3: a blob may be damaged."""
+    """A `ChunkMemory` over the store. What is copied is held against its own blake3: a blob may be damaged.
+
+    Where nothing is compressed there is nothing to gain: a chunk is as soon made as copied.
+    """
 
     def __init__(self, store: Store, codec: Codec, *, recalls: bool = True) -> None:
         self._store = store
         self._codec = f"{codec.name} {codec.codec_class}".encode()
+        self._compresses = bool(codec.level)
         self._recalls = recalls
         self._fds: dict[Digest, int] = {}
         self._lock = Lock()
+        self._prints: dict[bytes, bytes] = {}
+        """blake3 of the compressed bytes of chunks that were copied, until their place in the new blob is known."""
+        self._all = blake3()
         self.spots: list[tuple[bytes, Spot]] = []
         """Keys and places of the new blob's chunks, in order."""
         self.copied = 0
@@ -30,18 +37,27 @@ class Chunks:
 
     def recall(self, fingerprint: bytes) -> bytes | None:
         """Give the compressed bytes of a chunk; None if it has to be compressed."""
-        data = self._copy(self._key(fingerprint)) if self._recalls else None
+        if not self._compresses:
+            return None
+        found = self._copy(self._key(fingerprint)) if self._recalls else None
         with self._lock:
-            if data is None:
+            if found is None:
                 self.compressed += 1
-            else:
-                self.copied += 1
+                return None
+            self.copied += 1
+            data, self._prints[fingerprint] = found
         return data
 
     def learn(self, fingerprint: bytes, offset_bytes: int, data: Bytes) -> None:
         """Hear where in the new blob a chunk's compressed bytes are."""
-        spot = Spot(offset_bytes, len(data), blake3(data).digest())
-        self.spots.append((self._key(fingerprint), spot))
+        self._all.update(fingerprint)
+        if self._compresses:
+            spot = Spot(offset_bytes, len(data), self._prints.pop(fingerprint, b"") or blake3(data).digest())
+            self.spots.append((self._key(fingerprint), spot))
+
+    def fingerprint(self) -> bytes:
+        """Give what `layer.fingerprint` gives of the chunks that were learned."""
+        return self._all.digest()
 
     def close(self) -> None:
         for fd in self._fds.values():
@@ -52,7 +68,7 @@ class Chunks:
     def _key(self, fingerprint: bytes) -> bytes:
         return blake3(fingerprint + self._codec).digest()
 
-    def _copy(self, key: bytes) -> bytes | None:
+    def _copy(self, key: bytes) -> tuple[bytes, bytes] | None:
         found = self._store.traces.find_chunk(key)
         if found is None:
             return None
@@ -61,7 +77,7 @@ class Chunks:
             data = os.pread(self._open(digest), spot.size_bytes, spot.offset_bytes)
         except OSError:
             return None
-        return data if blake3(data).digest() == spot.fingerprint else None
+        return (data, spot.fingerprint) if blake3(data).digest() == spot.fingerprint else None
 
     def _open(self, digest: Digest) -> int:
         """Open a blob once; held open, it can't be taken away. Raises OSError."""

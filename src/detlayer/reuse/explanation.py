@@ -32,6 +32,8 @@ class Explanation:
     reason: str = ""
     is_scanned: bool = False
     """Whether no file was looked at twice: everything was as an earlier walk had seen it."""
+    is_strange: bool = False
+    """Whether every file was read, since none had a stat record that is known, and all held what they had held."""
     known: int = 0
     """Contents that were not read: their stat records are as they were."""
     read: int = 0
@@ -63,6 +65,8 @@ class Explanation:
             yield f"  outputs that held it already: {self.kept_outputs}"
         if self.is_scanned:
             yield "  everything is as it was when it was last walked"
+        if self.is_strange:
+            yield "  no file has a known stat record, as in a fresh checkout: all were read, and are as they were"
         if self.known or self.read:
             yield f"  files known by their stat records: {self.known:,}; read: {self.read:,}, unchanged {self.same:,}"
         if not self.known and not self.same:  # all of it is new

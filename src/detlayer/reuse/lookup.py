@@ -6,6 +6,7 @@ What it gives is what a cold pack gives, byte by byte: a trace is found by the k
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from contextlib import suppress
 
 import msgspec
@@ -13,9 +14,10 @@ from blake3 import blake3
 
 from detlayer import chunk, codec, tar
 from detlayer.codec import Codec
+from detlayer.entry import Entry
 from detlayer.errors import printable
 from detlayer.key import KEY_FORMAT, key_of
-from detlayer.layer import Layer
+from detlayer.layer import Layer, fingerprint
 from detlayer.oci import Digest
 from detlayer.ports import Bytes, ChunkMemory, Reporter, Sink
 from detlayer.reuse.chunks import Chunks
@@ -29,6 +31,8 @@ _PIECE_BYTES = 1 << 20
 _CHECK_BYTES = 32 << 20  # how often it is asked whether there is room
 _LEFT_FREE_BYTES = 256 << 20
 _SCAN_STEP = "scan/1"
+_CHUNKS_STEP = "chunks/1"
+_STRANGE_FILES = 64  # so many that are not known, and none that is: nor will the others be
 # All that a step depends on besides the entries and the codec.
 _STEP = " ".join(("pack/1", tar.FORMAT, chunk.FORMAT, codec.FORMAT, KEY_FORMAT))
 
@@ -52,12 +56,20 @@ class Reuse:
     """
 
     def __init__(
-        self, store: Store, codec: Codec, sources: Sources, *, reporter: Reporter, is_paranoid: bool = False
+        self,
+        store: Store,
+        codec: Codec,
+        sources: Sources,
+        *,
+        jobs: int,
+        reporter: Reporter,
+        is_paranoid: bool = False,
     ) -> None:
         self._store = store
         self._sources = sources
         self._codec = codec
         self._step = f"{_STEP} {codec.name} {codec.codec_class}"
+        self._jobs = jobs
         self._reporter = reporter
         self._is_paranoid = is_paranoid
         self._liars: list[bytes] = []
@@ -80,9 +92,8 @@ class Reuse:
         return self._blob
 
     @property
-    def chunks(self) -> ChunkMemory | None:
-        """None where there is nothing to gain: a chunk that is not compressed is as soon made as copied."""
-        return self._chunks if self._codec.level else None
+    def chunks(self) -> ChunkMemory:
+        return self._chunks
 
     # -- before a pack
 
@@ -113,13 +124,37 @@ class Reuse:
             return None
         # As many entries of as many bytes: unless a file changed and kept its size, only stat records are others.
         memory = Contents(self._store, self._started_ns, explanation)
-        found = key_of(self._sources.entries(), memory)
+        try:
+            found = key_of(self._unless_strange(), memory)
+        except _StrangeError:
+            return self._find_strange()
         memory.close()
         layer = self._recall(found)
         if layer is not None:
             self._keep_scan(found)
         else:  # what was found of the files has been said
             self.contents = Contents(self._store, self._started_ns, Explanation())
+        return layer
+
+    def _unless_strange(self) -> Iterator[Entry]:
+        """Walk, up to where it shows that no stat record is known, as in a fresh checkout."""
+        for entry in self._sources.entries():
+            yield entry
+            if self.explanation.read >= _STRANGE_FILES and not self.explanation.known:
+                raise _StrangeError
+
+    def _find_strange(self) -> Layer | None:
+        """Look for the layer by its chunks: where all has to be read, that takes less time than file by file."""
+        explanation = self.explanation = Explanation()
+        found = fingerprint(self._sources.entries(), jobs=self._jobs)
+        key = self._store.traces.get(self._trace_key(found.hex()), self._now())
+        layer = self._recall(key.decode()) if key is not None else None
+        if layer is not None:
+            explanation.is_strange = True
+            self._keep_scan(layer.key)
+        else:
+            explanation.reason = explanation.reason or "no layer of such a tree is known"
+            self.contents = Contents(self._store, self._started_ns, explanation)
         return layer
 
     def _keep_scan(self, key: str) -> None:
@@ -200,6 +235,8 @@ class Reuse:
                 blobs=[layer.digest],
                 chunks=[(chunk, layer.digest, spot) for chunk, spot in self._chunks.spots],
             )
+            by_chunks = self._trace_key(self._chunks.fingerprint().hex())
+            self._store.traces.put(by_chunks, _CHUNKS_STEP, layer.key.encode(), self._now(), blobs=[layer.digest])
             make_room(self._store)
 
     def _compare(self, key: bytes, layer: Layer) -> None:
@@ -222,6 +259,10 @@ class Reuse:
 
     def _now(self) -> int:
         return self._started_ns // 1_000_000_000
+
+
+class _StrangeError(Exception):
+    """No stat record of the tree is known."""
 
 
 class _SpareBlob:

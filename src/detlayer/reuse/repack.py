@@ -30,7 +30,7 @@ def repack(
 
     Raises what that raises, and IntegrityError if somebody takes a blob out of the store meanwhile.
     """
-    with Reuse(store, codec, sources, reporter=reporter, is_paranoid=paranoid) as reuse:
+    with Reuse(store, codec, sources, jobs=jobs, reporter=reporter, is_paranoid=paranoid) as reuse:
         layer = reuse.find()
         if layer is None:
             sources.reporter = reporter

@@ -30,11 +30,16 @@ def holds(proof: bytes | None, stamp: Stamp, digest: Digest) -> bool:
     return known == stamp and not is_racy(stamp, seen_ns)
 
 
-def read_digest(path: str) -> tuple[Digest, Stamp] | None:
-    """Read a file and tell what it holds; None if it can't be read or did not hold still."""
+def read_digest(path: str, *, sync: bool = False) -> tuple[Digest, Stamp] | None:
+    """Read a file and tell what it holds; None if it can't be read or did not hold still.
+
+    With `sync` it is then on the disk, too.
+    """
     sha = hashlib.sha256()
     try:
         with open(path, "rb", buffering=0) as file:
+            if sync:
+                os.fsync(file.fileno())
             before = stamp_of(os.fstat(file.fileno()))
             buffer = bytearray(_PIECE_BYTES)
             while count := file.readinto(buffer):

@@ -45,7 +45,7 @@ class Dir:
         self.name = name
         self.fd: int | None = None
         self.identity = identity
-        self.relative = above.relative + name.decode("utf-8", "surrogateescape") + "/" if above is not None else ""
+        self.relative: str = above.relative + name.decode("utf-8", "surrogateescape") + "/" if above is not None else ""
         """Path below the source's root, with a `/` behind it unless it is the root itself."""
 
     def lineage(self) -> list[Dir]:
