@@ -30,6 +30,8 @@ class Chunks:
         self._prints: dict[bytes, bytes] = {}
         """blake3 of the compressed bytes of chunks that were copied, until their place in the new blob is known."""
         self._all = blake3()
+        self._places: dict[bytes, tuple[Digest, Spot]] = {}
+        self._asked: set[Digest] = set()
         self.spots: list[tuple[bytes, Spot]] = []
         """Keys and places of the new blob's chunks, in order."""
         self.copied = 0
@@ -69,7 +71,7 @@ class Chunks:
         return blake3(fingerprint + self._codec).digest()
 
     def _copy(self, key: bytes) -> tuple[bytes, bytes] | None:
-        found = self._store.traces.find_chunk(key)
+        found = self._find(key)
         if found is None:
             return None
         digest, spot = found
@@ -78,6 +80,19 @@ class Chunks:
         except OSError:
             return None
         return (data, spot.fingerprint) if blake3(data).digest() == spot.fingerprint else None
+
+    def _find(self, key: bytes) -> tuple[Digest, Spot] | None:
+        """Say where a chunk is. Where one is, most are that come next: they are asked for at once."""
+        found = self._places.get(key)
+        if found is None:
+            with self._lock:
+                found = self._store.traces.find_chunk(key)
+                if found is not None and found[0] not in self._asked:
+                    self._asked.add(found[0])
+                    self._places |= {
+                        each: (found[0], spot) for each, spot in self._store.traces.chunks_in(found[0]).items()
+                    }
+        return found
 
     def _open(self, digest: Digest) -> int:
         """Open a blob once; held open, it can't be taken away. Raises OSError."""

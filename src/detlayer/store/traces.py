@@ -86,12 +86,23 @@ class Traces:
         if not rows:
             return None
         blob = Digest(rows[0][0])
-        data = unseal(chunk + blob.hex.encode(), rows[0][1])
-        try:
-            return (blob, msgspec.msgpack.decode(data, type=Spot)) if data is not None else None
-        except msgspec.MsgspecError:
-            return None
+        spot = _unpack(chunk, blob, rows[0][1])
+        return (blob, spot) if spot is not None else None
+
+    def chunks_in(self, blob: Digest) -> dict[bytes, Spot]:
+        """Say which chunks are, or were, in a blob, and where."""
+        rows = self._index.rows("SELECT key, spot FROM chunk WHERE digest=?", (blob.hex,), (bytes, bytes))
+        found = {key: _unpack(key, blob, sealed) for key, sealed in rows}
+        return {key: spot for key, spot in found.items() if spot is not None}
 
 
 def _pack(chunk: bytes, blob: Digest, spot: Spot) -> bytes:
     return seal(chunk + blob.hex.encode(), msgspec.msgpack.encode(spot))
+
+
+def _unpack(chunk: bytes, blob: Digest, sealed: bytes) -> Spot | None:
+    data = unseal(chunk + blob.hex.encode(), sealed)
+    try:
+        return msgspec.msgpack.decode(data, type=Spot) if data is not None else None
+    except msgspec.MsgspecError:
+        return None
