@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from itertools import accumulate, pairwise
 
 import pytest
 from blake3 import blake3
@@ -13,8 +14,9 @@ from detlayer.chunk import CHUNK_MAX_BYTES
 from detlayer.codec import Codec
 from detlayer.entry import Entry
 from detlayer.errors import LayerError, OutputError, TreeError
-from detlayer.layer import BytesContent, Layer
+from detlayer.layer import BytesContent, Layer, fingerprint
 from detlayer.layer import pack as pack_layer
+from detlayer.line import Line, Processor
 from detlayer.ports import Bytes
 from detlayer.tar import encode_header
 from tests import strategies
@@ -104,6 +106,57 @@ def test_jobs_never_show_over_many_chunks(codec: str) -> None:
     assert len({blob for _, blob in results}) == 1
     assert len({made for made, _ in results}) == 1
     assert len(results[0][0].chunks) == 8
+
+
+@given(strategies.entry_lists())
+@settings(max_examples=30)
+def test_fingerprint_is_of_the_chunks(entries: list[Entry]) -> None:
+    """SPEC 10.4: the same cuts as a pack, and no key of contents."""
+    made, tar = layer_of(entries)
+    at, expected = 0, blake3()
+    for size in made.chunks:
+        expected.update(blake3(tar[at : at + size]).digest())
+        at += size
+    assert {fingerprint(entries, jobs=jobs) for jobs in (1, 3)} == {expected.digest()}
+
+
+def test_fingerprint_of_large_contents() -> None:
+    entries = [file_entry("a", bytes(9 * MIB)), file_entry("b", counter_bytes("b", CHUNK_MAX_BYTES)), file_entry("c")]
+    made, tar = layer_of(entries)
+    cuts = list(accumulate(made.chunks, initial=0))
+    assert len(cuts) > 4
+    prints = [blake3(tar[start:end]).digest() for start, end in pairwise(cuts)]
+    assert fingerprint(entries, jobs=2) == blake3(b"".join(prints)).digest()
+    assert not threads()
+
+
+def test_nobody_waits_for_a_thread_that_writes() -> None:
+    """A chunk that is slow to write must not keep other threads from the next ones."""
+    others = threading.Event()
+    seen: list[int] = []
+
+    class Slow(Line[int]):
+        def processor(self) -> Processor[int]:
+            def process(chunk: memoryview) -> int:
+                if chunk[0] == 3:
+                    others.set()
+                return chunk[0]
+
+            return process
+
+        def finish(self, chunk: memoryview, made: int) -> None:
+            if made == 0:
+                assert others.wait(20)
+            seen.append(made)
+
+    with Slow(2) as line:
+        for number in range(6):
+            buffer = line.take_buffer()
+            buffer[0] = number
+            line.put_chunk(buffer, 1)
+        line.drain()
+    assert seen == list(range(6))
+    assert not threads()
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from mmap import mmap
 from blake3 import blake3
 
 from detlayer import chunk, codec, tar
-from detlayer.chunk import CHUNK_MAX_BYTES, CHUNK_MIN_BYTES, cut_before
+from detlayer.chunk import CHUNK_MAX_BYTES, cut_before
 from detlayer.codec import Codec
 from detlayer.entry import Content, ContentReader, Entry, check_follows
 from detlayer.errors import LayerError, printable
@@ -207,14 +207,10 @@ class _Source:
                 check_follows(entry, previous)
             header = encode_header(entry)
             size = entry.size_bytes
-            used = self._used
-            # The first three conditions are of the rule itself: they spare a call for nearly all entries.
-            if (used >= CHUNK_MIN_BYTES or size >= CHUNK_MAX_BYTES or before >= CHUNK_MAX_BYTES) and cut_before(
-                entry.path if entry.kind != "dir" else entry.written_path, size, used, before
-            ):
+            if cut_before(entry.path if entry.kind != "dir" else entry.written_path, size, self._used, before):
                 self._put_chunk()
-                used = 0
             key_parts.append(header)
+            used = self._used
             end = used + len(header)
             room = end + min(size, CHUNK_MAX_BYTES) + tar.BLOCK_BYTES
             if room > len(self._view):

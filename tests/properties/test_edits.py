@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 from hypothesis import given, settings
@@ -45,11 +47,25 @@ def _small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @settings(max_examples=EXAMPLES)
-@given(first=st.lists(st.tuples(st.integers(0, len(NAMES) - 1), st.integers(0, 900)), min_size=3), steps=steps)
+@given(
+    first=st.lists(st.tuples(st.integers(0, len(NAMES) - 1), st.integers(0, 900)), min_size=3),
+    steps=steps,
+    strange_files=st.sampled_from([1, 64]),
+    listed=st.sampled_from([3, 50_000]),
+)
 def test_a_warm_pack_gives_what_a_cold_one_gives(
-    first: list[tuple[int, int]], steps: list[tuple[list[Edit], float, int]]
+    first: list[tuple[int, int]], steps: list[tuple[list[Edit], float, int]], strange_files: int, listed: int
 ) -> None:
+    """Also where the bounds of what is remembered, and of what is taken for strange, are reached."""
     home = Path(tempfile.mkdtemp(prefix="detlayer-edits-"))
+    with (
+        patch("detlayer.reuse.lookup._STRANGE_FILES", strange_files),
+        patch.object(sys.modules["detlayer.tree.scan"], "_MAX_LISTED", listed),
+    ):
+        _compare(home, first, steps)
+
+
+def _compare(home: Path, first: list[tuple[int, int]], steps: list[tuple[list[Edit], float, int]]) -> None:
     try:
         tree = home / "tree"
         tree.mkdir()

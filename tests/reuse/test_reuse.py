@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import io
 import os
 import shutil
+import sys
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from detlayer import packing
-from detlayer.entry import Mtime, Owner, Profile
+from detlayer.entry import Entry, Mtime, Owner, Profile
+from detlayer.errors import TreeError
+from detlayer.oci import Digest
+from detlayer.reuse import Sources
 from detlayer.store import Store, is_racy
+from detlayer.store.archive import export, take_in
+from detlayer.store.traces import Spot, Traces
 from detlayer.tree import Source, Witness, scan, walk
 from tests.reuse.warm import LATER_S, next_tick, pack_cold, pack_warm
-from tests.support import File, Words, counter_bytes, make_tree, need_user_xattrs
+from tests.support import File, MemorySink, Words, counter_bytes, make_tree, need_user_xattrs
 
 
 @pytest.fixture
@@ -94,6 +102,62 @@ def test_a_checkout_elsewhere(cache: Path, tree: Path, tmp_path: Path) -> None:
     second = pack_warm(cache, other)
     assert (second.explanation.outcome, second.explanation.read) == ("whole", 4)
     assert second.blob == first.blob
+
+
+@pytest.mark.parametrize("compression", ["gzip:1", "none"])
+def test_a_fresh_checkout_is_known_by_its_chunks(cache: Path, big: Path, tmp_path: Path, compression: str) -> None:
+    """SPEC 10.4: where no stat record is known, files are read for one fingerprint a chunk."""
+    first = pack_warm(cache, big, compression=compression, jobs=2)
+    other = tmp_path / "other"
+    shutil.copytree(big, other)
+    second = pack_warm(cache, other, compression=compression, jobs=2)
+    explanation = second.explanation
+    assert (explanation.outcome, explanation.is_strange, explanation.read) == ("whole", True, 0)
+    assert "as in a fresh checkout" in "".join(explanation.to_lines())
+    assert (second.layer, second.blob) == (first.layer, first.blob)
+    assert pack_warm(cache, other, compression=compression).explanation.is_scanned
+
+
+def test_a_fresh_checkout_with_another_content(cache: Path, big: Path, tmp_path: Path) -> None:
+    pack_warm(cache, big)
+    other = tmp_path / "other"
+    shutil.copytree(big, other)
+    (other / "lib" / "f060").write_bytes(counter_bytes("x", 50_000))
+    second = pack_warm(cache, other)
+    assert (second.explanation.outcome, second.explanation.compressed) == ("chunks", 1)
+    assert second.explanation.read == 121
+    assert (second.layer, second.blob) == pack_cold(other)
+
+
+def test_a_fresh_checkout_with_an_imported_cache(cache: Path, big: Path, tmp_path: Path) -> None:
+    """As CI has it: other files, and a store that came in one file."""
+    first = pack_warm(cache, big)
+    exported = MemorySink()
+    with Store(str(cache)) as store:
+        export(store, exported, only=[first.layer.digest])
+    other = tmp_path / "other"
+    shutil.copytree(big, other)
+    with Store(str(tmp_path / "imported")) as store:
+        assert take_in(store, io.BytesIO(bytes(exported.data))) == 1
+    second = pack_warm(tmp_path / "imported", other)
+    assert (second.explanation.outcome, second.explanation.is_strange) == ("whole", True)
+    assert second.blob == first.blob
+
+
+def test_few_questions_for_many_chunks(cache: Path, big: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pack_warm(cache, big)
+    next_tick(tmp_path)
+    (big / "lib" / "f060").write_bytes(b"changed")
+    asked: list[bytes] = []
+    real = Traces.find_chunk
+
+    def find_chunk(self: Traces, key: bytes) -> tuple[Digest, Spot] | None:
+        asked.append(key)
+        return real(self, key)
+
+    monkeypatch.setattr(Traces, "find_chunk", find_chunk)
+    assert pack_warm(cache, big).explanation.copied > 4
+    assert len(asked) == 2  # the first, and the one that is new
 
 
 def test_an_earlier_state_is_known_by_its_contents(cache: Path, tree: Path, tmp_path: Path) -> None:
@@ -340,6 +404,67 @@ def test_how_young_is_too_young(ctime_ns: int, age_ns: int, racy: bool) -> None:
 
 
 # -- the scan and the walk see the same
+
+
+def test_a_walk_goes_by_what_the_scan_saw(
+    cache: Path, tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each name is looked at once, though the scan shows that the tree has changed."""
+    pack_warm(cache, tree)
+    next_tick(tmp_path)
+    (tree / "a").write_text("longer")
+    seen: list[bytes] = []
+    real = os.lstat
+
+    def lstat(path: bytes, *, dir_fd: int | None = None) -> os.stat_result:
+        if dir_fd is not None:
+            seen.append(path)
+        return real(path, dir_fd=dir_fd)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("os.lstat", lstat)
+        second = pack_warm(cache, tree)
+    assert sorted(seen) == [b"a", b"b", b"c", b"d", b"e", b"empty", b"z"]
+    assert (second.layer, second.blob) == pack_cold(tree)
+
+
+@pytest.mark.parametrize("same_size", [True, False])
+def test_a_change_between_scan_and_walk(
+    cache: Path, tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, same_size: bool
+) -> None:
+    """SPEC 9.1: what the walk takes is what the scan saw, or the file is named."""
+    pack_warm(cache, tree)
+    next_tick(tmp_path)
+    (tree / "z").write_text("another")
+    real = Sources.entries
+
+    def entries(self: Sources) -> Iterable[Entry]:
+        status = (tree / "a").stat()
+        (tree / "a").write_text("uno" if same_size else "much longer")
+        os.utime(tree / "a", ns=(status.st_atime_ns, status.st_mtime_ns))
+        return real(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Sources, "entries", entries)
+        if not same_size:
+            with pytest.raises(TreeError, match="bytes while it was read"):
+                pack_warm(cache, tree)
+            return
+        second = pack_warm(cache, tree)
+    for warm in (second, pack_warm(cache, tree)):
+        assert (warm.layer, warm.blob) == pack_cold(tree)
+
+
+def test_very_much_is_not_listed(cache: Path, tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memory is bounded: beyond, the walk looks for itself."""
+    monkeypatch.setattr(sys.modules["detlayer.tree.scan"], "_MAX_LISTED", 4)
+    assert (found := scan([Source(os.fsencode(tree))])) is not None
+    assert found.listings is None
+    pack_warm(cache, tree)
+    next_tick(tmp_path)
+    (tree / "d" / "b").write_text("changed")
+    warm = pack_warm(cache, tree)
+    assert (warm.layer, warm.blob) == pack_cold(tree)
 
 
 def test_scan_and_walk_agree(tree: Path, tmp_path: Path) -> None:

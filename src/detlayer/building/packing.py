@@ -118,14 +118,14 @@ class Packer:
                 chunks=reuse.chunks,
             )
             self._check(made)
-            reuse.keep(made)
+            is_kept = reuse.keep(made)
         watch.warnings += self._taken.warnings
         self._done(made, watch)
         call.facts["bytes"] = made.size_bytes
         call.reasons += _examples(reuse.explanation)
         call.facts["chunks_copied"] = reuse.explanation.copied
         call.facts["chunks_compressed"] = reuse.explanation.compressed
-        if not self._desk.store.blobs.is_intact(made.digest):
+        if not is_kept and not self._desk.store.blobs.is_intact(made.digest):
             raise OutputError(
                 "cache-full",
                 f"layer {self._layer.name} could not be kept in {printable(self._desk.store.directory)}",

@@ -205,8 +205,8 @@ class Reuse:
 
     # -- after a pack
 
-    def keep(self, layer: Layer) -> None:
-        """Keep what was made and learned."""
+    def keep(self, layer: Layer) -> bool:
+        """Keep what was made and learned; tells whether the store has the blob now."""
         key = self._trace_key(layer.key)
         if self._is_paranoid:
             self._compare(key, layer)
@@ -215,7 +215,8 @@ class Reuse:
             self.explanation.outcome = "chunks"
         self.contents.close()
         self._keep_scan(layer.key)
-        if self._blob.commit(layer.digest):
+        is_kept = self._blob.commit(layer.digest)
+        if is_kept:
             results = _Results(
                 layer.digest.hex,
                 layer.size_bytes,
@@ -238,6 +239,7 @@ class Reuse:
             by_chunks = self._trace_key(self._chunks.fingerprint().hex())
             self._store.traces.put(by_chunks, _CHUNKS_STEP, layer.key.encode(), self._now(), blobs=[layer.digest])
             make_room(self._store)
+        return is_kept
 
     def _compare(self, key: bytes, layer: Layer) -> None:
         """Say where what was remembered is not what was read and made."""
