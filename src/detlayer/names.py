@@ -7,8 +7,9 @@ Sources: the grammar of github.com/distribution/reference, which every other too
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from ipaddress import IPv6Address
+
+import msgspec
 
 from detlayer.errors import ConfigError, printable
 from detlayer.oci import Digest, parse_digest
@@ -28,8 +29,7 @@ _MAX_PORT = 65_535
 _MAX_REPOSITORY = 255
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class RepositoryName:
+class RepositoryName(msgspec.Struct, frozen=True, order=True):
     """A repository of a registry. `registry` is as people write it: `docker.io`, `127.0.0.1:5000`."""
 
     registry: str
@@ -44,8 +44,7 @@ class RepositoryName:
         return host_of(self.registry)
 
 
-@dataclass(frozen=True, slots=True)
-class Reference:
+class Reference(msgspec.Struct, frozen=True):
     """An image in a registry: by tag, by digest, or by a digest that also had a tag."""
 
     name: RepositoryName

@@ -5,9 +5,10 @@ from __future__ import annotations
 import io
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass
 from threading import RLock
 from typing import TYPE_CHECKING
+
+import msgspec
 
 from detlayer.building.traces import StoreTraces
 from detlayer.documents import Document, parse_document
@@ -134,8 +135,7 @@ class Desk:
         return BytesBody(data) if data is not None else None
 
 
-@dataclass(frozen=True, slots=True)
-class BytesBody:
+class BytesBody(msgspec.Struct, frozen=True):
     """A small blob's bytes (`ports.Body`)."""
 
     data: bytes

@@ -6,7 +6,6 @@ import os
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -51,6 +50,8 @@ def read_project(options: dict[str, Any]) -> tuple[Project, tuple[ImageSettings,
 
 
 def _narrow(image: ImageSettings, wanted: tuple[Platform, ...]) -> ImageSettings:
+    from msgspec.structs import replace
+
     for one in wanted:
         if one not in image.platforms:
             raise ConfigError(
@@ -63,6 +64,8 @@ def _narrow(image: ImageSettings, wanted: tuple[Platform, ...]) -> ImageSettings
 
 def retag(images: tuple[ImageSettings, ...], tags: tuple[str, ...]) -> tuple[ImageSettings, ...]:
     """Give images other tags; raises ConfigError."""
+    from msgspec.structs import replace
+
     from detlayer.names import is_tag
 
     for tag in tags:

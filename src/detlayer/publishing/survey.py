@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+
+import msgspec
 
 from detlayer.documents import parse_document
 from detlayer.errors import AuthError, ConfigError, LayerError, NotFoundError
@@ -15,8 +16,7 @@ from detlayer.ports import Memory
 from detlayer.registry.client import Repository
 
 
-@dataclass(frozen=True, slots=True)
-class Hints:
+class Hints(msgspec.Struct, frozen=True):
     """Repositories that may have the image's blobs: where it came from, and what the user named."""
 
     sources: tuple[RepositoryName, ...] = ()
