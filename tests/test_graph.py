@@ -13,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from detlayer.graph import Call, Event, Outcome, Reason, Step, Stopped, Values, arrange, closure, draw, execute
+from detlayer.graph import Call, Event, Outcome, Reason, Step, Stopped, Values, arrange, closure, execute
+from detlayer.graph.drawing import draw
 
 
 class MemoryTraces:

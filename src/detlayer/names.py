@@ -7,7 +7,6 @@ Sources: the grammar of github.com/distribution/reference, which every other too
 from __future__ import annotations
 
 import re
-from ipaddress import IPv6Address
 
 import msgspec
 
@@ -116,10 +115,13 @@ def is_host(text: str) -> bool:
     match = _HOST.match(text)
     if match is None or len(text) > _MAX_HOST:
         return False
-    try:
-        IPv6Address(match["ipv6"] or "::")
-    except ValueError:
-        return False
+    if match["ipv6"]:
+        from ipaddress import IPv6Address
+
+        try:
+            IPv6Address(match["ipv6"])
+        except ValueError:
+            return False
     return match["port"] is None or 0 < int(match["port"]) <= _MAX_PORT
 
 

@@ -16,11 +16,11 @@ from detlayer.errors import LayerError, UnavailableError
 from detlayer.names import Reference, RepositoryName
 from detlayer.oci import Descriptor, Digest, digest_of
 from detlayer.ports import Body
-from detlayer.registry.client import Registries, Repository
 from detlayer.store import Store
 
 if TYPE_CHECKING:
     from detlayer.layout import OpenedImage
+    from detlayer.registry.client import Registries, Repository
 
 BaseName = Reference | str
 """A reference, or a layout by its name (`oci:DIR[:TAG]`)."""

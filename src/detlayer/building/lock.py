@@ -5,7 +5,6 @@ It pins bases by digest, for each platform, and holds layers against what they w
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -75,6 +74,8 @@ class Lock(msgspec.Struct, frozen=True):
         return entry
 
     def to_text(self) -> str:
+        import json
+
         document = {
             "format": FORMAT,
             "bases": {

@@ -9,7 +9,6 @@ import msgspec
 
 from detlayer.building.lock import Lock
 from detlayer.config import ImageSettings
-from detlayer.engine import ENGINES
 from detlayer.errors import ConfigError, DetlayerError, printable
 from detlayer.graph import Outcome
 from detlayer.names import Reference, parse_reference
@@ -43,9 +42,10 @@ class Output(msgspec.Struct, frozen=True):
 
 def parse_output(text: str) -> Output:
     """Read `oci:DIR`, `oci-archive:FILE`, `docker-archive:FILE`, `docker` or `podman`; raises ConfigError."""
-    kind, colon, path = text.partition(":")
-    if kind in ENGINES and not colon:
-        return Output("docker" if kind == "docker" else "podman")
+    for engine in ("docker", "podman"):
+        if text == engine:
+            return Output(engine)
+    kind, _, path = text.partition(":")
     for known in ("oci", "oci-archive", "docker-archive"):
         if kind == known and path:
             return Output(known, path)

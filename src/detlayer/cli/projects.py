@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -110,6 +109,8 @@ def open_workshop(options: dict[str, Any], console: Console) -> Iterator[Store]:
             if store.index.is_usable:
                 yield store
                 return
+        import tempfile
+
         try:
             directory = stack.enter_context(tempfile.TemporaryDirectory(prefix="detlayer-"))
         except OSError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -13,7 +14,9 @@ from detlayer.names import RepositoryName, parse_reference
 from detlayer.oci import BASE_NAME
 from detlayer.plan import Facts, Plan, Question, Wanted, ask, plan
 from detlayer.ports import Memory
-from detlayer.registry.client import Repository
+
+if TYPE_CHECKING:
+    from detlayer.registry.client import Repository
 
 
 class Hints(msgspec.Struct, frozen=True):
