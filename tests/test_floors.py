@@ -187,7 +187,7 @@ def test_start_up_loads_little(arguments: list[str]) -> None:
 
 
 NETWORK = {"detlayer.publishing", "detlayer.registry", "httpx", "ssl", "socket", "email", "ipaddress"}
-RARE = {"json", "pathspec", "subprocess", "tempfile"}
+RARE = {"json", "pathspec", "subprocess", "tempfile", "zstandard"}
 
 
 LOCAL_PROJECT = """

@@ -20,7 +20,6 @@ from detlayer.platforms import select
 from detlayer.ports import Sink
 from detlayer.remote import gather
 from detlayer.sink import FileOutput, LayoutWriter
-from detlayer.sink.archive import write_docker_archive, write_oci_archive
 
 _PIECE_BYTES = 1 << 20
 
@@ -59,6 +58,8 @@ def write_step(
             for tag in tags:
                 _into_layout(made, LayoutWriter(path), tag, call)
             return {"digest": str(made.root.digest)}
+        from detlayer.sink.archive import write_docker_archive, write_oci_archive
+
         if output.kind == "docker" or output.kind == "podman":
             from detlayer.engine import load
 
