@@ -106,6 +106,19 @@ def test_only_the_door_knows_click(path: Path) -> None:
     assert not {name.split(".")[0] for name, _ in imports(path)} & {"click", "rich"}
 
 
+# What a build or push in which nothing changed starts with: to make one dataclass takes as long as thirty structs.
+STARTED = {
+    *("oci", "names", "entry", "documents", "patterns", "plan", "lanes", "image", "config", "graph"),
+    *("layout", "registry", "store", "sink", "publishing", "pulling", "building"),
+}
+
+
+@pytest.mark.parametrize("path", [path for path in modules() if room(path) in STARTED], ids=room)
+def test_values_are_structs(path: Path) -> None:
+    """Credentials load when a registry asks for some, and leave secrets out of their `repr`, which structs can't."""
+    assert ("dataclasses" in dict(imports(path))) == (path.name == "credentials.py")
+
+
 def printing(path: Path) -> list[str]:
     found = []
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
@@ -142,16 +155,18 @@ def test_only_the_door_reads_the_environment(path: Path) -> None:
     assert not names & {"environ", "getenv", "argv"}
 
 
-def loaded(*arguments: str) -> set[str]:
+def loaded(*arguments: str, cwd: Path | None = None) -> set[str]:
     """Names of the modules that a command has loaded when it exits."""
     script = (
-        "import json, sys\n"
+        "import sys\n"
         "from detlayer.cli import run\n"
         f"code = run({list(arguments)!r})\n"
-        "sys.stderr.write(json.dumps([code, sorted(sys.modules)]))\n"
+        "names = sorted(sys.modules)\n"
+        "import json\n"
+        "sys.stderr.write(json.dumps([code, names]))\n"
     )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    code, names = json.loads(done.stderr)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=cwd)
+    code, names = json.loads(done.stderr.splitlines()[-1])
     assert code == 0
     return set(names)
 
@@ -169,6 +184,26 @@ def test_start_up_loads_little(arguments: list[str]) -> None:
         "detlayer.layer",
         "detlayer.tree",
     }
+
+
+NETWORK = {"detlayer.publishing", "detlayer.registry", "httpx", "ssl", "socket", "email", "ipaddress"}
+RARE = {"json", "pathspec", "subprocess", "tempfile", "zstandard"}
+
+
+LOCAL_PROJECT = """
+[images.app]
+base = "scratch"
+platforms = ["linux/amd64"]
+layers = [{ name = "own", sources = ["src:/app"] }]
+"""
+
+
+@pytest.mark.parametrize("arguments", [["pack", "src", "-o", "out"], ["build", "--output", "oci:out"]], ids=" ".join)
+def test_what_asks_nobody_loads_no_network(arguments: list[str], tmp_path: Path) -> None:
+    (tmp_path / "src").mkdir()
+    (tmp_path / "src" / "main.py").write_text("print()\n")
+    (tmp_path / "detlayer.toml").write_text(LOCAL_PROJECT)
+    assert not loaded(*arguments, "--cache-dir", "cache", cwd=tmp_path) & {*NETWORK, *RARE}
 
 
 def test_import_costs_nothing() -> None:

@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import pairwise
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
-from detlayer.graph import Call, Event, Outcome, Reason, Step, Stopped, Values, arrange, closure, draw, execute
+from detlayer.graph import Call, Event, Outcome, Reason, Step, Stopped, Values, arrange, closure, execute
+from detlayer.graph.drawing import draw
 
 
 class MemoryTraces:
@@ -254,7 +256,7 @@ def test_a_mistake_anywhere_comes_out(where: str) -> None:
         with pytest.raises(ZeroDivisionError):
             execute([step], report=fail)  # type: ignore[arg-type]
         return
-    outcome = execute([replace(step, **{where: fail})], traces=traces)  # type: ignore[arg-type]
+    outcome = execute([replace(step, **{where: fail})], traces=traces)
     assert isinstance(outcome.errors[0], ZeroDivisionError)
 
 

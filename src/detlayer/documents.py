@@ -7,7 +7,6 @@ their digest is what counts, and JSON written anew would have another.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import msgspec
@@ -31,8 +30,7 @@ _SCHEMA1 = "application/vnd.docker.distribution.manifest.v1"
 _Kind = TypeVar("_Kind")
 
 
-@dataclass(frozen=True, slots=True)
-class Document:
+class Document(msgspec.Struct, frozen=True):
     """An index or a manifest: its bytes, and what it names.
 
     An index has `children` (manifests and indexes), a manifest has `config` and `layers`. `subject` is what it is about
@@ -146,8 +144,7 @@ def parse_document(data: bytes, name: str, media_type: str = "") -> Document:
     )
 
 
-@dataclass(frozen=True, slots=True)
-class ConfigFacts:
+class ConfigFacts(msgspec.Struct, frozen=True):
     """What the config of an image says that others need: the platform, and the diff_ids of its layers."""
 
     platform: Platform | None

@@ -9,13 +9,12 @@ import subprocess
 import tempfile
 from collections.abc import Callable
 from contextlib import suppress
-from typing import IO, Literal, get_args
+from typing import IO, Literal
 
 from detlayer.errors import ConfigError, OutputError, printable
 from detlayer.ports import Bytes, Sink
 
 Engine = Literal["docker", "podman"]
-ENGINES: tuple[Engine, ...] = get_args(Engine)
 
 _SHOWN_CHARACTERS = 2000
 

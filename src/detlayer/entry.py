@@ -8,7 +8,6 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Callable
-from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Literal, Protocol
 
@@ -81,16 +80,14 @@ class Entry(msgspec.Struct, frozen=True, gc=False):
         return self.path + b"/" if self.kind == "dir" else self.path
 
 
-@dataclass(frozen=True, slots=True)
-class Mtime:
+class Mtime(msgspec.Struct, frozen=True):
     """Where an entry's mtime comes from: `fixed` at, `source` unchanged, or `clamp` to at most `seconds` since 1970."""
 
     policy: Literal["fixed", "source", "clamp"] = "fixed"
     seconds: int = DEFAULT_MTIME
 
 
-@dataclass(frozen=True, slots=True)
-class Owner:
+class Owner(msgspec.Struct, frozen=True):
     """Numeric owner and group, each 0 to 4294967294."""
 
     uid: int = 0
@@ -123,8 +120,7 @@ ModeRule = Callable[[bytes, bool], int | None]
 OwnerRule = Callable[[bytes, bool], Owner | None]
 
 
-@dataclass(frozen=True, slots=True)
-class Profile:
+class Profile(msgspec.Struct, frozen=True):
     """How values are normalised (SPEC 4). The default brings nothing of the machine into the layer.
 
     `owner` None takes the source's owner. `xattrs` is an allow-list of shell patterns on attribute names. The rules get

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from queue import SimpleQueue
 from threading import Lock, Thread
 from typing import Generic, TypeVar
+
+import msgspec
 
 DATA_LANES = 4
 CONTROL_LANES = 1
@@ -18,8 +19,7 @@ CONTROL_LANES = 1
 _Result = TypeVar("_Result")
 
 
-@dataclass(frozen=True, slots=True)
-class Job(Generic[_Result]):
+class Job(msgspec.Struct, Generic[_Result], frozen=True):
     """Something to do, and whether it moves much data."""
 
     run: Callable[[], _Result]

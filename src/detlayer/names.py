@@ -7,8 +7,8 @@ Sources: the grammar of github.com/distribution/reference, which every other too
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
-from ipaddress import IPv6Address
+
+import msgspec
 
 from detlayer.errors import ConfigError, printable
 from detlayer.oci import Digest, parse_digest
@@ -28,8 +28,7 @@ _MAX_PORT = 65_535
 _MAX_REPOSITORY = 255
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class RepositoryName:
+class RepositoryName(msgspec.Struct, frozen=True, order=True):
     """A repository of a registry. `registry` is as people write it: `docker.io`, `127.0.0.1:5000`."""
 
     registry: str
@@ -44,8 +43,7 @@ class RepositoryName:
         return host_of(self.registry)
 
 
-@dataclass(frozen=True, slots=True)
-class Reference:
+class Reference(msgspec.Struct, frozen=True):
     """An image in a registry: by tag, by digest, or by a digest that also had a tag."""
 
     name: RepositoryName
@@ -117,10 +115,13 @@ def is_host(text: str) -> bool:
     match = _HOST.match(text)
     if match is None or len(text) > _MAX_HOST:
         return False
-    try:
-        IPv6Address(match["ipv6"] or "::")
-    except ValueError:
-        return False
+    if match["ipv6"]:
+        from ipaddress import IPv6Address
+
+        try:
+            IPv6Address(match["ipv6"])
+        except ValueError:
+            return False
     return match["port"] is None or 0 < int(match["port"]) <= _MAX_PORT
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import re
-from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
@@ -41,8 +40,7 @@ OCI_LAYOUT_VERSION = "1.0.0"
 _SHA256 = re.compile(r"sha256:([0-9a-f]{64})\Z")
 
 
-@dataclass(frozen=True, slots=True)
-class Digest:
+class Digest(msgspec.Struct, frozen=True):
     """A sha256 digest; `str()` gives the public form `sha256:HEX`."""
 
     hex: str
@@ -64,8 +62,7 @@ def digest_of(data: bytes | bytearray | memoryview) -> Digest:
     return Digest(hashlib.sha256(data).hexdigest())
 
 
-@dataclass(frozen=True, slots=True)
-class Platform:
+class Platform(msgspec.Struct, frozen=True):
     """What an image runs on (image-index.md): `linux/arm64/v8`; `os.version` is for Windows."""
 
     os: str
@@ -86,14 +83,13 @@ class Platform:
         return {key: value for key, value in named.items() if value}
 
 
-@dataclass(frozen=True, slots=True)
-class Descriptor:
+class Descriptor(msgspec.Struct, frozen=True):
     """Names a blob: media type, digest, size in bytes, annotations; `urls` are other places that have it."""
 
     media_type: str
     digest: Digest
     size_bytes: int
-    annotations: dict[str, str] = field(default_factory=dict)
+    annotations: dict[str, str] = {}
     platform: Platform | None = None
     artifact_type: str = ""
     urls: tuple[str, ...] = ()

@@ -10,14 +10,14 @@ from __future__ import annotations
 import re
 import warnings
 from collections.abc import Iterable
-from dataclasses import dataclass
+
+import msgspec
 
 from detlayer.entry import MAX_OWNER, Owner
 from detlayer.errors import ConfigError, printable
 
 
-@dataclass(frozen=True, slots=True)
-class Pattern:
+class Pattern(msgspec.Struct, frozen=True):
     """One compiled pattern. `negated` brings back what an earlier one excluded."""
 
     text: str
@@ -115,8 +115,7 @@ def excluded(patterns: tuple[Pattern, ...], path: str, is_dir: bool) -> bool:
     return False
 
 
-@dataclass(frozen=True, slots=True)
-class ModeRules:
+class ModeRules(msgspec.Struct, frozen=True):
     """`--chmod`: the mode of the last pattern that matches a written path."""
 
     rules: tuple[tuple[Pattern, int], ...]
@@ -126,8 +125,7 @@ class ModeRules:
         return next((mode for pattern, mode in reversed(self.rules) if pattern.matches(text, is_dir)), None)
 
 
-@dataclass(frozen=True, slots=True)
-class OwnerRules:
+class OwnerRules(msgspec.Struct, frozen=True):
     """`--chown`: the owner of the last pattern that matches a written path."""
 
     rules: tuple[tuple[Pattern, Owner], ...]

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, closing
-from dataclasses import dataclass
 from typing import Any, Protocol
+
+import msgspec
 
 from detlayer.documents import Document, parse_config
 from detlayer.errors import NotFoundError
@@ -23,8 +24,7 @@ from detlayer.remote import RemoteImage, gather
 _PIECE_BYTES = 1 << 20
 
 
-@dataclass(frozen=True, slots=True)
-class Resolved:
+class Resolved(msgspec.Struct, frozen=True):
     """What a reference names now: the document, and the platforms of an index or an image."""
 
     reference: Reference
@@ -132,8 +132,7 @@ class Target(Protocol):
         """Name an image in index.json, in place of what had the name; raises OutputError."""
 
 
-@dataclass(frozen=True, slots=True)
-class Pulled:
+class Pulled(msgspec.Struct, frozen=True):
     """What a pull brought: the image, and how many blobs and bytes had to come."""
 
     resolved: Resolved

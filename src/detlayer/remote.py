@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from detlayer.documents import Document, parse_document
 from detlayer.errors import IntegrityError, LayerError
 from detlayer.names import RepositoryName
 from detlayer.oci import Descriptor, Digest, digest_of
 from detlayer.plan import Wanted
 from detlayer.ports import Amnesia, Body, ImageSource, Memory
-from detlayer.registry.client import Repository
-from detlayer.registry.download import RemoteBody
+
+if TYPE_CHECKING:
+    from detlayer.registry.client import Repository
 
 _MAX_DEPTH = 8
 _MAX_DOCUMENTS = 10_000
@@ -44,6 +47,8 @@ class RemoteImage:
         return document
 
     def body(self, descriptor: Descriptor) -> Body | None:
+        from detlayer.registry.download import RemoteBody
+
         return RemoteBody(self._repository, descriptor)
 
 

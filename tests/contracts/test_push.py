@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from detlayer.errors import ConfigError, IntegrityError, LayerError
 from detlayer.layout import open_image
@@ -191,13 +191,11 @@ class Both(Client):
         return self._source.find(name)
 
     def network(self):  # type: ignore[no-untyped-def]
-        import dataclasses
-
         network = super().network()
         if self._source.server.ca_file is None:
             return network
         insecure = frozenset() if self.server.ca_file else frozenset({self.server.address})
-        return dataclasses.replace(network, ca_file=str(self._source.server.ca_file), insecure=insecure)
+        return replace(network, ca_file=str(self._source.server.ca_file), insecure=insecure)
 
 
 def test_what_the_source_corrupts_never_gets_a_name(start_strict: Start, layout: Layout, tmp_path: Path) -> None:
@@ -345,10 +343,10 @@ def test_a_plan_that_believes_what_is_not_so(start_real: Callable[[Kind], RealRe
     index = layout.tag(platforms(layout), "image")
     client = Client(server)
     (made,) = client.plan(layout, "team/app:1")
-    lies = dataclasses.replace(
+    lies = replace(
         made,
-        blobs=tuple(dataclasses.replace(step, action="present", source=None) for step in made.blobs),
-        manifests=tuple(dataclasses.replace(step, action="present") for step in made.manifests),
+        blobs=tuple(replace(step, action="present", source=None) for step in made.blobs),
+        manifests=tuple(replace(step, action="present") for step in made.manifests),
     )
     client.push(layout, "team/app:1", plans=[lies])
     assert_has(server, "team/app", "1", layout, index)

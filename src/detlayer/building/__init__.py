@@ -8,12 +8,12 @@ graph, whose threads share a `desk`; `bases`, `fetching` and `packing` do what t
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
 
 from detlayer.building.desk import Desk
 from detlayer.building.lock import ANY_PLATFORM, Lock, LockedBase, LockedLayer, differences
 from detlayer.building.publish import Turns, publish_step
 from detlayer.building.request import STAGES, BuildReport, BuildReporter, BuiltImage, Request, SilentBuild, label
-from detlayer.building.revision import describe
 from detlayer.building.steps import Wiring, locked_layer
 from detlayer.config import ImageSettings
 from detlayer.errors import DetlayerError
@@ -21,8 +21,10 @@ from detlayer.graph import Done, Event, Step, closure, execute
 from detlayer.names import Reference
 from detlayer.oci import parse_digest
 from detlayer.packing import default_jobs
-from detlayer.registry.client import Registries
 from detlayer.store import Store
+
+if TYPE_CHECKING:
+    from detlayer.registry.client import Registries
 
 __all__ = ["Build", "BuildReport", "BuildReporter", "BuiltImage", "Lock", "Request", "compare_layers"]
 
@@ -55,7 +57,7 @@ class Build:
         self._jobs = max(MIN_JOBS, default_jobs()) if jobs is None else jobs
         self._hears = reporter or SilentBuild()
         pack_jobs = max(1, (default_jobs() if jobs is None else jobs) // max(1, min(self._jobs, _count_packs(request))))
-        self._about = {image.name: describe(image.directory) for image in request.images if image.git}
+        self._about = {image.name: _describe(image) for image in request.images if image.git}
         self._wiring = Wiring(request, self.desk, self._hears, pack_jobs=pack_jobs, is_dry=is_dry, about=self._about)
         self._turns = Turns()
         self._roots: dict[str, str] = {}
@@ -165,6 +167,12 @@ class Build:
                 if base is None or label(platform) not in base.platforms:
                     found.append(f"base {image.base} of {image.name} for {platform}: not locked")
         return found + compare_layers(lock, self._locked_layers(report.outcome.steps))
+
+
+def _describe(image: ImageSettings) -> dict[str, str]:
+    from detlayer.building.revision import describe
+
+    return describe(image.directory)
 
 
 def compare_layers(locked: Lock, made: Mapping[str, Mapping[str, Mapping[str, LockedLayer]]]) -> list[str]:

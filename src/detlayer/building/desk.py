@@ -5,9 +5,10 @@ from __future__ import annotations
 import io
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass
 from threading import RLock
 from typing import TYPE_CHECKING
+
+import msgspec
 
 from detlayer.building.traces import StoreTraces
 from detlayer.documents import Document, parse_document
@@ -15,11 +16,11 @@ from detlayer.errors import LayerError, UnavailableError
 from detlayer.names import Reference, RepositoryName
 from detlayer.oci import Descriptor, Digest, digest_of
 from detlayer.ports import Body
-from detlayer.registry.client import Registries, Repository
 from detlayer.store import Store
 
 if TYPE_CHECKING:
     from detlayer.layout import OpenedImage
+    from detlayer.registry.client import Registries, Repository
 
 BaseName = Reference | str
 """A reference, or a layout by its name (`oci:DIR[:TAG]`)."""
@@ -134,8 +135,7 @@ class Desk:
         return BytesBody(data) if data is not None else None
 
 
-@dataclass(frozen=True, slots=True)
-class BytesBody:
+class BytesBody(msgspec.Struct, frozen=True):
     """A small blob's bytes (`ports.Body`)."""
 
     data: bytes

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import glob
 import os
 import stat
 
@@ -37,6 +36,8 @@ class ProjectFiles:
 
     def members(self, directory: str, pattern: str) -> list[str]:
         """List the directories that a pattern stands for, in order."""
+        import glob
+
         found = glob.glob(pattern, root_dir=directory or ".")
         paths = [os.path.normpath(os.path.join(directory, one)) for one in found]
         return sorted(path for path in paths if os.path.isdir(path))

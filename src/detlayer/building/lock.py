@@ -5,9 +5,7 @@ It pins bases by digest, for each platform, and holds layers against what they w
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
@@ -21,8 +19,7 @@ FORMAT = "detlayer-lock/1"
 ANY_PLATFORM = "any"
 
 
-@dataclass(frozen=True, slots=True)
-class LockedLayer:
+class LockedLayer(msgspec.Struct, frozen=True):
     """What a layer was. `digest` holds only where the codec class is the same."""
 
     key: str
@@ -31,20 +28,18 @@ class LockedLayer:
     codec_class: str
 
 
-@dataclass(frozen=True, slots=True)
-class LockedBase:
+class LockedBase(msgspec.Struct, frozen=True):
     """What a reference named, and which manifest each platform got."""
 
     digest: Digest
-    platforms: Mapping[str, Digest] = field(default_factory=dict)
+    platforms: Mapping[str, Digest] = {}
 
 
-@dataclass(frozen=True, slots=True)
-class Lock:
+class Lock(msgspec.Struct, frozen=True):
     """Bases by reference; layers by image, by name, and by platform (`any` for one that is for all)."""
 
-    bases: Mapping[str, LockedBase] = field(default_factory=dict)
-    layers: Mapping[str, Mapping[str, Mapping[str, LockedLayer]]] = field(default_factory=dict)
+    bases: Mapping[str, LockedBase] = {}
+    layers: Mapping[str, Mapping[str, Mapping[str, LockedLayer]]] = {}
 
     def base(self, reference: str) -> LockedBase:
         """Look a base up; raises ConfigError."""
@@ -79,6 +74,8 @@ class Lock:
         return entry
 
     def to_text(self) -> str:
+        import json
+
         document = {
             "format": FORMAT,
             "bases": {

@@ -6,7 +6,6 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from detlayer import engine
 from detlayer.building.desk import Desk, Made
 from detlayer.building.request import Output, label, local_reference
 from detlayer.building.versions import VERSIONS
@@ -21,7 +20,6 @@ from detlayer.platforms import select
 from detlayer.ports import Sink
 from detlayer.remote import gather
 from detlayer.sink import FileOutput, LayoutWriter
-from detlayer.sink.archive import write_docker_archive, write_oci_archive
 
 _PIECE_BYTES = 1 << 20
 
@@ -60,8 +58,12 @@ def write_step(
             for tag in tags:
                 _into_layout(made, LayoutWriter(path), tag, call)
             return {"digest": str(made.root.digest)}
+        from detlayer.sink.archive import write_docker_archive, write_oci_archive
+
         if output.kind == "docker" or output.kind == "podman":
-            engine.load(
+            from detlayer.engine import load
+
+            load(
                 output.kind, lambda sink: write_docker_archive(_Checked(sink, call), made.root, made, references=names)
             )
             return {"digest": str(made.root.digest)}
@@ -81,8 +83,10 @@ def write_step(
         if output.kind == "oci":
             has = _layout_has(path, tags, root_document, Made(desk, root_document, image.base))
         elif output.kind == "docker" or output.kind == "podman":
+            from detlayer.engine import identity
+
             config = root_document.config
-            found = {engine.identity(output.kind, str(name)) for name in names}
+            found = {identity(output.kind, str(name)) for name in names}
             is_there = config is not None and found == {str(config.digest)}
             has = wanted if is_there else next(iter(found - {wanted}), "")
         return call["image"] if has == wanted else (Reason("target", where, has, wanted),)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from threading import Event as Flag
 from threading import Lock
+from typing import TYPE_CHECKING
 
 from detlayer.building.desk import Desk, Made
 from detlayer.building.versions import VERSIONS
@@ -14,8 +15,9 @@ from detlayer.graph import Call, Reason, Step, Values
 from detlayer.names import RepositoryName
 from detlayer.oci import Digest, parse_digest
 from detlayer.ports import TransferReporter
-from detlayer.publishing import Survey, open_surveys, plan_surveyed, push
-from detlayer.remote import gather
+
+if TYPE_CHECKING:
+    from detlayer.publishing import Survey
 
 _LARGE_BYTES = 64 << 10  # a smaller layer is sooner sent twice than waited for
 _POLL_S = 0.2
@@ -56,6 +58,8 @@ def publish_step(
         return Made(desk, desk.document(parse_digest(call["image"]["digest"])), image.base)
 
     def settled(call: Call) -> Values | tuple[Reason, ...]:
+        from detlayer.publishing import open_surveys, plan_surveyed
+
         whole = made(call)
         found = open_surveys(whole.root, image.references, desk.registries, memory=desk.store.memory)
         surveys.update(found)
@@ -72,6 +76,9 @@ def publish_step(
         return tuple(reasons) or call["image"]
 
     def run(call: Call) -> Values:
+        from detlayer.publishing import push
+        from detlayer.remote import gather
+
         whole = made(call)
         documents = gather(whole, whole.root).documents
         large = {blob.digest for one in documents for blob in one.layers if blob.size_bytes >= _LARGE_BYTES}

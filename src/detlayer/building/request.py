@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, get_args
+
+import msgspec
 
 from detlayer.building.lock import Lock
 from detlayer.config import ImageSettings
-from detlayer.engine import ENGINES
 from detlayer.errors import ConfigError, DetlayerError, printable
 from detlayer.graph import Outcome
 from detlayer.names import Reference, parse_reference
@@ -25,8 +25,7 @@ STAGES: tuple[Stage, ...] = get_args(Stage)
 _PLACEHOLDER = "{image}"
 
 
-@dataclass(frozen=True, slots=True)
-class Output:
+class Output(msgspec.Struct, frozen=True):
     """Where images go beside registries. `path` may have the image's name in it, as {image}; engines have none."""
 
     kind: Kind
@@ -43,9 +42,10 @@ class Output:
 
 def parse_output(text: str) -> Output:
     """Read `oci:DIR`, `oci-archive:FILE`, `docker-archive:FILE`, `docker` or `podman`; raises ConfigError."""
-    kind, colon, path = text.partition(":")
-    if kind in ENGINES and not colon:
-        return Output("docker" if kind == "docker" else "podman")
+    for engine in ("docker", "podman"):
+        if text == engine:
+            return Output(engine)
+    kind, _, path = text.partition(":")
     for known in ("oci", "oci-archive", "docker-archive"):
         if kind == known and path:
             return Output(known, path)
@@ -56,8 +56,7 @@ def parse_output(text: str) -> Output:
     )
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
+class Request(msgspec.Struct, frozen=True):
     """A build. `scope` names the project among others that share a store, `host` is the platform of this machine."""
 
     images: tuple[ImageSettings, ...]
@@ -114,13 +113,12 @@ class SilentBuild(SilentTransfers):
         return
 
 
-@dataclass(frozen=True, slots=True)
-class BuiltImage:
+class BuiltImage(msgspec.Struct, frozen=True):
     """What became of one image. `digest` is None where it was not made."""
 
     name: str
     digest: Digest | None
-    manifests: Mapping[str, Digest] = field(default_factory=dict)
+    manifests: Mapping[str, Digest] = {}
     references: tuple[Reference, ...] = ()
     error: DetlayerError | None = None
 
@@ -134,8 +132,7 @@ class BuiltImage:
         }
 
 
-@dataclass(frozen=True, slots=True)
-class BuildReport:
+class BuildReport(msgspec.Struct, frozen=True):
     """What became of a build: its images in order, each step, and what it cost."""
 
     images: tuple[BuiltImage, ...]

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+
+import msgspec
 
 from detlayer.building.bases import choose_manifest, read_base
 from detlayer.building.files import ProjectFiles
@@ -28,8 +29,7 @@ _PIECE_BYTES = 1 << 20
 _DEFAULT_PLATFORM = "linux/amd64"
 
 
-@dataclass(frozen=True, slots=True)
-class Assembled:
+class Assembled(msgspec.Struct, frozen=True):
     """What was made: its document, and the descriptor that names it, with its platform."""
 
     document: Document

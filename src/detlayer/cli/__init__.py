@@ -84,7 +84,9 @@ def main() -> NoReturn:
             signal.signal(number, _stop)
     # What a walk makes has no cycles: looking for them among records of a hundred thousand files is a tenth of a pack.
     gc.set_threshold(50_000)
-    sys.exit(run(sys.argv[1:]))
+    code = run(sys.argv[1:])
+    gc.freeze()  # nor is there a need to look for any while all ends: that takes as long as a short command does
+    sys.exit(code)
 
 
 def run(args: list[str]) -> int:

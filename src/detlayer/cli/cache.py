@@ -6,10 +6,10 @@ import os
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
 import click
+from msgspec.structs import asdict
 
 from detlayer.cli.common import cache_directory, console_options, make_console
 from detlayer.cli.console import Console, size, stdin_stream, stdout_stream

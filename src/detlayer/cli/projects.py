@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -51,6 +49,8 @@ def read_project(options: dict[str, Any]) -> tuple[Project, tuple[ImageSettings,
 
 
 def _narrow(image: ImageSettings, wanted: tuple[Platform, ...]) -> ImageSettings:
+    from msgspec.structs import replace
+
     for one in wanted:
         if one not in image.platforms:
             raise ConfigError(
@@ -63,6 +63,8 @@ def _narrow(image: ImageSettings, wanted: tuple[Platform, ...]) -> ImageSettings
 
 def retag(images: tuple[ImageSettings, ...], tags: tuple[str, ...]) -> tuple[ImageSettings, ...]:
     """Give images other tags; raises ConfigError."""
+    from msgspec.structs import replace
+
     from detlayer.names import is_tag
 
     for tag in tags:
@@ -107,6 +109,8 @@ def open_workshop(options: dict[str, Any], console: Console) -> Iterator[Store]:
             if store.index.is_usable:
                 yield store
                 return
+        import tempfile
+
         try:
             directory = stack.enter_context(tempfile.TemporaryDirectory(prefix="detlayer-"))
         except OSError as error:

@@ -76,10 +76,10 @@ def push(ctx: click.Context, /, **options: Any) -> None:
 
 
 def _read_plans(path: str | None) -> list[Plan] | None:
-    from detlayer.plan.document import parse_plans
-
     if path is None:
         return None
+    from detlayer.plan.document import parse_plans
+
     try:
         with open(path, "rb") as file:
             return parse_plans(file.read(), printable(path))

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
 from typing import Literal
+
+import msgspec
+from msgspec.structs import replace
 
 from detlayer.codec import DEFAULT_CODEC, Codec, parse_compression
 from detlayer.config.tables import LayerTable
@@ -19,8 +21,7 @@ _USUAL_MTIME = Mtime()
 _ROOT = Owner()
 
 
-@dataclass(frozen=True, slots=True)
-class LayerSettings:
+class LayerSettings(msgspec.Struct, frozen=True):
     """A layer to pack. Sources, destination and ignore files are text with placeholders, relative to `directory`."""
 
     name: str

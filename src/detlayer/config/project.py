@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any, Protocol
+
+import msgspec
 
 from detlayer.config.layers import LayerSettings, read_layer
 from detlayer.config.reading import FILE_NAME, PYPROJECT, Tables, image_with_defaults, read_tables
@@ -26,8 +27,7 @@ class Files(Protocol):
         """Name a path so that two names of one file are equal."""
 
 
-@dataclass(frozen=True, slots=True)
-class Project:
+class Project(msgspec.Struct, frozen=True):
     """All images, by name, in the order of their files. `file` is the one that was asked for."""
 
     file: str

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from typing import TypeVar
 
+import msgspec
 from msgspec import UNSET, UnsetType
 
 from detlayer.config.layers import LayerSettings, at, read_layer
@@ -29,8 +29,7 @@ _SIGNAL = re.compile(r"(?:SIG)?[A-Z][A-Z0-9+-]*\Z|[0-9]{1,3}\Z")
 _Value = TypeVar("_Value")
 
 
-@dataclass(frozen=True, slots=True)
-class ImageSettings:
+class ImageSettings(msgspec.Struct, frozen=True):
     """An image to build. `file` is where it stands, for messages; `base` None is scratch, a text is a layout."""
 
     name: str

@@ -9,8 +9,9 @@ import json
 import re
 import tomllib
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
 from typing import Any, Literal, get_args
+
+import msgspec
 
 Kind = Literal["python", "node", "jvm", "dotnet", "go"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -18,8 +19,7 @@ KINDS: tuple[Kind, ...] = get_args(Kind)
 Read = Callable[[str], bytes | None]
 
 
-@dataclass(frozen=True, slots=True)
-class Starter:
+class Starter(msgspec.Struct, frozen=True):
     """What a kind of project starts with. `first` are the commands that make what the layers take."""
 
     first: Sequence[str]

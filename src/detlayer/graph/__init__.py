@@ -8,7 +8,6 @@ runs is data: which input changed, from what to what.
 
 from __future__ import annotations
 
-from detlayer.graph.drawing import Drawing, draw
 from detlayer.graph.execution import execute
 from detlayer.graph.outcome import Done, Event, Outcome, State
 from detlayer.graph.step import Call, Reason, Step, Stopped, Values, arrange, closure
@@ -17,7 +16,6 @@ from detlayer.graph.traces import Forgetful, Traces, key_of
 __all__ = [
     "Call",
     "Done",
-    "Drawing",
     "Event",
     "Forgetful",
     "Outcome",
@@ -29,7 +27,6 @@ __all__ = [
     "Values",
     "arrange",
     "closure",
-    "draw",
     "execute",
     "key_of",
 ]

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import replace
 from queue import SimpleQueue
 from threading import Event as Flag
 from threading import Lock, Semaphore, Thread
+
+from msgspec.structs import replace
 
 from detlayer.graph.outcome import Done, Event, Outcome, Report
 from detlayer.graph.step import Call, Reason, Step, Stopped, Values, arrange

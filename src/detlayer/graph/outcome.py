@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from typing import Literal
+
+import msgspec
 
 from detlayer.graph.step import Reason, Step, Values
 
@@ -12,24 +13,22 @@ State = Literal["hit", "ran", "failed", "blocked", "would-run", "stopped"]
 """`hit`: replayed, or there already. `blocked`: something that it needs failed. `would-run`: it was only looked at."""
 
 
-@dataclass(frozen=True, slots=True)
-class Done:
+class Done(msgspec.Struct, frozen=True):
     """What became of a step. `is_same` tells that its results are those of the last run."""
 
     step: Step
     state: State
-    values: Values = field(default_factory=dict)
+    values: Values = {}
     key: str = ""
     reasons: tuple[Reason, ...] = ()
     error: BaseException | None = None
     blocked_by: str = ""
-    facts: Mapping[str, int] = field(default_factory=dict)
+    facts: Mapping[str, int] = {}
     seconds: float = 0.0
     is_same: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Event:
+class Event(msgspec.Struct, frozen=True):
     """A step begins (`done` is None), or something became of it."""
 
     step: Step
@@ -39,8 +38,7 @@ class Event:
 Report = Callable[[Event], None]
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
+class Outcome(msgspec.Struct, frozen=True):
     """What became of each step, in the order of the graph."""
 
     steps: Mapping[str, Done]

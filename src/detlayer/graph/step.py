@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Literal
+
+import msgspec
 
 Values = Mapping[str, str]
 """Inputs or results by name. Results are what others depend on: digests, never times."""
 
 
-@dataclass(frozen=True, slots=True)
-class Reason:
+class Reason(msgspec.Struct, frozen=True):
     """Why a step runs, as data.
 
     `first`: there is no trace of it. `input`: `what` changed from `before` to `after`. `version`: the step itself did.
@@ -57,8 +57,7 @@ class Call:
         self.facts[fact] = self.facts.get(fact, 0) + count
 
 
-@dataclass(frozen=True, slots=True)
-class Step:
+class Step(msgspec.Struct, frozen=True):
     """One step. `needs` names others by the role that they have for it; inputs come from them and from `inputs`.
 
     `reads` names the results of others that count; all do if it is empty. `observe` looks at inputs that lie outside
@@ -72,8 +71,8 @@ class Step:
     kind: str
     version: str
     run: Callable[[Call], Values]
-    inputs: Values = field(default_factory=dict)
-    needs: Mapping[str, str] = field(default_factory=dict)
+    inputs: Values = {}
+    needs: Mapping[str, str] = {}
     reads: frozenset[str] = frozenset()
     observe: Callable[[Call], Values] | None = None
     is_intact: Callable[[Values], bool] | None = None

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
+
+import msgspec
+from msgspec.structs import replace
 
 from detlayer.documents import Document, decode_object, parse_config, parse_document
 from detlayer.entry import DEFAULT_MTIME
@@ -22,8 +24,7 @@ _OF_ANOTHER_BUILD = frozenset(
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Part:
+class Part(msgspec.Struct, frozen=True):
     """A layer of an image. `made_by` is for its history; empty for one that came with its own."""
 
     descriptor: Descriptor
@@ -31,12 +32,11 @@ class Part:
     made_by: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Base:
+class Base(msgspec.Struct, frozen=True):
     """What an image stands on, for one platform: the config of a base as it is, and its layers."""
 
     platform: Platform
-    config: Mapping[str, Any] = field(default_factory=dict)
+    config: Mapping[str, Any] = {}
     parts: tuple[Part, ...] = ()
 
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
+
+import msgspec
 
 _NS = 1_000_000_000
 
 
-@dataclass(frozen=True, slots=True)
-class EnvChange:
+class EnvChange(msgspec.Struct, frozen=True):
     """A variable: its value, or what comes before and after the base's, with `separator` between."""
 
     name: str
@@ -26,8 +26,7 @@ class EnvChange:
         return self.separator.join(part for part in (self.prepend, base or "", self.append) if part)
 
 
-@dataclass(frozen=True, slots=True)
-class HealthCheck:
+class HealthCheck(msgspec.Struct, frozen=True):
     """How Docker learns that a container is well. Only images of Docker's format have it; times are in seconds."""
 
     test: tuple[str, ...]
@@ -50,8 +49,7 @@ class HealthCheck:
         return document
 
 
-@dataclass(frozen=True, slots=True)
-class Runtime:
+class Runtime(msgspec.Struct, frozen=True):
     """Settings of a config. None, and what is empty, leaves what the base has."""
 
     entrypoint: tuple[str, ...] | None = None
@@ -61,7 +59,7 @@ class Runtime:
     workdir: str | None = None
     ports: tuple[str, ...] = ()
     volumes: tuple[str, ...] = ()
-    labels: Mapping[str, str] = field(default_factory=dict)
+    labels: Mapping[str, str] = {}
     stop_signal: str | None = None
     healthcheck: HealthCheck | None = None
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import stat
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
-from detlayer.blob import Readable
 from detlayer.errors import LayerError, printable
 from detlayer.oci import MEDIA_TYPE_LAYER
 from detlayer.tar import BLOCK_BYTES
+
+if TYPE_CHECKING:
+    from detlayer.blob import Readable
 
 _SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.zst")
 

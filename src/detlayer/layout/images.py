@@ -11,8 +11,10 @@ import os
 import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
 from typing import NamedTuple
+
+import msgspec
+from msgspec.structs import replace
 
 from detlayer.documents import ConfigFacts, Document, parse_config, parse_document
 from detlayer.errors import IntegrityError, LayerError, TreeError, printable
@@ -27,8 +29,7 @@ _MAX_BLOBS = 20_000
 _PIECE_BYTES = 1 << 20
 
 
-@dataclass(frozen=True, slots=True)
-class Image:
+class Image(msgspec.Struct, frozen=True):
     """One manifest. `config_data` is None if the config is no JSON, or could not be had."""
 
     descriptor: Descriptor
@@ -61,15 +62,14 @@ class Measure(NamedTuple):
 Read = Callable[[Descriptor], bytes | None]
 
 
-@dataclass(frozen=True, slots=True)
-class _Walk:
+class _Walk(msgspec.Struct, frozen=True):
     """What was seen on the way through a layout. A blob under another media type or size is not the same again."""
 
     read: Read
     # Digest, media type, size and platform of documents; of what was only named, and may be a manifest, less.
-    _seen: set[tuple[Digest, str | None, int, Platform | None]] = field(default_factory=set)
+    _seen: set[tuple[Digest, str | None, int, Platform | None]] = set()
     # What a document was, by its digest, size and media type: None if it was an index.
-    found: dict[tuple[Digest, int, str], Image | None] = field(default_factory=dict)
+    found: dict[tuple[Digest, int, str], Image | None] = {}
 
     def enter(self, blob: Descriptor) -> bool:
         """Tell whether a document is to be followed."""

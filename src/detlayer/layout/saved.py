@@ -12,7 +12,6 @@ import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import msgspec
@@ -53,14 +52,13 @@ class _StoredLayer(NamedTuple):
     diff_id: Digest
 
 
-@dataclass(frozen=True, slots=True)
-class SavedImage:
+class SavedImage(msgspec.Struct, frozen=True):
     """An image of an archive: the manifest that is made for it, and where its blobs are."""
 
     path: str
     manifest: Document
     _archive: Archive
-    _names: dict[Digest, str] = field(default_factory=dict)
+    _names: dict[Digest, str] = {}
 
     def find(self, digest: Digest) -> OpenFile | None:
         """Open a blob, unchecked; None if it is not there."""

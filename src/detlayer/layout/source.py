@@ -10,7 +10,8 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+
+import msgspec
 
 from detlayer.documents import Document, parse_document
 from detlayer.errors import ConfigError, IntegrityError, LayerError, printable
@@ -31,8 +32,7 @@ _FORMS = "oci:DIR[:TAG], oci-archive:FILE[:TAG], docker-archive:FILE[:REPOSITORY
 Find = Callable[[Digest], OpenFile | None]
 
 
-@dataclass(frozen=True, slots=True)
-class FileBody:
+class FileBody(msgspec.Struct, frozen=True):
     """A blob's bytes in a file (`ports.Body`). What is opened is never longer than `size_bytes`."""
 
     digest: Digest
@@ -48,8 +48,7 @@ class FileBody:
             return file.stretch(offset, self.size_bytes - offset)
 
 
-@dataclass(frozen=True, slots=True)
-class EmptyBody:
+class EmptyBody(msgspec.Struct, frozen=True):
     """The config of what has none (`ports.Body`)."""
 
     size_bytes: int = EMPTY.size_bytes

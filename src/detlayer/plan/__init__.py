@@ -11,8 +11,9 @@ at every moment, since blobs come before manifests, manifests before indexes, an
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
 from typing import Any, Literal
+
+import msgspec
 
 from detlayer.documents import Document, each_once
 from detlayer.names import RepositoryName
@@ -29,8 +30,7 @@ _LAST_TAGS = frozenset(("latest", "stable", "main", "master", "edge", "nightly",
 Action = Literal["present", "inferred", "mount", "upload", "foreign"]
 
 
-@dataclass(frozen=True, slots=True)
-class Wanted:
+class Wanted(msgspec.Struct, frozen=True):
     """An image to push: its documents, children before parents and the root last, and their blobs, each once."""
 
     documents: tuple[Document, ...]
@@ -50,23 +50,22 @@ class Wanted:
         return {one.digest: one for one in self.documents}
 
 
-@dataclass(slots=True)
-class Facts:
+class Facts(msgspec.Struct):
     """What is known of one repository, and how."""
 
-    tags: dict[str, Descriptor | None] = field(default_factory=dict)
+    tags: dict[str, Descriptor | None] = {}
     """What each destination tag names now; None if nothing."""
-    proofs: dict[Digest, Proof] = field(default_factory=dict)
+    proofs: dict[Digest, Proof] = {}
     """Blobs and manifests that are there."""
-    absent: set[Digest] = field(default_factory=set)
+    absent: set[Digest] = set()
     """What was asked for in this run and is not there."""
-    documents: dict[Digest, Document | None] = field(default_factory=dict)
+    documents: dict[Digest, Document | None] = {}
     """Old manifests of the destination tags; None if one could not be had."""
-    elsewhere: dict[Digest, RepositoryName] = field(default_factory=dict)
+    elsewhere: dict[Digest, RepositoryName] = {}
     """Repositories of the same registry that blobs can be mounted from."""
-    guessed: set[Digest] = field(default_factory=set)
+    guessed: set[Digest] = set()
     """Those of them of which it was only said that they may be there: a mount that fails is an upload."""
-    begun: set[Digest] = field(default_factory=set)
+    begun: set[Digest] = set()
     """Blobs whose upload an earlier run began: they may have arrived."""
 
     def demote(self, digests: Iterable[Digest]) -> None:
@@ -77,8 +76,7 @@ class Facts:
             self.absent.add(digest)
 
 
-@dataclass(frozen=True, slots=True)
-class Question:
+class Question(msgspec.Struct, frozen=True):
     """Something to ask the registry: what a tag names, whether it has a manifest or a blob, or what a manifest says.
 
     `free` allows no request: it is to be answered from memory, or not at all.
@@ -93,8 +91,7 @@ class Question:
         return parse_digest(self.target)
 
 
-@dataclass(frozen=True, slots=True)
-class BlobStep:
+class BlobStep(msgspec.Struct, frozen=True):
     """What is done about a blob. `source` is where it is mounted from."""
 
     digest: Digest
@@ -105,8 +102,7 @@ class BlobStep:
     source: RepositoryName | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class ManifestStep:
+class ManifestStep(msgspec.Struct, frozen=True):
     """What is done about a manifest or index by its digest."""
 
     digest: Digest
@@ -116,8 +112,7 @@ class ManifestStep:
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
-class TagStep:
+class TagStep(msgspec.Struct, frozen=True):
     """What is done about a tag. `seen` is what it named when the plan was made."""
 
     tag: str
@@ -126,8 +121,7 @@ class TagStep:
     seen: Digest | None
 
 
-@dataclass(frozen=True, slots=True)
-class Plan:
+class Plan(msgspec.Struct, frozen=True):
     """What a push to one repository does, in order: blobs, manifests by digest, tags.
 
     `asked` counts the requests that making the plan took.

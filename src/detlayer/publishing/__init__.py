@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from detlayer.documents import Document
 from detlayer.errors import ConfigError, DetlayerError
@@ -13,8 +13,10 @@ from detlayer.plan import Plan, Wanted
 from detlayer.ports import Amnesia, Body, Memory, SilentTransfers, TransferReporter
 from detlayer.publishing.results import PushReport, PushResult, TagResult
 from detlayer.publishing.survey import Hints, Survey
-from detlayer.registry.client import Registries
 from detlayer.remote import gather
+
+if TYPE_CHECKING:
+    from detlayer.registry.client import Registries
 
 __all__ = [
     "Hints",

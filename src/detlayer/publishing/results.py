@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
+
+import msgspec
 
 from detlayer.errors import DetlayerError
 from detlayer.names import RepositoryName
@@ -11,8 +12,7 @@ from detlayer.oci import Digest
 from detlayer.plan import Plan
 
 
-@dataclass(frozen=True, slots=True)
-class TagResult:
+class TagResult(msgspec.Struct, frozen=True):
     """What became of a tag: `present` (it named the image already), `pushed`, or `failed` with an error."""
 
     tag: str
@@ -20,8 +20,7 @@ class TagResult:
     error: DetlayerError | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class PushResult:
+class PushResult(msgspec.Struct, frozen=True):
     """What became of a push to one repository."""
 
     name: RepositoryName
@@ -53,8 +52,7 @@ def _what(error: DetlayerError) -> dict[str, Any]:
     return {"error": error.code, "message": error.message}
 
 
-@dataclass(frozen=True, slots=True)
-class PushReport:
+class PushReport(msgspec.Struct, frozen=True):
     """What became of a push: a result for each repository, in the order of the references."""
 
     results: tuple[PushResult, ...]

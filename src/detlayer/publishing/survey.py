@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import msgspec
 
 from detlayer.documents import parse_document
 from detlayer.errors import AuthError, ConfigError, LayerError, NotFoundError
@@ -12,11 +14,12 @@ from detlayer.names import RepositoryName, parse_reference
 from detlayer.oci import BASE_NAME
 from detlayer.plan import Facts, Plan, Question, Wanted, ask, plan
 from detlayer.ports import Memory
-from detlayer.registry.client import Repository
+
+if TYPE_CHECKING:
+    from detlayer.registry.client import Repository
 
 
-@dataclass(frozen=True, slots=True)
-class Hints:
+class Hints(msgspec.Struct, frozen=True):
     """Repositories that may have the image's blobs: where it came from, and what the user named."""
 
     sources: tuple[RepositoryName, ...] = ()

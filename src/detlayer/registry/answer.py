@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import msgspec
 
@@ -22,8 +21,7 @@ _MAX_SHOWN = 300
 _MAX_ERRORS = 20_000
 
 
-@dataclass(frozen=True, slots=True)
-class Fault:
+class Fault(msgspec.Struct, frozen=True):
     """One error of an error body (distribution-spec, "Error Codes"): its code, and the digests that it names."""
 
     code: str
@@ -31,8 +29,7 @@ class Fault:
     digests: tuple[Digest, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Refusal:
+class Refusal(msgspec.Struct, frozen=True):
     """An answer that is no success: status, and what the body says if it is what the specification wants."""
 
     method: str

@@ -12,7 +12,6 @@ import re
 import socket
 import threading
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import urlencode, urlsplit
 
@@ -54,8 +53,7 @@ def push(name: RepositoryName) -> Scope:
     return Scope(name.repository, frozenset(("pull", "push")))
 
 
-@dataclass(frozen=True, slots=True)
-class Challenge:
+class Challenge(msgspec.Struct, frozen=True):
     """One challenge of a WWW-Authenticate header: the scheme in lower case, and its parameters."""
 
     scheme: str

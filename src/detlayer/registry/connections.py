@@ -12,10 +12,11 @@ import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import urlsplit
+
+import msgspec
 
 from detlayer.errors import ConfigError, RejectedError, UnavailableError, printable
 from detlayer.registry.address import join
@@ -30,8 +31,7 @@ _MAX_SHOWN = 200
 _ERRNO = re.compile(r"^\[Errno -?[0-9]+\] ")
 
 
-@dataclass(frozen=True, slots=True)
-class Network:
+class Network(msgspec.Struct, frozen=True):
     """How hosts are reached. Times in seconds.
 
     `insecure` names hosts (with ports) that are spoken to over plain HTTP. `retries` bounds how often a request is sent

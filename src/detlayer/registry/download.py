@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+
+import msgspec
 
 from detlayer.errors import IntegrityError, UnavailableError
 from detlayer.oci import Descriptor
@@ -16,8 +17,7 @@ from detlayer.registry.transport import Answer
 _MAX_BREAKS = 5  # without any byte in between
 
 
-@dataclass(frozen=True, slots=True)
-class RemoteBody:
+class RemoteBody(msgspec.Struct, frozen=True):
     """A blob in a registry, as a body to send elsewhere: it streams through, and is checked on the way."""
 
     repository: Repository

@@ -11,10 +11,11 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Literal
 from urllib.parse import parse_qsl, urlsplit
+
+import msgspec
 
 from detlayer.errors import IntegrityError, RegistryError, RejectedError, UnavailableError
 from detlayer.ports import Body
@@ -37,15 +38,14 @@ FORM = "application/x-www-form-urlencoded"
 Method = Literal["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"]
 
 
-@dataclass(slots=True)
-class Counts:
+class Counts(msgspec.Struct):
     """What was sent, for reports and tests. Requests for tokens, and those answered by 401, count as `auth`."""
 
     requests: int = 0
     auth: int = 0
     sent_bytes: int = 0
     received_bytes: int = 0
-    _lock: threading.Lock = field(default_factory=threading.Lock)
+    _lock: threading.Lock = msgspec.field(default_factory=threading.Lock)
 
     def add(self, *, requests: int = 0, auth: int = 0, sent_bytes: int = 0, received_bytes: int = 0) -> None:
         with self._lock:

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Literal
+
+import msgspec
 
 from detlayer.errors import AuthError, IntegrityError, RejectedError, UnavailableError
 from detlayer.names import RepositoryName
@@ -34,8 +35,7 @@ _WHOLE_ONLY = frozenset(("gcr.io", "pkg.dev"))  # Artifact Registry: no chunks; 
 Outcome = Literal["uploaded", "mounted"]
 
 
-@dataclass(frozen=True, slots=True)
-class Progress:
+class Progress(msgspec.Struct, frozen=True):
     """Who hears of an upload: of bytes sent (of bytes sent in vain as a negative number), and of its session."""
 
     advance: Callable[[int], None] = lambda count_bytes: None

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
 from functools import partial
+
+import msgspec
+from msgspec.structs import replace
 
 from detlayer.blob import BlobReader
 from detlayer.documents import Document, parse_config
@@ -37,8 +39,7 @@ _BLOBS = "blobs/sha256"
 Pieces = Callable[[], Iterator[bytes]]
 
 
-@dataclass(frozen=True, slots=True)
-class _File:
+class _File(msgspec.Struct, frozen=True):
     """A file of an archive: its path, its size, and its bytes, once."""
 
     path: str

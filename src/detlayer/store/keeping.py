@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import os
 from contextlib import suppress
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
+
+import msgspec
 
 from detlayer.oci import Digest
 from detlayer.store.memory import FACT_AGE_S, SESSION_AGE_S
@@ -23,8 +24,7 @@ MAX_AGE_S = 30 * 86400
 _ROOM = 0.8  # how much of the bound is filled again: else every pack would have to make room
 
 
-@dataclass(frozen=True, slots=True)
-class Holdings:
+class Holdings(msgspec.Struct, frozen=True):
     """What a store holds."""
 
     directory: str
@@ -41,8 +41,7 @@ class Holdings:
     """Blobs that running processes have pinned."""
 
 
-@dataclass(frozen=True, slots=True)
-class Collected:
+class Collected(msgspec.Struct, frozen=True):
     """What was removed, and what is left."""
 
     blobs: int
@@ -53,13 +52,12 @@ class Collected:
     """Blobs that would have gone, were they not in use."""
 
 
-@dataclass(slots=True)
-class Health:
+class Health(msgspec.Struct):
     """What a look at every byte has shown. What is corrupt or without its blob was dropped."""
 
     blobs: int = 0
     blob_bytes: int = 0
-    corrupt: list[Digest] = field(default_factory=list)
+    corrupt: list[Digest] = []
     is_index_sound: bool = True
     orphans: int = 0
     """Traces and chunks whose blob is not there."""

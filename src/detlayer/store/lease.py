@@ -11,8 +11,9 @@ import fcntl
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from threading import Lock
+
+import msgspec
 
 from detlayer.oci import Digest
 from detlayer.store.locks import lock, try_lock
@@ -21,8 +22,7 @@ _LOCK = "gc.lock"
 _HOME = "leases"
 
 
-@dataclass(frozen=True, slots=True)
-class Survey:
+class Survey(msgspec.Struct, frozen=True):
     """The leases of running processes, by name, and what they pin."""
 
     leases: set[str]
