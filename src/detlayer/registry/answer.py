@@ -35,7 +35,6 @@ class Fault:
 class Refusal:
     """An answer that is no success: status, and what the body says if it is what the specification wants."""
 
-    method: str
     url: str
     status: int
     faults: tuple[Fault, ...] = ()

@@ -22,7 +22,7 @@ from detlayer.errors import AuthError, RegistryError, RejectedError, printable
 from detlayer.names import RepositoryName
 from detlayer.registry.address import checked, is_loopback, shown_url, with_query
 from detlayer.registry.answer import Refusal, denied, error_of, garbage
-from detlayer.registry.transport import FORM, Answer, Transport, follow
+from detlayer.registry.transport import FORM, Answer, Request, Transport, follow
 
 if TYPE_CHECKING:
     from detlayer.registry.credentials import Credentials
@@ -241,11 +241,12 @@ class Authorizer:
                 "scope": " ".join(texts),
                 "refresh_token": self._identity_token,
             }
-            answer = self._request("POST", realm, {"content-type": FORM}, form)
+            data = urlencode(form, errors="surrogateescape").encode()
+            answer = self._send(Request("POST", realm, {"content-type": FORM}, data, auth=True))
             if answer.status == 200:
                 return self._read(answer)
             if answer.status not in _NO_GET or found is None or not found.password:
-                raise self._refused(answer, "POST")
+                raise self._refused(answer)
             answer.drain()
         query = [("service", service)] if service else []
         query += [("scope", text) for text in texts]
@@ -253,24 +254,22 @@ class Authorizer:
         if found is not None and found.username and found.password:
             query.append(("account", found.username))
             headers["authorization"] = self._basic()
-        answer = self._request("GET", with_query(realm, urlencode(query, errors="surrogateescape")), headers, None)
+        url = with_query(realm, urlencode(query, errors="surrogateescape"))
+        answer = self._send(Request("GET", url, headers, auth=True))
         if answer.status != 200:
-            raise self._refused(answer, "GET")
+            raise self._refused(answer)
         return self._read(answer)
 
-    def _request(self, method: str, url: str, headers: dict[str, str], form: dict[str, str] | None) -> Answer:
+    def _send(self, request: Request) -> Answer:
         """Ask the token service; it may redirect within its host only."""
-        data = urlencode(form, errors="surrogateescape").encode() if form is not None else None
         for _ in range(3):
-            answer = self._transport.send(
-                "POST" if method == "POST" else "GET", url, headers=headers, data=data, auth=True
-            )
+            answer = self._transport.send(request)
             target = follow(answer, allow_other_hosts=False)
             if target is None:
                 return answer
             answer.drain()
-            url = target
-        raise garbage(urlsplit(url).netloc, "redirects without end")
+            request = request._replace(url=target)
+        raise garbage(urlsplit(request.url).netloc, "redirects without end")
 
     def _read(self, answer: Answer) -> _Reply:
         data = answer.read(_MAX_TOKEN_BYTES)
@@ -279,8 +278,8 @@ class Authorizer:
         except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
             raise garbage(answer.host, "a request for a token with something else") from error
 
-    def _refused(self, answer: Answer, method: str) -> RegistryError:
-        refusal = answer.refusal(method)
+    def _refused(self, answer: Answer) -> RegistryError:
+        refusal = answer.refusal()
         service = urlsplit(answer.url).netloc
         if refusal.status in (400, 401, 403):
             who = "the credentials" if self.credentials is not None else "anonymous access"
