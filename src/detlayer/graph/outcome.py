@@ -56,7 +56,3 @@ class Outcome:
     @property
     def would_run(self) -> list[Done]:
         return [one for one in self.steps.values() if one.state == "would-run"]
-
-    @property
-    def is_good(self) -> bool:
-        return all(one.state in ("hit", "ran", "would-run") for one in self.steps.values())

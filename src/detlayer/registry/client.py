@@ -341,7 +341,7 @@ class Repository:
                 if used and self._authorizer.credentials is not None:
                     raise self._authorizer.refused(answer.refusal(), what)
                 break
-            self.transport.counts.add(requests=-1, auth=1)
+            self.transport.counts.add(requests=-1)
             answer.drain()
         raise error_of(answer.refusal(), what, self.name.registry)
 

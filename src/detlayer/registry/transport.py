@@ -34,7 +34,7 @@ _FIRST_WAIT_S = 0.25
 _LONGEST_WAIT_S = 30.0
 
 FORM = "application/x-www-form-urlencoded"
-Method = Literal["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"]
+Method = Literal["GET", "HEAD", "POST", "PUT", "PATCH"]
 
 
 class Stretch(NamedTuple):
@@ -49,7 +49,7 @@ class Stretch(NamedTuple):
 class Request(NamedTuple):
     """What a host is asked. With `repeat` it is sent again where the host is busy or the connection breaks.
 
-    With `auth` it counts as one for a token.
+    With `auth` it is for a token, and does not count.
     """
 
     method: Method
@@ -66,20 +66,16 @@ class Request(NamedTuple):
 
 @dataclass(slots=True)
 class Counts:
-    """What was sent, for reports and tests. Requests for tokens, and those answered by 401, count as `auth`."""
+    """What was sent, for reports and tests. Requests for tokens, and those answered by 401, do not count."""
 
     requests: int = 0
-    auth: int = 0
     sent_bytes: int = 0
-    received_bytes: int = 0
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def add(self, *, requests: int = 0, auth: int = 0, sent_bytes: int = 0, received_bytes: int = 0) -> None:
+    def add(self, *, requests: int = 0, sent_bytes: int = 0) -> None:
         with self._lock:
             self.requests += requests
-            self.auth += auth
             self.sent_bytes += sent_bytes
-            self.received_bytes += received_bytes
 
 
 class Cancelled(BaseException):
@@ -146,7 +142,6 @@ class Answer:
             for piece in self._response.iter_raw():
                 self._transport.renew_patience()
                 self._transport.pace.check()
-                self._transport.counts.add(received_bytes=len(piece))
                 yield piece
 
     def read(self, limit: int) -> bytes | None:
@@ -279,7 +274,7 @@ class Transport:
             self.counts.add(sent_bytes=len(content or b""))
             if content is None and method in ("POST", "PUT", "PATCH"):
                 headers["content-length"] = "0"
-        self.counts.add(**{"auth" if request.auth else "requests": 1})
+        self.counts.add(requests=0 if request.auth else 1)
         self._patience.renew()
         with translated(url):
             response = client.send(client.build_request(method, url, headers=headers, content=content), stream=True)
