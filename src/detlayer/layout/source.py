@@ -58,15 +58,22 @@ class EmptyBody:
         return io.BytesIO(_NOTHING[offset:])
 
 
-class OpenedBlobs:
-    """Blobs in files, by their digests (`ports.ImageSource`). Safe to use from several threads."""
+class OpenedImage:
+    """An image whose blobs are in files (`ports.ImageSource`). Safe to use from several threads.
 
-    def __init__(self, path: str, find: Find) -> None:
+    `root` is the index or manifest to push, `origin` the repository that has what is not here.
+    """
+
+    def __init__(self, path: str, find: Find, root: Document, origin: RepositoryName | None = None) -> None:
         self.path = path
         self._find = find
+        self.root = root
+        self.origin = origin
 
     def document(self, descriptor: Descriptor) -> bytes:
         """Read a document whole, held against its digest and size; raises IntegrityError and LayerError."""
+        if descriptor.digest == self.root.digest and descriptor.size_bytes == len(self.root.data):
+            return self.root.data
         file = self._find(descriptor.digest)
         if file is None:
             raise LayerError(
@@ -91,20 +98,6 @@ class OpenedBlobs:
                 "fetch or make the image again",
             )
         return FileBody(descriptor.digest, size_bytes, self._find)
-
-
-class OpenedImage(OpenedBlobs):
-    """An image: `root` is the index or manifest to push, `origin` the repository that has what is not here."""
-
-    def __init__(self, path: str, find: Find, root: Document, origin: RepositoryName | None = None) -> None:
-        super().__init__(path, find)
-        self.root = root
-        self.origin = origin
-
-    def document(self, descriptor: Descriptor) -> bytes:
-        if descriptor.digest == self.root.digest and descriptor.size_bytes == len(self.root.data):
-            return self.root.data
-        return super().document(descriptor)
 
 
 class OpenedFile(OpenedImage):

@@ -21,7 +21,7 @@ import msgspec
 from detlayer.errors import AuthError, RegistryError, RejectedError, printable
 from detlayer.names import RepositoryName
 from detlayer.registry.address import checked, is_loopback, shown_url, with_query
-from detlayer.registry.answer import Refusal, denied, error_of, garbage
+from detlayer.registry.answer import Refusal, denied, error_of, garbage, login_hint
 from detlayer.registry.transport import FORM, Answer, Request, Transport, follow
 
 if TYPE_CHECKING:
@@ -184,11 +184,10 @@ class Authorizer:
     def refused(self, refusal: Refusal, what: str) -> AuthError:
         """Make an error of a 401 to a request that said who we are."""
         if self._challenge is None or self._challenge.scheme == "basic":
-            return AuthError("registry-auth", f"{self._host} refused the credentials ({refusal})", self._login())
+            return AuthError(
+                "registry-auth", f"{self._host} refused the credentials ({refusal})", login_hint(self._host)
+            )
         return denied(refusal, what, self._host)  # the service took them, and gave a token that is not enough
-
-    def _login(self) -> str:
-        return f"run `docker login {self._host}`, or set DETLAYER_USERNAME and DETLAYER_PASSWORD"
 
     def _can_basic(self) -> bool:
         found = self.credentials
@@ -286,7 +285,7 @@ class Authorizer:
             return AuthError(
                 "registry-auth",
                 f"{service}, which gives tokens for {self._host}, refused {who} ({refusal})",
-                self._login(),
+                login_hint(self._host),
             )
         return error_of(refusal, f"have a token for {self._host}", service)
 

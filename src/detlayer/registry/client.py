@@ -33,10 +33,9 @@ from detlayer.oci import (
     Digest,
     canonical_json,
     digest_of,
-    parse_digest,
 )
 from detlayer.registry.address import checked, join, origin
-from detlayer.registry.answer import RefusedError, error_of, garbage
+from detlayer.registry.answer import RefusedError, error_of, garbage, read_digest
 from detlayer.registry.auth import Authorizer, Challenge, Scope, pull, push
 from detlayer.registry.transport import Answer, Method, Request, Transport, follow
 
@@ -129,9 +128,9 @@ class Repository:
                 return None
             if answer.status != 200:
                 raise error_of(answer.refusal(), f"look up {self._named(target)}", self.name.registry)
-            digest = _digest(answer.header("docker-content-digest"))
+            digest = read_digest(answer.header("docker-content-digest"))
             length = answer.length
-            media_type = answer.header("content-type").partition(";")[0].strip()
+            media_type = answer.media_type
             if digest is None or length is None or media_type not in INDEX_TYPES | MANIFEST_TYPES:
                 return self._head_by_get(target)
             return Descriptor(media_type, digest, length)
@@ -166,14 +165,14 @@ class Repository:
                 f"the manifest of {self._named(target)} has over {MAX_DOCUMENT_BYTES:,} bytes",
                 "no honest image has such a manifest",
             )
-        wanted = _digest(target) or _digest(answer.header("docker-content-digest"))
+        wanted = read_digest(target) or read_digest(answer.header("docker-content-digest"))
         if wanted is not None and digest_of(data) != wanted:
             raise IntegrityError(
                 "manifest-digest",
                 f"{self.name.registry} sent {digest_of(data)} as {self.name}@{wanted}",
                 "the registry, or something before it, changes manifests",
             )
-        media_type = answer.header("content-type").partition(";")[0].strip()
+        media_type = answer.media_type
         if media_type == "text/html":
             raise garbage(self.name.registry, "a request for a manifest with a web page")
         known = media_type in INDEX_TYPES | MANIFEST_TYPES or media_type.startswith("application/vnd.docker.dist")
@@ -194,7 +193,7 @@ class Repository:
                     "push again; if it stays so, the registry lost them",
                 )
             raise error_of(refusal, what, self.name.registry)
-        said = _digest(answer.header("docker-content-digest"))
+        said = read_digest(answer.header("docker-content-digest"))
         subject = answer.header("oci-subject")
         answer.drain()
         if said is not None and said != document.digest:
@@ -255,7 +254,7 @@ class Repository:
     def referrers(self, subject: Digest) -> list[Descriptor]:
         """List what refers to a manifest, by the API or else by the fallback tag; raises RegistryError."""
         answer = self.fetch("GET", f"referrers/{subject}", {"accept": MEDIA_TYPE_INDEX})
-        if answer.status == 200 and answer.header("content-type").startswith(MEDIA_TYPE_INDEX):
+        if answer.status == 200 and answer.media_type == MEDIA_TYPE_INDEX:
             data = answer.read(MAX_DOCUMENT_BYTES)
             if data is not None:
                 return list(parse_document(data, f"the referrers of {subject}", MEDIA_TYPE_INDEX).children)
@@ -380,13 +379,6 @@ def fallback_tag(subject: Digest) -> str:
 
 class _Tags(msgspec.Struct):
     tags: list[str] | None = None
-
-
-def _digest(text: str) -> Digest | None:
-    try:
-        return parse_digest(text)
-    except ValueError:
-        return None
 
 
 def _next_link(header: str) -> str:

@@ -135,6 +135,11 @@ class Answer:
         text = self.header("content-length")
         return int(text) if text.isascii() and text.isdigit() and len(text) < 20 else None
 
+    @property
+    def media_type(self) -> str:
+        """What the body is said to be, without parameters such as a charset."""
+        return self.header("content-type").partition(";")[0].strip()
+
     def pieces(self) -> Iterator[bytes]:
         """Read the body as it comes, undecoded; raises UnavailableError when it breaks off."""
         with translated(self.url):
