@@ -17,7 +17,6 @@ from detlayer.documents import parse_document
 from detlayer.errors import ConfigError, DetlayerError, IntegrityError, LayerError
 from detlayer.layout import OpenedImage, open_image
 from detlayer.names import parse_reference
-from detlayer.oci import Platform
 from detlayer.plan import Wanted
 from detlayer.sink.archive import write_docker_archive, write_oci_archive
 from tests.crafted import checked, member, tar
@@ -67,7 +66,7 @@ def test_oci_archive(made: Made, tmp_path: Path) -> None:
     """SPEC 3.4, 5: entries in order with fixed values."""
     layers = [made.add(one, PLAIN) for one in TARS]
     root = made.index(made.image(*layers, platform={"os": "linux", "architecture": "amd64"}), made.image())
-    data = oci_archive(made, root, tag="v1", platform=Platform("linux", "amd64"))
+    data = oci_archive(made, root, tags=["v1", "latest"])
     headers = read_headers(data)
     paths = [header.path.decode() for header in headers]
     assert paths == [
@@ -79,15 +78,19 @@ def test_oci_archive(made: Made, tmp_path: Path) -> None:
     ]
     assert {(one.uid, one.gid, one.mtime) for one in headers} == {(0, 0, 946684800)}
     assert {one.mode for one in headers} == {0o755, 0o644}
-    (named,) = json.loads(headers[-2].content)["manifests"]
-    assert named["annotations"] == {"org.opencontainers.image.ref.name": "v1"}
-    assert named["platform"] == {"os": "linux", "architecture": "amd64"}
+    named = json.loads(headers[-2].content)["manifests"]
+    assert [one.pop("annotations") for one in named] == [
+        {"org.opencontainers.image.ref.name": tag} for tag in ("v1", "latest")
+    ]
+    assert named == [{key: root[key] for key in ("mediaType", "digest", "size")}] * 2
     (tmp_path / "archive.tar").write_bytes(data)
-    with open_image(f"oci-archive:{tmp_path}/archive.tar:v1") as again:
-        assert str(again.root.digest) == root["digest"]
+    for name in ("", ":v1", ":latest"):
+        with open_image(f"oci-archive:{tmp_path}/archive.tar{name}") as again:
+            assert str(again.root.digest) == root["digest"]
+    with open_image(f"oci-archive:{tmp_path}/archive.tar") as again:
         inner = parse_document(again.document(again.root.children[0]), "it")
-        assert [again.measure(one.digest) is not None for one in inner.blobs] == [True] * 3
-    assert oci_archive(made, root, tag="v1", platform=Platform("linux", "amd64")) == data
+        assert [again.body(one) is not None for one in inner.blobs] == [True] * 3
+    assert oci_archive(made, root, tags=["v1", "latest"]) == data
 
 
 def test_docker_archive(made: Made, tmp_path: Path) -> None:

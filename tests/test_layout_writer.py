@@ -114,16 +114,6 @@ def test_a_blob_that_was_all_there(writer: LayoutWriter, path: Path) -> None:
     assert blobs(path) == [BLOB.digest.hex]
 
 
-def test_a_source_that_can_not_go_on(writer: LayoutWriter, path: Path) -> None:
-    begin(writer, DATA[:1000])
-    with writer.part(BLOB) as part:
-        part.restart()
-        assert part.offset == 0
-        part.write(DATA)
-        part.finish()
-    assert (path / "blobs/sha256" / BLOB.digest.hex).read_bytes() == DATA
-
-
 def test_what_has_another_digest_is_removed(writer: LayoutWriter, path: Path) -> None:
     begin(writer, b"!" * 1000)
     with pytest.raises(IntegrityError) as caught:

@@ -15,7 +15,7 @@ from detlayer.registry.address import is_loopback, shown_url
 from detlayer.registry.answer import MAX_ERROR_BYTES, Refusal, RefusedError, error_of, read_faults
 from detlayer.registry.auth import Challenge, parse_challenges
 from detlayer.registry.connections import Network
-from detlayer.registry.transport import Transport
+from detlayer.registry.transport import Request, Transport
 
 
 @pytest.mark.parametrize(
@@ -71,7 +71,7 @@ def test_faults_name_digests_wherever_they_are() -> None:
             {"code": 5, "message": None, "detail": 7},
         ]
     }
-    refusal = Refusal("PUT", "https://x/", 400, read_faults(json.dumps(body).encode()))
+    refusal = Refusal("https://x/", 400, read_faults(json.dumps(body).encode()))
     assert refusal.digests == (one, two, three)
     assert refusal.says("MANIFEST_BLOB_UNKNOWN")
 
@@ -83,7 +83,7 @@ _JSON = st.recursive(
 
 @given(st.binary(max_size=300) | _JSON.map(lambda value: json.dumps({"errors": value}).encode()))
 def test_any_error_body_is_read_without_a_fuss(body: bytes) -> None:
-    assert str(Refusal("GET", "https://x/", 500, read_faults(body))).startswith("500")
+    assert str(Refusal("https://x/", 500, read_faults(body))).startswith("500")
 
 
 def test_a_deep_error_body() -> None:
@@ -111,7 +111,7 @@ def test_a_deep_error_body() -> None:
 def test_refusals_become_errors(status: int, code: str, family: type[Exception], expected: str) -> None:
     body = json.dumps({"errors": [{"code": code, "message": "m"}]}).encode()
     what = "push to a/b" if expected == "registry-read-only" else "pull a/b"
-    error = error_of(Refusal("GET", "https://x/", status, read_faults(body)), what, "registry.example")
+    error = error_of(Refusal("https://x/", status, read_faults(body)), what, "registry.example")
     assert isinstance(error, family)
     assert error.code == expected
     assert error.hint
@@ -119,7 +119,7 @@ def test_refusals_become_errors(status: int, code: str, family: type[Exception],
 
 def test_what_a_registry_says_stays_on_one_line() -> None:
     body = json.dumps({"errors": [{"code": "DENIED", "message": "a\n::error::x\x1b[31m" + "y" * 5000}]}).encode()
-    error = error_of(Refusal("GET", "https://x/", 403, read_faults(body)), "pull a", "registry.example")
+    error = error_of(Refusal("https://x/", 403, read_faults(body)), "pull a", "registry.example")
     assert "\n" not in error.message
     assert "\x1b" not in error.message
     assert len(error.message) < 600
@@ -161,3 +161,8 @@ def test_urls_are_shown_without_what_may_be_secret() -> None:
     shown = shown_url(f"https://me:{secret}@storage.example/blob?X-Amz-Signature={secret}")
     assert secret not in shown
     assert shown == "https://storage.example/blob?…"
+
+
+def test_a_request_shows_nothing_secret() -> None:
+    request = Request("PUT", "https://me:pass@x/u?state=signed", {"authorization": "Bearer token"}, b"refresh_token=r")
+    assert repr(request) == f"{request}" == "PUT https://x/u?…"

@@ -6,7 +6,7 @@ on a thread of its own. Memory is bounded by pieces, by findings kept per trap, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from queue import Empty, Queue
@@ -78,13 +78,11 @@ def audit(
     build_paths: Sequence[bytes] = (),
     keep: int = 100,
     max_expansion: int = 200,
-    each: Callable[[Member], None] | None = None,
 ) -> LayerReport:
     """Read a layer blob once and judge it against `profile` and SPEC 3 to 6.
 
     `contents` False looks at no file's content; `build_paths` are looked for in all of it; `keep` findings of each trap
-    are kept; `each` sees every member, whose content it must not read. Raises LayerError for what can't be read as a
-    layer at all.
+    are kept. Raises LayerError for what can't be read as a layer at all.
     """
     reader = BlobReader(source, max_expansion=max_expansion)
     report = LayerReport(reader.facts, findings=Findings(keep))
@@ -92,8 +90,6 @@ def audit(
     with _Ahead(reader) as pieces:
         tar = TarReader(pieces)
         for member in tar:
-            if each is not None:
-                each(member)
             pass_.take(member)
     pass_.close(tar)
     return report

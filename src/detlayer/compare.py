@@ -122,16 +122,16 @@ def first_out_of_order(pairs: Iterable[tuple[Summary, Summary]]) -> tuple[bytes,
     return None
 
 
-def content_trap(path: bytes, default: str = "content") -> str:
+def content_trap(path: bytes) -> str:
     """Name the trap of a content by the file's name alone: installers' notes, leftovers of editors and systems."""
-    return next((finding.trap for finding in check_name(path, False)), default)
+    return next((finding.trap for finding in check_name(path, False)), "content")
 
 
-def first_difference(a: bytes, b: bytes, start: int = 0) -> int | None:
+def first_difference(a: bytes, b: bytes) -> int | None:
     """Find the first offset that differs; None if the two are equal. One that is shorter differs where it ends."""
     length = min(len(a), len(b))
     step = 1 << 16
-    for at in range(start, length, step):
+    for at in range(0, length, step):
         if a[at : at + step] != b[at : at + step]:
             low, high = at, min(at + step, length)
             while low < high:
@@ -141,7 +141,7 @@ def first_difference(a: bytes, b: bytes, start: int = 0) -> int | None:
                 else:
                     high = middle
             return low
-    return None if len(a) == len(b) else max(length, start)
+    return None if len(a) == len(b) else length
 
 
 def _alone(summary: Summary, kind: Literal["added", "removed"]) -> Difference:

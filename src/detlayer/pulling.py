@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import msgspec
 
 from detlayer.documents import Document, parse_config
-from detlayer.errors import NotFoundError
+from detlayer.errors import IntegrityError, LayerError, NotFoundError
 from detlayer.lanes import Job, work_off
 from detlayer.layout import SOURCE
 from detlayer.names import Reference
@@ -48,17 +48,25 @@ def resolve(
     *,
     platform: Platform | None = None,
     memory: Memory | None = None,
+    reporter: TransferReporter | None = None,
 ) -> Resolved:
     """Ask what a reference names now; with a platform, that one's manifest of an index.
 
     Raises RegistryError, also (`platform-missing`) if the image is not for the platform; IntegrityError and LayerError.
     """
-    memory = memory or Amnesia()
+    memory, reporter = memory or Amnesia(), reporter or SilentTransfers()
     repository = registries.repository(reference.name)
     document = repository.get_manifest(reference.target)
     memory.keep_document(document.data)
     if not document.is_index:
-        own = _own_platform(repository, document, memory)
+        try:
+            own = _own_platform(repository, document, memory)
+        except (LayerError, IntegrityError, NotFoundError) as error:
+            if platform is not None:
+                raise
+            # What it names is known all the same, and bytes can be copied that nobody understands.
+            reporter.warning("platform-unknown", f"what {reference} is for can't be told: {error.message}")
+            own = None
         if platform is not None and (own is None or select([document.descriptor(own)], platform) is None):
             raise _no_platform(reference, platform, [own] if own is not None else [])
         return Resolved(reference, document, own, (own,) if own is not None else ())
@@ -160,7 +168,7 @@ def pull(
     they are, and the layout says where. Raises RegistryError, IntegrityError, OutputError, LayerError.
     """
     memory, reporter = memory or Amnesia(), reporter or SilentTransfers()
-    resolved = resolve(reference, registries, platform=platform, memory=memory)
+    resolved = resolve(reference, registries, platform=platform, memory=memory, reporter=reporter)
     repository = registries.repository(reference.name)
     image = RemoteImage(repository, resolved.document, memory)
     wanted = gather(image, resolved.document)

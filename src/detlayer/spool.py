@@ -9,8 +9,6 @@ from collections.abc import Iterable
 from detlayer.entry import ContentReader
 from detlayer.errors import OutputError
 
-_GATHER_BYTES = 1 << 20
-
 
 class Spool:
     """Bytes written once and read at any place."""

@@ -129,6 +129,16 @@ def digest_of(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
+def test_every_tag_is_in_layouts_and_archives(bench: Bench) -> None:
+    tags = ["--tag", "1.2", "--tag", "latest", "--tag", "1.2"]
+    built = bench.build("-o", "oci:oci", "-o", "oci-archive:oci.tar", *tags, "--platform", "linux/amd64")
+    assert built.code == 0, built.errors
+    for name in ("oci:oci", "oci-archive:oci.tar"):
+        for tag in ("1.2", "latest"):
+            with directory(bench.path), open_image(f"{name}:{tag}") as image:
+                assert str(image.root.digest) == built.digest
+
+
 def test_layouts_and_archives(bench: Bench) -> None:
     outputs = ["-o", "oci:out/oci", "-o", "oci-archive:out/{image}.tar", "--platform", "linux/amd64"]
     outputs += ["-o", "docker-archive:out/docker.tar"]

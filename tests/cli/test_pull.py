@@ -12,7 +12,7 @@ from tests.cli.command import CommandLine
 from tests.contracts.claims import assert_has, seed
 from tests.contracts.faults import BLOB, CutAnswer, Fault
 from tests.contracts.fixtures import StartStrict
-from tests.contracts.images import CONFIG, Descriptor, Layout, image, platforms
+from tests.contracts.images import CONFIG, ODD_CONFIGS, Descriptor, Layout, image, odd_image, platforms
 from tests.contracts.rules import HTML, PULL_TRAPS
 from tests.contracts.servers import Server
 from tests.contracts.storage import MANIFEST, sha256
@@ -213,17 +213,17 @@ def manifests() -> dict[str, bytes]:
 
 @pytest.mark.parametrize("name", manifests())
 def test_manifests_that_are_none(detlayer: CommandLine, start_strict: StartStrict, layout: Layout, name: str) -> None:
-    """From a registry and on the way to one: a clear error, nothing written, nothing sent."""
+    """From a registry and on the way to one: a clear error, nothing named, nothing sent."""
     server = start_strict()
     data = manifests()[name]
     server.put_manifest("team/bad", data, MANIFEST, "1")
     said = detlayer("pull", f"{server.address}/team/bad:1", "-o", "oci:pulled")
     expected = {
         "too-long": (4, "manifest-too-long"),
-        "huge-config": (4, "config-too-long"),
+        "huge-config": (4, "not-found"),
     }.get(name, (3, "document-invalid"))
     assert said.failure == expected
-    assert not (detlayer.here / "pulled").exists()
+    assert not (detlayer.here / "pulled" / "index.json").exists()
     server.clear()
     layout.tag(layout.add(data, MANIFEST), "bad")
     pushed = detlayer("push", "oci:layout:bad", f"{server.address}/team/copy:1")
@@ -231,13 +231,44 @@ def test_manifests_that_are_none(detlayer: CommandLine, start_strict: StartStric
     assert [one for one in server.requests if one.body_bytes] == []
 
 
-def test_a_config_that_is_none(detlayer: CommandLine, start_strict: StartStrict, layout: Layout) -> None:
+@pytest.mark.parametrize("name", ODD_CONFIGS)
+def test_a_config_that_is_none(detlayer: CommandLine, start_strict: StartStrict, layout: Layout, name: str) -> None:
+    """What is copied need not be understood; a platform can't be chosen by it."""
     server = start_strict()
-    config = layout.add(b"not JSON", CONFIG)
-    document = {"schemaVersion": 2, "mediaType": MANIFEST, "config": config, "layers": []}
-    seed(server, "team/bad", layout, layout.add_document(document), "1")
-    for command in (("resolve",), ("pull", "-o", "oci:pulled")):
-        exit_code, code, message, _ = detlayer(*command, f"{server.address}/team/bad:1").error
-        assert (exit_code, code) == (3, "document-invalid")
-        assert message == f"{config['digest']} is no JSON: invalid character (byte 4)"
+    odd = odd_image(layout, ODD_CONFIGS[name])
+    seed(server, "team/odd", layout, odd, "1")
+    at = f"{server.address}/team/odd:1"
+    chosen = detlayer("pull", at, "-o", "oci:pulled", "--platform", "linux/amd64")
+    assert chosen.failure == (3, "document-invalid")
     assert not (detlayer.here / "pulled").exists()
+    said = detlayer("pull", at, "-o", "oci:pulled")
+    assert (said.exit, said.stdout) == (0, f"{odd['digest']}\n")
+    assert said.words[0].startswith(f"warning[platform-unknown]: what {at} is for can't be told: sha256:")
+    assert blobs(detlayer.here / "pulled") == layout.blobs_of(odd)
+    assert "platform" not in named(detlayer.here / "pulled")["1"]
+    pushed = detlayer("push", "oci:pulled", f"{server.address}/team/copy:1")
+    assert (pushed.exit, pushed.stdout) == (0, f"{odd['digest']}\n")
+    assert_has(server, "team/copy", "1", layout, odd)
+
+
+@pytest.mark.parametrize("damage", ["lost", "other"])
+def test_a_config_that_is_damaged(
+    detlayer: CommandLine, start_strict: StartStrict, layout: Layout, damage: str
+) -> None:
+    """A pull needs all bytes, and ends without a name; what a tag names is known all the same."""
+    server = start_strict()
+    made = image(layout)
+    seed(server, "team/app", layout, made, "1")
+    config = json.loads(layout.read(made["digest"]))["config"]
+    if damage == "lost":
+        server.storage.lose("team/app", config["digest"])
+    else:
+        server.storage.repository("team/app").blobs[config["digest"]] = bytes(config["size"])
+    at = f"{server.address}/team/app:1"
+    resolved = detlayer("resolve", at)
+    assert (resolved.exit, resolved.stdout) == (0, f"{made['digest']} {MANIFEST} -\n")
+    assert resolved.words[0].startswith("warning[platform-unknown]: ")
+    failure = (4, "not-found") if damage == "lost" else (6, "blob-digest")
+    assert detlayer("resolve", at, "--platform", "linux/amd64").failure == failure
+    assert detlayer("pull", at, "-o", "oci:pulled").failure == failure
+    assert not (detlayer.here / "pulled" / "index.json").exists()

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
+
 from tests.cli.command import CommandLine
 from tests.contracts.claims import seed
-from tests.contracts.images import Layout, artifact, image, platforms
+from tests.contracts.fixtures import StartStrict
+from tests.contracts.images import ODD_CONFIGS, Layout, artifact, image, odd_image, platforms
 from tests.contracts.servers import Server
 from tests.contracts.storage import INDEX, MANIFEST
 
@@ -41,6 +44,21 @@ def test_a_platform(detlayer: CommandLine, open_server: Server, layout: Layout) 
         "it is for linux/amd64, linux/arm64",
     )
     assert detlayer("resolve", f"{at}/team/app:1", "--platform", "arm64").failure == (2, "platform-invalid")
+
+
+@pytest.mark.parametrize("name", ODD_CONFIGS)
+def test_a_config_that_is_none(detlayer: CommandLine, start_strict: StartStrict, layout: Layout, name: str) -> None:
+    """The digest is known, and that is what was asked for; a platform can't be held against such a config."""
+    server = start_strict()
+    odd = odd_image(layout, ODD_CONFIGS[name])
+    seed(server, "team/odd", layout, odd, "1")
+    reference = f"{server.address}/team/odd:1"
+    said = detlayer("resolve", reference)
+    assert (said.exit, said.stdout) == (0, f"{odd['digest']} {MANIFEST} -\n")
+    assert len(said.words) == 1
+    assert said.words[0].startswith(f"warning[platform-unknown]: what {reference} is for can't be told: sha256:")
+    assert detlayer("resolve", reference, "--json").result["platforms"] == []
+    assert detlayer("resolve", reference, "--platform", "linux/amd64").failure == (3, "document-invalid")
 
 
 def test_json(detlayer: CommandLine, open_server: Server, layout: Layout) -> None:

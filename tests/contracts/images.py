@@ -36,6 +36,14 @@ DOCKER_FOREIGN = "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip"
 NONDISTRIBUTABLE = "application/vnd.oci.image.layer.nondistributable.v1.tar+gzip"
 
 Descriptor = dict[str, Any]
+ODD_CONFIGS = {
+    "empty": b"",
+    "no JSON": b"not JSON",
+    "no object": b'["linux", "amd64"]',
+    "other kinds": b'{"os": 5, "architecture": ["amd64"]}',
+    "diff_ids that are none": b'{"os": "linux", "architecture": "amd64", "rootfs": {"diff_ids": 7}}',
+}
+"""Configs that no image should have."""
 
 
 @dataclass(slots=True)
@@ -221,6 +229,14 @@ def artifact(
     if annotations:
         manifest["annotations"] = annotations
     return layout.add_document(manifest)
+
+
+def odd_image(layout: Layout, config: bytes) -> Descriptor:
+    """Make an image with a layer and whatever bytes for a config."""
+    layer = layout.add(compress(layer_tar("odd", 2000), "gzip"), _LAYERS["gzip"])
+    return layout.add_document(
+        {"schemaVersion": 2, "mediaType": MANIFEST, "config": layout.add(config, CONFIG), "layers": [layer]}
+    )
 
 
 def plain(descriptor: Descriptor) -> Descriptor:

@@ -11,6 +11,7 @@ import pytest
 from detlayer.errors import AuthError, RegistryError, UnavailableError
 from detlayer.names import RepositoryName
 from detlayer.registry.credentials import Credentials
+from detlayer.registry.transport import Request
 from detlayer.registry.upload import upload
 from tests.contracts.raw import Asked, RawServer, answer
 from tests.contracts.test_addresses import BLOB, ME, Bytes, repository
@@ -100,7 +101,7 @@ def test_a_redirect_that_would_lose_the_body(status: int, method: str) -> None:
 def test_redirects_without_end(method: str) -> None:
     with RawServer(lambda asked: answer(307, location=asked.target)) as server, repository(server) as one:
         with pytest.raises(RegistryError) as caught:
-            one.call(method, one.url("manifests/1"), {}, data=b"{}" if method == "PUT" else None)  # type: ignore[arg-type]
+            one.call(Request(method, one.url("manifests/1"), content=b"{}" if method == "PUT" else None))  # type: ignore[arg-type]
         assert len(server.asked) == 5
     assert caught.value.code == "registry-garbage"
 

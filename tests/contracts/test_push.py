@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -232,14 +233,27 @@ def test_a_corrupt_blob_on_disk_is_named(server: Server, layout: Layout) -> None
     assert server.tags("team/app") == {}
 
 
-def test_a_blob_that_is_nowhere(open_server: Server, layout: Layout) -> None:
+@pytest.mark.parametrize("source", ["oci", "oci-archive"])
+@pytest.mark.parametrize("damage", ["lost", "cut off"])
+def test_a_blob_that_is_nowhere(open_server: Server, layout: Layout, source: str, damage: str) -> None:
+    """SPEC 11.1: it is missed before anything is sent, so no upload is left open at the registry."""
     descriptor = layout.tag(image(layout), "image")
-    digest = next(one for one, data in layout.blobs_of(descriptor).items() if data[:2] == b"\x1f\x8b")
-    layout.blob_path(digest).unlink()
-    with pytest.raises(LayerError) as caught:
-        Client(open_server).push(layout, "team/app:1")
-    assert caught.value.code == "blob-missing"
-    assert digest in caught.value.message
+    digest = [one for one, data in layout.blobs_of(descriptor).items() if data[:2] == b"\x1f\x8b"][-1]
+    path = layout.blob_path(digest)
+    data = path.read_bytes()
+    path.unlink()
+    if damage == "cut off":
+        path.write_bytes(data[:-1])
+    name = f"{source}:{layout.path}"
+    if source == "oci-archive":
+        name += ".tar"
+        with tarfile.open(f"{layout.path}.tar", "w") as archive:
+            archive.add(layout.path, ".")
+    with pytest.raises(LayerError if damage == "lost" else IntegrityError) as caught:
+        Client(open_server).push(name, "team/app:1")
+    assert caught.value.code == ("blob-missing" if damage == "lost" else "blob-digest")
+    assert digest.removeprefix("sha256:") in caught.value.message
+    assert {request.method for request in open_server.requests} <= {"GET", "HEAD"}
 
 
 def test_what_garbage_collection_took_is_sent_again(server: Server, layout: Layout, tmp_path: Path) -> None:

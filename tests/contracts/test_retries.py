@@ -10,6 +10,7 @@ from detlayer.errors import RegistryError
 from detlayer.names import RepositoryName
 from detlayer.oci import Descriptor, digest_of
 from detlayer.registry import Network, Registries, Transport
+from detlayer.registry.transport import Request, Stretch
 from detlayer.registry.upload import upload
 from tests.contracts.pushing import FastPace
 from tests.contracts.raw import Asked, RawServer, answer
@@ -29,7 +30,7 @@ def transport(pace: FastPace | None = None) -> Transport:
 def test_how_often(status: int, method: str) -> None:
     with RawServer(lambda asked: answer(status)) as server:
         sender = transport()
-        said = sender.send(method, f"http://{server.address}/", headers={})  # type: ignore[arg-type]
+        said = sender.send(Request(method, f"http://{server.address}/"))  # type: ignore[arg-type]
         said.drain()
         sender.close()
     assert said.status == status
@@ -40,8 +41,9 @@ def test_how_often(status: int, method: str) -> None:
 def test_a_body_that_streams_is_not_sent_again(status: int) -> None:
     """The caller has to find out what became of it first."""
     with RawServer(lambda asked: answer(status)) as server:
-        sender = transport()
-        sender.send("PUT", f"http://{server.address}/", headers={}, body=Bytes(), repeat=False).drain()
+        sender, body = transport(), Bytes()
+        stretch = Stretch(body, 0, body.size_bytes, lambda count_bytes: None)
+        sender.send(Request("PUT", f"http://{server.address}/", content=stretch, repeat=False)).drain()
         sender.close()
     assert len(server.asked) == 1
 
@@ -67,7 +69,7 @@ def test_waits_grow_and_have_an_end() -> None:
     sender = Transport(Network(retries=20), pace=pace)
     with RawServer(lambda asked: answer(503)) as server:
         for _ in range(60):  # as many failures as would be too many for a number
-            sender.send("GET", f"http://{server.address}/", headers={}).drain()
+            sender.send(Request("GET", f"http://{server.address}/")).drain()
         sender.close()
     assert pace.waits_s[0] <= 0.25
     assert 10 < max(pace.waits_s) <= 30
@@ -88,7 +90,7 @@ def test_retry_after(text: str, least_s: float, most_s: float) -> None:
     pace = FastPace()
     sender = transport(pace)
     with RawServer(lambda asked: answer(429, retry_after=text)) as server:
-        sender.send("GET", f"http://{server.address}/", headers={}).drain()
+        sender.send(Request("GET", f"http://{server.address}/")).drain()
         sender.close()
         assert len(server.asked) == (1 if len(text) > 300 else RETRIES + 1)
     assert all(least_s <= wait_s <= most_s for wait_s in pace.waits_s)
@@ -102,10 +104,10 @@ def test_one_busy_host_does_not_keep_others_waiting() -> None:
         RawServer(lambda asked: answer(429, retry_after="40")) as busy,
         RawServer(lambda asked: answer(200)) as other,
     ):
-        sender.send("GET", f"http://{busy.address}/", headers={}).drain()
-        sender.send("GET", f"http://{other.address}/", headers={}).drain()
+        sender.send(Request("GET", f"http://{busy.address}/")).drain()
+        sender.send(Request("GET", f"http://{other.address}/")).drain()
         assert pace.waits_s == []
-        thread = threading.Thread(target=lambda: sender.send("GET", f"http://{busy.address}/x", headers={}).drain())
+        thread = threading.Thread(target=lambda: sender.send(Request("GET", f"http://{busy.address}/x")).drain())
         thread.start()
         thread.join(30)
         sender.close()

@@ -14,7 +14,7 @@ import pytest
 from detlayer.documents import ConfigFacts, Document, parse_config
 from detlayer.layout import OpenedImage, open_image
 from detlayer.names import parse_reference
-from detlayer.oci import Descriptor, Digest
+from detlayer.oci import Descriptor, Digest, digest_of
 from detlayer.plan import Wanted
 from detlayer.sink import FileOutput, LayoutWriter
 from detlayer.sink.archive import write_docker_archive, write_oci_archive
@@ -68,7 +68,7 @@ def output(path: Path) -> Iterator[FileOutput]:
 def write_archive(layout: Path, path: Path, kind: str) -> Document:
     with open_image(reference(layout)) as source, output(path) as sink:
         if kind == "oci-archive":
-            write_oci_archive(sink, Wanted((source.root,)), source, tag=NAME)
+            write_oci_archive(sink, Wanted((source.root,)), source, tags=[NAME])
         else:
             write_docker_archive(sink, source.root, source, references=[parse_reference(NAME)])
         return source.root
@@ -80,9 +80,9 @@ def check(opened: OpenedImage) -> None:
     for blob in opened.root.blobs:
         body = opened.body(blob)
         assert body is not None
-        found = opened.measure(blob.digest)
-        assert found is not None
-        assert (found.digest, found.size_bytes) == (blob.digest, blob.size_bytes)
+        with body.open() as file:
+            data = b"".join(iter(lambda: file.read(1 << 20), b""))
+        assert (digest_of(data), len(data)) == (blob.digest, blob.size_bytes)
 
 
 def facts(opened: OpenedImage) -> ConfigFacts:
@@ -159,6 +159,18 @@ def test_skopeo_reads_our_archives(layout: Path, tmp_path: Path, kind: str) -> N
     with open_image(reference(there)) as opened:
         assert facts(opened) == expected  # of a docker-archive, skopeo writes the config anew
         check(opened)
+
+
+def test_skopeo_finds_every_tag(layout: Path, tmp_path: Path) -> None:
+    archive = tmp_path / "archive.tar"
+    with open_image(reference(layout)) as source, output(archive) as sink:
+        write_oci_archive(sink, Wanted((source.root,)), source, tags=["1.2", "latest"])
+    for tag in ("1.2", "latest"):
+        assert inspect(f"oci-archive:{archive}:{tag}")["Digest"] == str(source.root.digest)
+        copy(f"oci-archive:{archive}:{tag}", f"oci:{tmp_path / tag}:test")
+        with open_image(f"oci:{tmp_path / tag}:test") as opened:
+            assert opened.root.data == source.root.data
+            check(opened)
 
 
 @pytest.mark.parametrize("kind", ["docker-archive", "oci-archive"])

@@ -14,6 +14,7 @@ import pytest
 
 import detlayer
 from detlayer.audit import LayerReport, audit
+from detlayer.blob import BlobReader
 from detlayer.untar import Member, TarReader
 from tests.support import need_root, program
 
@@ -80,10 +81,10 @@ _TAMED = (
 
 
 def read_back(path: Path) -> tuple[LayerReport, list[Member]]:
-    seen: list[Member] = []
     with open(path, "rb") as stream:
-        report = audit(stream, each=seen.append)
-    return report, seen
+        report = audit(stream)
+    with open(path, "rb") as stream:
+        return report, list(TarReader(BlobReader(stream)))
 
 
 def ours(data: bytes) -> Iterator[tuple[str, str, int, int, int, int, str, bytes]]:

@@ -46,10 +46,10 @@ class ProjectFiles:
         return os.path.realpath(path)
 
 
-def find_project(start: str = ".") -> str:
-    """Find detlayer.toml, or a pyproject.toml with tool.detlayer, from a directory upwards; raises ConfigError."""
+def find_project() -> str:
+    """Find detlayer.toml, or a pyproject.toml with tool.detlayer, from here upwards; raises ConfigError."""
     files = ProjectFiles()
-    directory = os.path.realpath(start)
+    directory = os.getcwd()
     while True:
         for name in (FILE_NAME, PYPROJECT):
             path = os.path.join(directory, name)
@@ -57,7 +57,7 @@ def find_project(start: str = ".") -> str:
                 continue
             data = files.read(path)
             if name == FILE_NAME or (data is not None and b"detlayer" in data and _is_ours(data, path)):
-                return os.path.relpath(path, start)
+                return os.path.relpath(path)
         above = os.path.dirname(directory)
         if above == directory:
             raise ConfigError(

@@ -70,7 +70,7 @@ def write_step(
         with _file(path) as file:
             sink = _Checked(file, call)
             if output.kind == "oci-archive":
-                write_oci_archive(sink, gather(made, made.root), made, tag=image.tags[0])
+                write_oci_archive(sink, gather(made, made.root), made, tags=tags)
             else:
                 write_docker_archive(sink, made.root, made, references=names)
             file.settle()

@@ -13,5 +13,5 @@ VERSIONS: Mapping[str, str] = {
     "index": "1",
     "download": "1",
     "publish": "1",
-    "write": "1",
+    "write": "2",
 }

@@ -70,7 +70,7 @@ def retag(images: tuple[ImageSettings, ...], tags: tuple[str, ...]) -> tuple[Ima
     for tag in tags:
         if not is_tag(tag):
             raise ConfigError("tag-invalid", f"{printable(tag)!r} is no tag", "see docs/build.md for what a tag may be")
-    return tuple(replace(image, tags=tags) for image in images) if tags else images
+    return tuple(replace(image, tags=tuple(dict.fromkeys(tags))) for image in images) if tags else images
 
 
 def lock_path(project: Project) -> str:

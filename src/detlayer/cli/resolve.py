@@ -33,8 +33,9 @@ def resolve(**options: Any) -> None:
     console = make_console(options, json=options["as_json"])
     platform = parse_platform(options["platform"]) if options["platform"] else None
     reference = parse_reference(options["reference"])
-    with open_registries(options, Transfers(console), [reference]) as registries:
-        found = resolve_reference(reference, registries, platform=platform)
+    transfers = Transfers(console)
+    with open_registries(options, transfers, [reference]) as registries:
+        found = resolve_reference(reference, registries, platform=platform, reporter=transfers)
     if options["as_json"]:
         console.result(canonical_json({"type": "result", **found.to_document()}).decode())
     else:

@@ -78,8 +78,6 @@ def reason_text(reason: Reason) -> str:
             return f"the step changed: version {reason.before} → {reason.after}"
         case "output":
             return "what it made is not there any more"
-        case "forced":
-            return "it was asked for"
         case "always":
             return "it is asked anew in every build"
         case "outside":

@@ -7,7 +7,7 @@ just doing, by the key, waits for that one's results.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from queue import SimpleQueue
 from threading import Event as Flag
 from threading import Lock, Semaphore, Thread
@@ -28,7 +28,6 @@ def execute(
     scope: str = "",
     jobs: int = 4,
     is_dry: bool = False,
-    forced: Collection[str] = (),
     report: Report | None = None,
     clock: Callable[[], float] | None = None,
     stop: Callable[[], None] | None = None,
@@ -36,14 +35,14 @@ def execute(
     """Run the steps that have to, and say what became of each.
 
     A step that fails blocks those that need it, and no others. `is_dry` runs only what is free, and says what would
-    run. `forced` steps run whatever their traces say. `scope` tells runs apart for what changed since the last one.
+    run. `scope` tells runs apart for what changed since the last one.
     `report` is called in the calling thread, `clock` gives seconds. The number of jobs never shows in the results.
 
     An exception in the calling thread, such as a signal's, ends the run: steps under way are told so, by `stop` in what
     they wait for, too, and waited for a while; what was done is remembered for the next run. Raises ValueError for
     steps that are no graph.
     """
-    run = _Run(steps, traces or Forgetful(), scope, is_dry, frozenset(forced), report, clock)
+    run = _Run(steps, traces or Forgetful(), scope, is_dry, report, clock)
     return run.go(max(1, jobs), stop or (lambda: None))
 
 
@@ -54,7 +53,6 @@ class _Run:
         traces: Traces,
         scope: str,
         is_dry: bool,
-        forced: frozenset[str],
         report: Report | None,
         clock: Callable[[], float] | None,
     ) -> None:
@@ -62,7 +60,6 @@ class _Run:
         self._traces = traces
         self._scope = scope
         self._is_dry = is_dry
-        self._forced = forced
         self._report = report or (lambda event: None)
         self._clock = clock or (lambda: 0.0)
         self._stop = Flag()
@@ -202,12 +199,12 @@ class _Run:
         last = recall(self._traces, last_key(self._scope, step))
         found = settled(call)
         is_old = last is not None and last.version != step.version
-        if not isinstance(found, tuple) and not is_old and step.name not in self._forced:
+        if not isinstance(found, tuple) and not is_old:
             self._note_last(step, inputs, found, last)
             same = last is not None and last.results == found
             return Done(step, "hit", found, key_of(step, inputs), is_same=same)
         outside = found if isinstance(found, tuple) else ()
-        reasons = (Reason("forced"),) if step.name in self._forced else (*compare(step, inputs, last), *outside)
+        reasons = (*compare(step, inputs, last), *outside)
         if self._is_dry and not step.is_free:
             return Done(step, "would-run", key=key_of(step, inputs), reasons=reasons)
         self._news.put(step)
@@ -223,8 +220,6 @@ class _Run:
             keep(self._traces, last_key(self._scope, step), made)
 
     def _reasons(self, step: Step, inputs: Values, trace: Trace | None, last: Trace | None) -> tuple[Reason, ...]:
-        if step.name in self._forced:
-            return (Reason("forced"),)
         if not step.keeps:
             return (Reason("always"),)
         if trace is None:

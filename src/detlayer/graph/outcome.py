@@ -54,7 +54,3 @@ class Outcome(msgspec.Struct, frozen=True):
     @property
     def would_run(self) -> list[Done]:
         return [one for one in self.steps.values() if one.state == "would-run"]
-
-    @property
-    def is_good(self) -> bool:
-        return all(one.state in ("hit", "ran", "would-run") for one in self.steps.values())

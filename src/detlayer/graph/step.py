@@ -15,12 +15,12 @@ class Reason(msgspec.Struct, frozen=True):
     """Why a step runs, as data.
 
     `first`: there is no trace of it. `input`: `what` changed from `before` to `after`. `version`: the step itself did.
-    `output`: what it made is not there any more, or not as it was. `forced`: it was asked for. `always`: it is asked
+    `output`: what it made is not there any more, or not as it was. `always`: it is asked
     anew in every run. `outside`: what it reads is not as it was; `what` says what, `after` how. `target`: where its
     result goes has something else, `before`. `upstream`: `what` has to run first.
     """
 
-    kind: Literal["first", "input", "version", "output", "forced", "always", "outside", "target", "upstream"]
+    kind: Literal["first", "input", "version", "output", "always", "outside", "target", "upstream"]
     what: str = ""
     before: str = ""
     after: str = ""

@@ -1,7 +1,7 @@
 """An image to be pushed, opened where it lies: in an OCI layout, an archive of one, or what `docker save` wrote.
 
-Nothing is extracted or copied. Documents are held against their digests here; the bytes of blobs are not, on their way
-(the registry judges them), but can be measured. What `detlayer pull --manifests-only` leaves out is not missing: the
+Nothing is extracted or copied. Documents are held against their digests here; the bytes of blobs are not: on their way
+the registry judges them. What `detlayer pull --manifests-only` leaves out is not missing: the
 descriptor in index.json says which repository has it, by an annotation.
 """
 
@@ -16,7 +16,7 @@ import msgspec
 from detlayer.documents import Document, parse_document
 from detlayer.errors import ConfigError, IntegrityError, LayerError, printable
 from detlayer.layout.file import OpenFile, layer_type, open_file
-from detlayer.layout.images import Layout, LayoutName, Measure, checked_document, measure, name_layout, open_layout
+from detlayer.layout.images import Layout, LayoutName, checked_document, measure, name_layout, open_layout
 from detlayer.layout.place import blob_name
 from detlayer.names import RepositoryName, parse_repository
 from detlayer.oci import MEDIA_TYPE_MANIFEST, Descriptor, Digest, canonical_json, digest_of
@@ -57,15 +57,22 @@ class EmptyBody(msgspec.Struct, frozen=True):
         return io.BytesIO(_NOTHING[offset:])
 
 
-class OpenedBlobs:
-    """Blobs in files, by their digests (`ports.ImageSource`). Safe to use from several threads."""
+class OpenedImage:
+    """An image whose blobs are in files (`ports.ImageSource`). Safe to use from several threads.
 
-    def __init__(self, path: str, find: Find) -> None:
+    `root` is the index or manifest to push, `origin` the repository that has what is not here.
+    """
+
+    def __init__(self, path: str, find: Find, root: Document, origin: RepositoryName | None = None) -> None:
         self.path = path
         self._find = find
+        self.root = root
+        self.origin = origin
 
     def document(self, descriptor: Descriptor) -> bytes:
         """Read a document whole, held against its digest and size; raises IntegrityError and LayerError."""
+        if descriptor.digest == self.root.digest and descriptor.size_bytes == len(self.root.data):
+            return self.root.data
         file = self._find(descriptor.digest)
         if file is None:
             raise LayerError(
@@ -90,25 +97,6 @@ class OpenedBlobs:
                 "fetch or make the image again",
             )
         return FileBody(descriptor.digest, size_bytes, self._find)
-
-    def measure(self, digest: Digest) -> Measure | None:
-        """Read a blob through, and say what it is; None if it is not here. Raises LayerError."""
-        file = self._find(digest)
-        return None if file is None else measure(file)
-
-
-class OpenedImage(OpenedBlobs):
-    """An image: `root` is the index or manifest to push, `origin` the repository that has what is not here."""
-
-    def __init__(self, path: str, find: Find, root: Document, origin: RepositoryName | None = None) -> None:
-        super().__init__(path, find)
-        self.root = root
-        self.origin = origin
-
-    def document(self, descriptor: Descriptor) -> bytes:
-        if descriptor.digest == self.root.digest and descriptor.size_bytes == len(self.root.data):
-            return self.root.data
-        return super().document(descriptor)
 
 
 class OpenedFile(OpenedImage):

@@ -9,6 +9,7 @@ from contextlib import suppress
 from detlayer.documents import Document
 from detlayer.errors import AuthError, DetlayerError, IntegrityError, LayerError, RejectedError
 from detlayer.lanes import Job, work_off
+from detlayer.names import RepositoryName
 from detlayer.oci import Descriptor, Digest
 from detlayer.plan import BlobStep, Facts, Plan, TagStep, Wanted
 from detlayer.ports import Body, ImageSource, Memory, Place, Proof, Session, TransferReporter
@@ -52,7 +53,8 @@ class Carrier:
         if plan.is_done:
             return [TagResult(step.tag, "present") for step in plan.tags]
         self._repository.expect_push(one.source for one in plan.sends if one.source is not None)
-        work_off([Job(self._bring(step), step.size_bytes > _SMALL_BYTES) for step in plan.sends])
+        bodies = self._find_bodies(plan)
+        work_off([Job(self._bring(one, bodies.get(one.digest)), one.size_bytes > _SMALL_BYTES) for one in plan.sends])
         wanted = self._wanted.by_digest
         puts = {one.digest for one in plan.puts}
         for level in _levels(self._wanted):
@@ -66,10 +68,16 @@ class Carrier:
 
     # -- blobs
 
-    def _bring(self, step: BlobStep) -> Callable[[], None]:
-        return lambda: self._upload(self._descriptors[step.digest], step)
+    def _find_bodies(self, plan: Plan) -> dict[Digest, Body]:
+        """Find all that is to be uploaded before anything is sent: where one is missing, the rest would be in vain."""
+        uploads = [self._descriptors[one.digest] for one in plan.sends if one.action == "upload"]
+        found = work_off([Job(lambda blob=blob: self._body(blob)) for blob in uploads])  # type: ignore[misc]
+        return dict(zip((blob.digest for blob in uploads), found, strict=True))
 
-    def _upload(self, blob: Descriptor, step: BlobStep | None) -> None:
+    def _bring(self, step: BlobStep, body: Body | None) -> Callable[[], None]:
+        return lambda: self._upload(self._descriptors[step.digest], step.source, body)
+
+    def _upload(self, blob: Descriptor, mount_from: RepositoryName | None = None, body: Body | None = None) -> None:
         name, principal = self._repository.name, self._repository.principal
         label = str(blob.digest)
 
@@ -83,8 +91,8 @@ class Carrier:
             outcome = upload(
                 self._repository,
                 blob,
-                lambda: self._body(blob),
-                mount_from=step.source if step is not None else None,
+                lambda: body or self._body(blob),
+                mount_from=mount_from,
                 resume=self._memory.session(principal, name, blob.digest),
                 progress=Progress(lambda count: self._reporter.advance(label, count), keep),
             )
@@ -190,7 +198,7 @@ class Carrier:
         blobs = [self._descriptors[digest] for digest in missing if digest in self._descriptors]
         work_off(
             [
-                Job(lambda blob=blob: self._upload(blob, None), blob.size_bytes > _SMALL_BYTES)  # type: ignore[misc]
+                Job(lambda blob=blob: self._upload(blob), blob.size_bytes > _SMALL_BYTES)  # type: ignore[misc]
                 for blob in blobs
                 if not blob.is_foreign
             ]

@@ -32,7 +32,6 @@ class Fault(msgspec.Struct, frozen=True):
 class Refusal(msgspec.Struct, frozen=True):
     """An answer that is no success: status, and what the body says if it is what the specification wants."""
 
-    method: str
     url: str
     status: int
     faults: tuple[Fault, ...] = ()
@@ -71,7 +70,7 @@ def _fault(item: dict[str, object], secrets: Sequence[str]) -> Fault:
     code, message = (value if isinstance(value, str) else "" for value in (item.get("code"), item.get("message")))
     for secret in secrets:
         code, message = code.replace(secret, "…"), message.replace(secret, "…")
-    digests = {digest: None for digest in map(_digest, _texts(item.get("detail"), 0)) if digest is not None}
+    digests = {digest: None for digest in map(read_digest, _texts(item.get("detail"), 0)) if digest is not None}
     return Fault(code, message, tuple(digests))
 
 
@@ -85,7 +84,8 @@ def _texts(value: object, depth: int) -> list[str]:
     return [text for one in values for text in _texts(one, depth + 1)]
 
 
-def _digest(text: str) -> Digest | None:
+def read_digest(text: str) -> Digest | None:
+    """Read a digest that a registry names; None for what is none."""
     try:
         return parse_digest(text)
     except ValueError:
@@ -117,7 +117,7 @@ def error_of(refusal: Refusal, what: str, host: str) -> RegistryError:
         return AuthError(
             "registry-auth",
             said,
-            f"run `docker login {host}`, or set DETLAYER_USERNAME and DETLAYER_PASSWORD",
+            login_hint(host),
         )
     if status == 404 and (refusal.says("NAME_UNKNOWN") or what.startswith("push")):
         return NotFoundError(
@@ -146,6 +146,11 @@ def error_of(refusal: Refusal, what: str, host: str) -> RegistryError:
             refusal, "too-large", said, "the registry, or a proxy before it, takes no body of this size"
         )
     return RefusedError(refusal, "registry-refused", said, "see what the registry says, and its log")
+
+
+def login_hint(host: str) -> str:
+    """Say how to become somebody for a registry."""
+    return f"run `docker login {host}`, or set DETLAYER_USERNAME and DETLAYER_PASSWORD"
 
 
 def denied(refusal: Refusal, what: str, host: str) -> AuthError:

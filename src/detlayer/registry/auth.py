@@ -20,8 +20,8 @@ import msgspec
 from detlayer.errors import AuthError, RegistryError, RejectedError, printable
 from detlayer.names import RepositoryName
 from detlayer.registry.address import checked, is_loopback, shown_url, with_query
-from detlayer.registry.answer import Refusal, denied, error_of, garbage
-from detlayer.registry.transport import FORM, Answer, Transport, follow
+from detlayer.registry.answer import Refusal, denied, error_of, garbage, login_hint
+from detlayer.registry.transport import FORM, Answer, Request, Transport, follow
 
 if TYPE_CHECKING:
     from detlayer.registry.credentials import Credentials
@@ -182,11 +182,10 @@ class Authorizer:
     def refused(self, refusal: Refusal, what: str) -> AuthError:
         """Make an error of a 401 to a request that said who we are."""
         if self._challenge is None or self._challenge.scheme == "basic":
-            return AuthError("registry-auth", f"{self._host} refused the credentials ({refusal})", self._login())
+            return AuthError(
+                "registry-auth", f"{self._host} refused the credentials ({refusal})", login_hint(self._host)
+            )
         return denied(refusal, what, self._host)  # the service took them, and gave a token that is not enough
-
-    def _login(self) -> str:
-        return f"run `docker login {self._host}`, or set DETLAYER_USERNAME and DETLAYER_PASSWORD"
 
     def _can_basic(self) -> bool:
         found = self.credentials
@@ -239,11 +238,12 @@ class Authorizer:
                 "scope": " ".join(texts),
                 "refresh_token": self._identity_token,
             }
-            answer = self._request("POST", realm, {"content-type": FORM}, form)
+            data = urlencode(form, errors="surrogateescape").encode()
+            answer = self._send(Request("POST", realm, {"content-type": FORM}, data, auth=True))
             if answer.status == 200:
                 return self._read(answer)
             if answer.status not in _NO_GET or found is None or not found.password:
-                raise self._refused(answer, "POST")
+                raise self._refused(answer)
             answer.drain()
         query = [("service", service)] if service else []
         query += [("scope", text) for text in texts]
@@ -251,24 +251,22 @@ class Authorizer:
         if found is not None and found.username and found.password:
             query.append(("account", found.username))
             headers["authorization"] = self._basic()
-        answer = self._request("GET", with_query(realm, urlencode(query, errors="surrogateescape")), headers, None)
+        url = with_query(realm, urlencode(query, errors="surrogateescape"))
+        answer = self._send(Request("GET", url, headers, auth=True))
         if answer.status != 200:
-            raise self._refused(answer, "GET")
+            raise self._refused(answer)
         return self._read(answer)
 
-    def _request(self, method: str, url: str, headers: dict[str, str], form: dict[str, str] | None) -> Answer:
+    def _send(self, request: Request) -> Answer:
         """Ask the token service; it may redirect within its host only."""
-        data = urlencode(form, errors="surrogateescape").encode() if form is not None else None
         for _ in range(3):
-            answer = self._transport.send(
-                "POST" if method == "POST" else "GET", url, headers=headers, data=data, auth=True
-            )
+            answer = self._transport.send(request)
             target = follow(answer, allow_other_hosts=False)
             if target is None:
                 return answer
             answer.drain()
-            url = target
-        raise garbage(urlsplit(url).netloc, "redirects without end")
+            request = request._replace(url=target)
+        raise garbage(urlsplit(request.url).netloc, "redirects without end")
 
     def _read(self, answer: Answer) -> _Reply:
         data = answer.read(_MAX_TOKEN_BYTES)
@@ -277,15 +275,15 @@ class Authorizer:
         except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
             raise garbage(answer.host, "a request for a token with something else") from error
 
-    def _refused(self, answer: Answer, method: str) -> RegistryError:
-        refusal = answer.refusal(method)
+    def _refused(self, answer: Answer) -> RegistryError:
+        refusal = answer.refusal()
         service = urlsplit(answer.url).netloc
         if refusal.status in (400, 401, 403):
             who = "the credentials" if self.credentials is not None else "anonymous access"
             return AuthError(
                 "registry-auth",
                 f"{service}, which gives tokens for {self._host}, refused {who} ({refusal})",
-                self._login(),
+                login_hint(self._host),
             )
         return error_of(refusal, f"have a token for {self._host}", service)
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable, Mapping
-from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import urlsplit, urlunsplit
 
@@ -34,13 +33,11 @@ from detlayer.oci import (
     Digest,
     canonical_json,
     digest_of,
-    parse_digest,
 )
-from detlayer.ports import Body
 from detlayer.registry.address import checked, join, origin
-from detlayer.registry.answer import RefusedError, error_of, garbage
+from detlayer.registry.answer import RefusedError, error_of, garbage, read_digest
 from detlayer.registry.auth import Authorizer, Challenge, Scope, pull, push
-from detlayer.registry.transport import Answer, Method, Transport, follow
+from detlayer.registry.transport import Answer, Method, Request, Transport, follow
 
 if TYPE_CHECKING:
     from detlayer.registry.credentials import Credentials
@@ -130,10 +127,10 @@ class Repository:
             if answer.status in (403, 404):  # Artifactory and GHCR say 403 of what they do not have
                 return None
             if answer.status != 200:
-                raise error_of(answer.refusal("HEAD"), f"look up {self._named(target)}", self.name.registry)
-            digest = _digest(answer.header("docker-content-digest"))
+                raise error_of(answer.refusal(), f"look up {self._named(target)}", self.name.registry)
+            digest = read_digest(answer.header("docker-content-digest"))
             length = answer.length
-            media_type = answer.header("content-type").partition(";")[0].strip()
+            media_type = answer.media_type
             if digest is None or length is None or media_type not in INDEX_TYPES | MANIFEST_TYPES:
                 return self._head_by_get(target)
             return Descriptor(media_type, digest, length)
@@ -168,14 +165,14 @@ class Repository:
                 f"the manifest of {self._named(target)} has over {MAX_DOCUMENT_BYTES:,} bytes",
                 "no honest image has such a manifest",
             )
-        wanted = _digest(target) or _digest(answer.header("docker-content-digest"))
+        wanted = read_digest(target) or read_digest(answer.header("docker-content-digest"))
         if wanted is not None and digest_of(data) != wanted:
             raise IntegrityError(
                 "manifest-digest",
                 f"{self.name.registry} sent {digest_of(data)} as {self.name}@{wanted}",
                 "the registry, or something before it, changes manifests",
             )
-        media_type = answer.header("content-type").partition(";")[0].strip()
+        media_type = answer.media_type
         if media_type == "text/html":
             raise garbage(self.name.registry, "a request for a manifest with a web page")
         known = media_type in INDEX_TYPES | MANIFEST_TYPES or media_type.startswith("application/vnd.docker.dist")
@@ -183,12 +180,11 @@ class Repository:
 
     def put_manifest(self, target: str, document: Document) -> Put:
         """Put a document under a tag or its own digest; raises RefusedError with what is missing, and RegistryError."""
-        answer = self.call(
-            "PUT", self.url(f"manifests/{target}"), {"content-type": document.media_type}, data=document.data
-        )
+        headers = {"content-type": document.media_type}
+        answer = self.call(Request("PUT", self.url(f"manifests/{target}"), headers, document.data))
         what = f"push {self._named(target)}"
         if answer.status not in (200, 201, 202):
-            refusal = answer.refusal("PUT")
+            refusal = answer.refusal()
             if refusal.says("MANIFEST_BLOB_UNKNOWN", "BLOB_UNKNOWN", "MANIFEST_UNKNOWN"):
                 raise RefusedError(
                     refusal,
@@ -197,7 +193,7 @@ class Repository:
                     "push again; if it stays so, the registry lost them",
                 )
             raise error_of(refusal, what, self.name.registry)
-        said = _digest(answer.header("docker-content-digest"))
+        said = read_digest(answer.header("docker-content-digest"))
         subject = answer.header("oci-subject")
         answer.drain()
         if said is not None and said != document.digest:
@@ -212,14 +208,14 @@ class Repository:
 
     def head_blob(self, digest: Digest) -> int | None:
         """Ask for a blob: its size in bytes, or None if it is not there. Raises RegistryError."""
-        answer = self.fetch("HEAD", f"blobs/{digest}", {})
+        answer = self.fetch("HEAD", f"blobs/{digest}")
         if answer.status in (200, 403, 404, 405):
             answer.drain()
         if answer.status == 200:
             return answer.length or 0
         if answer.status in (403, 404, 405):  # after a redirect to a signed address, 403 may mean that, too
             return None
-        raise error_of(answer.refusal("HEAD"), f"look up {self.name}@{digest}", self.name.registry)
+        raise error_of(answer.refusal(), f"look up {self.name}@{digest}", self.name.registry)
 
     def get_blob(self, digest: Digest, offset: int = 0) -> Answer:
         """Start to fetch a blob, from an offset if the registry can: then the status is 206. Raises RegistryError."""
@@ -236,9 +232,9 @@ class Repository:
         found: list[str] = []
         url = self.url("tags/list?n=1000")
         for _ in range(_MAX_PAGES):
-            answer = self.call("GET", url, {})
+            answer = self.call(Request("GET", url))
             if answer.status != 200:
-                raise error_of(answer.refusal("GET"), f"list the tags of {self.name}", self.name.registry)
+                raise error_of(answer.refusal(), f"list the tags of {self.name}", self.name.registry)
             data = answer.read(_MAX_PAGE_BYTES)
             try:
                 found += msgspec.json.decode(data or b"", type=_Tags).tags or []
@@ -258,7 +254,7 @@ class Repository:
     def referrers(self, subject: Digest) -> list[Descriptor]:
         """List what refers to a manifest, by the API or else by the fallback tag; raises RegistryError."""
         answer = self.fetch("GET", f"referrers/{subject}", {"accept": MEDIA_TYPE_INDEX})
-        if answer.status == 200 and answer.header("content-type").startswith(MEDIA_TYPE_INDEX):
+        if answer.status == 200 and answer.media_type == MEDIA_TYPE_INDEX:
             data = answer.read(MAX_DOCUMENT_BYTES)
             if data is not None:
                 return list(parse_document(data, f"the referrers of {subject}", MEDIA_TYPE_INDEX).children)
@@ -285,7 +281,7 @@ class Repository:
 
     def _refused(self, answer: Answer, what: str) -> RegistryError:
         """Make an error of a GET that was refused, here or where we were sent."""
-        refusal = answer.refusal("GET")
+        refusal = answer.refusal()
         is_own = self._is_own(answer.url)
         if is_own or refusal.is_passing:
             return error_of(refusal, what, self.name.registry if is_own else printable(answer.host))
@@ -302,42 +298,31 @@ class Repository:
     def url(self, path: str) -> str:
         return f"{self._base}/v2/{self.name.repository}/{path}"
 
-    def fetch(self, method: Method, path: str, headers: Mapping[str, str]) -> Answer:
+    def fetch(self, method: Method, path: str, headers: Mapping[str, str] | None = None) -> Answer:
         """GET or HEAD what the repository has; raises RegistryError."""
-        return self.call(method, self.url(path), headers)
+        return self.call(Request(method, self.url(path), headers or {}))
 
-    def call(
-        self,
-        method: Method,
-        url: str,
-        headers: Mapping[str, str],
-        *,
-        body: Body | None = None,
-        span: tuple[int, int] | None = None,
-        data: bytes | None = None,
-        progress: Callable[[int], None] | None = None,
-        repeat: bool = True,
-    ) -> Answer:
+    def call(self, request: Request) -> Answer:
         """Send a request, and follow where it is sent on: GET and HEAD always, others if method and body stay.
 
         Credentials go along only where it goes to the registry itself. Returns any answer but the registry's 401.
         Raises RegistryError.
         """
-        send = partial(self.transport.send, method, body=body, span=span, data=data, progress=progress, repeat=repeat)
         for _ in range(_MAX_REDIRECTS):
-            answer = self._authorized(send, method, url, headers) if self._is_own(url) else send(url, headers=headers)
-            if method not in ("GET", "HEAD") and answer.status not in _KEEPING_REDIRECTS:
+            answer = self._authorized(request) if self._is_own(request.url) else self.transport.send(request)
+            if request.method not in ("GET", "HEAD") and answer.status not in _KEEPING_REDIRECTS:
                 return answer
             target = follow(answer, allow_other_hosts=True)
             if target is None:
                 return answer
             answer.drain()
-            url = target
+            request = request._replace(url=target)
         raise garbage(self.name.registry, "redirects without end")
 
-    def _authorized(self, send: Callable[..., Answer], method: Method, url: str, headers: Mapping[str, str]) -> Answer:
+    def _authorized(self, request: Request) -> Answer:
         """Send a request to the registry, again with (other) credentials where it says 401."""
         own = frozenset((push(self.name) if self._wants_push else pull(self.name),))
+        what = f"{'push to' if self._wants_push else 'pull'} {self.name.repository}"
         for times in range(_MAX_REFUSALS):
             try:
                 used = self._authorizer.header(own | self._sources, times=times)
@@ -347,18 +332,17 @@ class Repository:
                 # Some token services give nothing at all where they would not give all; mounts may fail.
                 self._sources = frozenset()
                 used = self._authorizer.header(own, times=times)
-            answer = send(url, headers={**headers, **({"authorization": used} if used else {})})
+            signed = {**request.headers, "authorization": used} if used else request.headers
+            answer = self.transport.send(request._replace(headers=signed))
             if answer.status != 401:
                 return answer
             if not self._authorizer.learn(answer, used, times):
                 if used and self._authorizer.credentials is not None:
-                    what = f"{'push to' if self._wants_push else 'pull'} {self.name.repository}"
-                    raise self._authorizer.refused(answer.refusal(method), what)
+                    raise self._authorizer.refused(answer.refusal(), what)
                 break
-            self.transport.counts.add(requests=-1, auth=1)
+            self.transport.counts.add(requests=-1)
             answer.drain()
-        what = f"push to {self.name.repository}" if self._wants_push else f"pull {self.name.repository}"
-        raise error_of(answer.refusal(method), what, self.name.registry)
+        raise error_of(answer.refusal(), what, self.name.registry)
 
     def location(self, answer: Answer) -> str:
         """Read where an upload goes on: relative or not, on this host by HTTPS if that is how we speak to it."""
@@ -395,13 +379,6 @@ def fallback_tag(subject: Digest) -> str:
 
 class _Tags(msgspec.Struct):
     tags: list[str] | None = None
-
-
-def _digest(text: str) -> Digest | None:
-    try:
-        return parse_digest(text)
-    except ValueError:
-        return None
 
 
 def _next_link(header: str) -> str:

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from email.utils import parsedate_to_datetime
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 from urllib.parse import parse_qsl, urlsplit
 
 import msgspec
@@ -35,24 +35,47 @@ _FIRST_WAIT_S = 0.25
 _LONGEST_WAIT_S = 30.0
 
 FORM = "application/x-www-form-urlencoded"
-Method = Literal["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"]
+Method = Literal["GET", "HEAD", "POST", "PUT", "PATCH"]
+
+
+class Stretch(NamedTuple):
+    """Bytes of a blob to send, from `start` to before `end`; `progress` hears how many went, each time."""
+
+    body: Body
+    start: int
+    end: int
+    progress: Callable[[int], None]
+
+
+class Request(NamedTuple):
+    """What a host is asked. With `repeat` it is sent again where the host is busy or the connection breaks.
+
+    With `auth` it is for a token, and does not count.
+    """
+
+    method: Method
+    url: str
+    headers: Mapping[str, str] = {}
+    content: bytes | Stretch | None = None
+    repeat: bool = True
+    auth: bool = False
+
+    def __repr__(self) -> str:
+        """Show it without what may be secret: headers and forms are, too."""
+        return f"{self.method} {shown_url(self.url)}"
 
 
 class Counts(msgspec.Struct):
-    """What was sent, for reports and tests. Requests for tokens, and those answered by 401, count as `auth`."""
+    """What was sent, for reports and tests. Requests for tokens, and those answered by 401, do not count."""
 
     requests: int = 0
-    auth: int = 0
     sent_bytes: int = 0
-    received_bytes: int = 0
     _lock: threading.Lock = msgspec.field(default_factory=threading.Lock)
 
-    def add(self, *, requests: int = 0, auth: int = 0, sent_bytes: int = 0, received_bytes: int = 0) -> None:
+    def add(self, *, requests: int = 0, sent_bytes: int = 0) -> None:
         with self._lock:
             self.requests += requests
-            self.auth += auth
             self.sent_bytes += sent_bytes
-            self.received_bytes += received_bytes
 
 
 class Cancelled(BaseException):
@@ -91,11 +114,11 @@ class Pace:
 class Answer:
     """An answer whose body is yet to be read. Close it, or use it up."""
 
-    def __init__(self, response: httpx.Response, transport: Transport, url: str, host: str) -> None:
+    def __init__(self, response: httpx.Response, transport: Transport, url: str) -> None:
         self._response = response
         self._transport = transport
         self.url = url
-        self.host = host
+        self.host = urlsplit(url).netloc
         self.status = response.status_code
 
     def header(self, name: str) -> str:
@@ -112,6 +135,11 @@ class Answer:
         text = self.header("content-length")
         return int(text) if text.isascii() and text.isdigit() and len(text) < 20 else None
 
+    @property
+    def media_type(self) -> str:
+        """What the body is said to be, without parameters such as a charset."""
+        return self.header("content-type").partition(";")[0].strip()
+
     def pieces(self) -> Iterator[bytes]:
         """Read the body as it comes, undecoded; raises UnavailableError when it breaks off."""
         with translated(self.url):
@@ -119,7 +147,6 @@ class Answer:
             for piece in self._response.iter_raw():
                 self._transport.renew_patience()
                 self._transport.pace.check()
-                self._transport.counts.add(received_bytes=len(piece))
                 yield piece
 
     def read(self, limit: int) -> bytes | None:
@@ -138,13 +165,13 @@ class Answer:
                 )
         return bytes(data)
 
-    def refusal(self, method: str) -> Refusal:
+    def refusal(self) -> Refusal:
         """Read what a refusal says, and close it."""
         body = b""
         with suppress(RegistryError):  # the status is enough
             body = self.read(MAX_ERROR_BYTES) or b""
         self.close()
-        return Refusal(method, self.url, self.status, read_faults(body, _secrets(self._response.request)))
+        return Refusal(self.url, self.status, read_faults(body, _secrets(self._response.request)))
 
     def drain(self) -> None:
         """Read a short body to its end, so that the connection can be used again; a long one is cut off."""
@@ -211,31 +238,17 @@ class Transport:
         plain = host in self.network.insecure or (is_loopback(host) and not self.network.ca_file)
         return f"{'http' if plain else 'https'}://{host}"
 
-    def send(
-        self,
-        method: Method,
-        url: str,
-        *,
-        headers: Mapping[str, str],
-        body: Body | None = None,
-        span: tuple[int, int] | None = None,
-        data: bytes | None = None,
-        progress: Callable[[int], None] | None = None,
-        repeat: bool = True,
-        auth: bool = False,
-    ) -> Answer:
+    def send(self, request: Request) -> Answer:
         """Send a request and return its answer, whatever its status, following no redirect.
 
-        The body is `data`, or `span` (from, to, in bytes) of `body`. With `repeat` it is sent again where the host is
-        busy or the connection breaks; then 429 and 5xx come back only after the last try. Raises RegistryError.
+        429 and 5xx come back only after the last try. Raises RegistryError.
         """
-        host = urlsplit(url).netloc
-        state = self._state(host)
-        tries = self.network.retries if repeat else 0
+        state = self._state(urlsplit(request.url).netloc)
+        tries = self.network.retries if request.repeat else 0
         for left in range(tries, -1, -1):
             self._wait_for(state)
             try:
-                answer = self._send_once(method, url, headers, body, span, data, progress, auth)
+                answer = self._send_once(request)
             except UnavailableError:
                 if not left:
                     raise
@@ -252,42 +265,31 @@ class Transport:
             answer.drain()
         raise AssertionError("the last try returns or raises")
 
-    def _send_once(
-        self,
-        method: Method,
-        url: str,
-        headers: Mapping[str, str],
-        body: Body | None,
-        span: tuple[int, int] | None,
-        data: bytes | None,
-        progress: Callable[[int], None] | None,
-        auth: bool,
-    ) -> Answer:
+    def _send_once(self, request: Request) -> Answer:
         self.pace.check()
-        host = urlsplit(url).netloc
-        sent = {"user-agent": self.network.user_agent, "accept-encoding": "identity", **headers}
+        method, url = request.method, request.url
+        headers = {"user-agent": self.network.user_agent, "accept-encoding": "identity", **request.headers}
         client = self._client(url)
-        content: Iterator[bytes] | bytes | None = data
-        if body is not None:
-            start, end = span or (0, body.size_bytes)
-            sent["content-length"] = str(end - start)
-            content = self._stream(body, start, end, progress)
-        elif data is None and method in ("POST", "PUT", "PATCH"):
-            sent["content-length"] = "0"
-        elif data is not None:
-            self.counts.add(sent_bytes=len(data))
-        self.counts.add(**{"auth" if auth else "requests": 1})
+        content: Iterator[bytes] | bytes | None
+        if isinstance(request.content, Stretch):
+            headers["content-length"] = str(request.content.end - request.content.start)
+            content = self._stream(request.content)
+        else:
+            content = request.content
+            self.counts.add(sent_bytes=len(content or b""))
+            if content is None and method in ("POST", "PUT", "PATCH"):
+                headers["content-length"] = "0"
+        self.counts.add(requests=0 if request.auth else 1)
         self._patience.renew()
         with translated(url):
-            request = client.build_request(method, url, headers=sent, content=content)
-            response = client.send(request, stream=True)
+            response = client.send(client.build_request(method, url, headers=headers, content=content), stream=True)
         if self._log is not None:
-            self._log(f"{method} {shown_url(url)} -> {response.status_code}")
-        return Answer(response, self, url, host)
+            self._log(f"{request} -> {response.status_code}")
+        return Answer(response, self, url)
 
-    def _stream(self, body: Body, start: int, end: int, progress: Callable[[int], None] | None) -> Iterator[bytes]:
-        with body.open(start) as source:
-            left = end - start
+    def _stream(self, stretch: Stretch) -> Iterator[bytes]:
+        with stretch.body.open(stretch.start) as source:
+            left = stretch.end - stretch.start
             while left:
                 piece = source.read(min(PIECE_BYTES, left))
                 if not piece:
@@ -298,8 +300,7 @@ class Transport:
                 yield piece
                 self.pace.check()
                 self.counts.add(sent_bytes=len(piece))
-                if progress is not None:
-                    progress(len(piece))
+                stretch.progress(len(piece))
 
     def _state(self, host: str) -> _Host:
         with self._lock:

@@ -20,12 +20,13 @@ from detlayer.ports import Body, Session
 from detlayer.registry.address import with_query
 from detlayer.registry.answer import Refusal, error_of
 from detlayer.registry.client import Repository
-from detlayer.registry.transport import Answer
+from detlayer.registry.transport import Answer, Request, Stretch
 
 CHUNKED_FROM_BYTES = 128 << 20  # a blob that took this long to send is worth resuming
 _CHUNK_BYTES = 64 << 20
 _SMALLEST_CHUNK_BYTES = 1 << 20
 _MAX_STARTS = 3
+_BYTES = {"content-type": "application/octet-stream"}
 _RANGE = re.compile(r"(?:bytes=)?([0-9]{1,19})-([0-9]{1,19})\Z")
 
 # The longest body of a ranged PATCH that a host takes, in bytes, as its documentation or its errors say.
@@ -156,14 +157,14 @@ class _Upload:
                 return self._opened(answer)
             if answer is not None:
                 answer.drain()
-        answer = self._repository.call("POST", post, {})
+        answer = self._repository.call(Request("POST", post))
         if answer.status != 202:
             raise self._error(answer, "POST")
         return self._opened(answer)
 
     def _mount(self, url: str) -> Answer | None:
         try:
-            return self._repository.call("POST", url, {})
+            return self._repository.call(Request("POST", url))
         except (AuthError, RejectedError):  # we may push here, and not pull there
             return None
 
@@ -184,7 +185,7 @@ class _Upload:
         try:
             # It may be from another run, when this registry was spoken to otherwise.
             location = self._repository.trusted(session.location)
-            answer = self._repository.call("GET", location, {})
+            answer = self._repository.call(Request("GET", location))
         except (RejectedError, AuthError):
             self._progress.on_session(None)
             return None
@@ -220,17 +221,16 @@ class _Upload:
 
     def _put(self, session: Session, span: tuple[int, int] | None) -> Answer:
         url = with_query(session.location, f"digest={self._blob.digest}")
-        headers = {"content-type": "application/octet-stream"}
         if span is None or span == (0, 0):
-            return self._repository.call("PUT", url, headers, repeat=False)
-        return self._call("PUT", url, headers, span)
+            return self._repository.call(Request("PUT", url, _BYTES, repeat=False))
+        return self._call("PUT", url, _BYTES, span)
 
     def _patch(self, session: Session) -> Session:
         end = min(session.offset + self._chunk_bytes, self._blob.size_bytes)
         answer = self._call(
             "PATCH",
             session.location,
-            {"content-type": "application/octet-stream", "content-range": f"{session.offset}-{end - 1}"},
+            {**_BYTES, "content-range": f"{session.offset}-{end - 1}"},
             (session.offset, end),
         )
         if answer.status in (201, 202, 204):
@@ -250,10 +250,9 @@ class _Upload:
         before = self._sent
         if self._body is None:
             self._body = self._make_body()
+        stretch = Stretch(self._body, *span, self._advance)
         try:
-            answer = self._repository.call(
-                method, url, headers, body=self._body, span=span, progress=self._advance, repeat=False
-            )
+            answer = self._repository.call(Request(method, url, headers, stretch, repeat=False))
         except BaseException:
             self._take_back(self._sent - before)
             raise
@@ -262,7 +261,7 @@ class _Upload:
 
     def _error(self, answer: Answer, method: str) -> Exception:
         """Read a refusal: what to do about it, or an error."""
-        refusal = answer.refusal(method)
+        refusal = answer.refusal()
         if refusal.says("DIGEST_INVALID"):
             self._progress.on_session(None)
             return IntegrityError(

@@ -25,7 +25,6 @@ from detlayer.oci import (
     OCI_LAYOUT_VERSION,
     REF_NAME,
     Descriptor,
-    Platform,
     canonical_json,
     parse_digest,
 )
@@ -47,17 +46,16 @@ class _File(msgspec.Struct, frozen=True):
     pieces: Pieces
 
 
-def write_oci_archive(
-    sink: Sink, wanted: Wanted, source: ImageSource, *, tag: str = "", platform: Platform | None = None
-) -> None:
-    """Write an image as a tar of an OCI layout, with `tag` as its name in it.
+def write_oci_archive(sink: Sink, wanted: Wanted, source: ImageSource, *, tags: Sequence[str] = ()) -> None:
+    """Write an image as a tar of an OCI layout, with `tags` as its names in it.
 
     Foreign layers that are not here are left out. Raises LayerError for another blob that is not here, IntegrityError
     for one that is not what it should be, OutputError.
     """
-    root = wanted.root.descriptor(platform)
-    named = replace(root, annotations={REF_NAME: tag}) if tag else root
-    index = {"schemaVersion": 2, "mediaType": MEDIA_TYPE_INDEX, "manifests": [named.to_document()]}
+    root = wanted.root.descriptor()
+    named = [replace(root, annotations={REF_NAME: tag}) for tag in tags] or [root]
+    listed = [one.to_document() for one in named]
+    index = {"schemaVersion": 2, "mediaType": MEDIA_TYPE_INDEX, "manifests": listed}
     files = {}
     for document in wanted.documents:
         path = f"{_BLOBS}/{document.digest.hex}"

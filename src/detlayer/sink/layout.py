@@ -153,16 +153,6 @@ class PartialBlob:
         self._sha.update(data)
         self._offset += len(data)
 
-    def restart(self) -> None:
-        """Forget what is there: the source could not go on from `offset`. Raises OutputError."""
-        try:
-            os.ftruncate(self._fd, 0)
-            os.lseek(self._fd, 0, os.SEEK_SET)
-        except OSError as error:
-            fail(error, self._goal)
-        self._sha = hashlib.sha256()
-        self._offset = 0
-
     def finish(self) -> None:
         """Hold what is there against digest and size, and make it visible; raises IntegrityError and OutputError.
 
