@@ -15,9 +15,9 @@ from detlayer.entry import (
     Entry,
     Kind,
     Mtime,
+    Order,
     Owner,
     Profile,
-    check_follows,
     check_path,
     marker,
     normalise,
@@ -32,6 +32,12 @@ SOURCE = Profile(mtime=Mtime("source"), owner=None, mode="source")
 
 def made(kind: Kind = "file", mode: int = 0o600, path: bytes = b"a") -> Entry:
     return Entry(path, kind, mode, 1000, 1001, 1700000000)
+
+
+def check_follows(entry: Entry, previous: Entry) -> None:
+    order = Order()
+    order.check(previous)
+    order.check(entry)
 
 
 def test_default_mtime_is_2000() -> None:

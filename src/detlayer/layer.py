@@ -21,7 +21,7 @@ from blake3 import blake3
 from detlayer import chunk, codec, tar
 from detlayer.chunk import CHUNK_MAX_BYTES, cut_before
 from detlayer.codec import Codec
-from detlayer.entry import Content, ContentReader, Entry, check_follows
+from detlayer.entry import Content, ContentReader, Entry, Order
 from detlayer.errors import LayerError, printable
 from detlayer.key import EMPTY_FINGERPRINT, KEY_FORMAT, shrunk
 from detlayer.line import BUFFER_BYTES, Line, Processor
@@ -200,11 +200,10 @@ class _Source:
 
     def write(self, entries: Iterable[Entry]) -> None:
         key_parts = self._key_parts
-        previous: Entry | None = None
+        order = Order()
         before = 0
         for entry in entries:
-            if previous is not None:
-                check_follows(entry, previous)
+            order.check(entry)
             header = encode_header(entry)
             size = entry.size_bytes
             if cut_before(entry.path if entry.kind != "dir" else entry.written_path, size, self._used, before):
@@ -224,7 +223,7 @@ class _Source:
                 else:
                     key_parts.append(EMPTY_FINGERPRINT)
             self.entries += 1
-            previous, before = entry, size
+            before = size
         if before >= CHUNK_MAX_BYTES:
             self._put_chunk()
         self._append(tar.END)

@@ -216,10 +216,10 @@ class BytecodeContent(FileContent):
 
     def open(self) -> ContentReader:
         self._started = False
-        return super().open()
+        return FileContent.open(self)
 
     def read_into(self, buffer: memoryview) -> int:
-        count = super().read_into(buffer)
+        count = FileContent.read_into(self, buffer)
         if not self._started and count >= pyc.HEADER_BYTES:
             self._started = True
             recorded = pyc.recorded(buffer)
