@@ -110,6 +110,7 @@ def test_only_the_door_knows_click(path: Path) -> None:
 STARTED = {
     *("oci", "names", "entry", "documents", "patterns", "plan", "lanes", "image", "config", "graph"),
     *("layout", "registry", "store", "sink", "publishing", "pulling", "building"),
+    *("codec", "layer", "line", "tree", "reuse", "packing"),
 }
 
 

@@ -9,9 +9,10 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import cache
 from zlib import crc32
+
+import msgspec
 
 from detlayer.errors import ConfigError
 
@@ -25,8 +26,7 @@ _STORED_MAX_BYTES = 0xFFFF
 _NAME = re.compile(r"(none|gzip-stored)|gzip-libdeflate-([1-9][0-9]?)|zstd-([1-9][0-9]?)")
 
 
-@dataclass(frozen=True, slots=True)
-class Codec:
+class Codec(msgspec.Struct, frozen=True):
     """A codec by its SPEC name (`none`, `gzip-libdeflate-6`, `gzip-stored`, `zstd-3`)."""
 
     name: str

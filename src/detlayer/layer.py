@@ -13,9 +13,9 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
-from dataclasses import dataclass
 from mmap import mmap
 
+import msgspec
 from blake3 import blake3
 
 from detlayer import chunk, codec, tar
@@ -34,8 +34,7 @@ ANNOTATION_PREFIX = "dev.detlayer."
 _ZEROS = bytes(tar.BLOCK_BYTES)
 
 
-@dataclass(frozen=True, slots=True)
-class Layer:
+class Layer(msgspec.Struct, frozen=True):
     """What a pass made. `digest` is of the blob, `diff_id` of the tar, `key` of the entries."""
 
     codec: Codec

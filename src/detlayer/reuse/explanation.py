@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from typing import Literal
+
+import msgspec
 
 from detlayer.errors import printable
 
@@ -24,8 +25,7 @@ _REASONS: dict[str, str] = {
 }
 
 
-@dataclass
-class Explanation:
+class Explanation(msgspec.Struct):
     """What was reused. `outcome` is `whole` (the layer), `chunks` (of one), or `cold` (nothing)."""
 
     outcome: Outcome = "cold"
@@ -39,8 +39,8 @@ class Explanation:
     read: int = 0
     same: int = 0
     """Of those that were read again, how many were what they had been."""
-    reasons: dict[Reason, int] = field(default_factory=dict)
-    examples: list[tuple[bytes, Reason]] = field(default_factory=list)
+    reasons: dict[Reason, int] = msgspec.field(default_factory=dict)
+    examples: list[tuple[bytes, Reason]] = msgspec.field(default_factory=list)
     copied: int = 0
     compressed: int = 0
     kept_outputs: int = 0

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 
+import msgspec
 from blake3 import blake3
 
 from detlayer import tar
@@ -18,8 +18,7 @@ from detlayer.tree import Listing, Selection, Source, Witness, scan, walk
 _ROUNDED_NS = 1_000_000_000  # a ctime without a fraction gets the longest time in which it may not move
 
 
-@dataclass(frozen=True, slots=True)
-class Glance:
+class Glance(msgspec.Struct, frozen=True):
     """What can be told of sources without making entries: a key of all that decides them, empty if that can't be told;
     and how many things there are, of how many bytes."""
 

@@ -6,8 +6,9 @@ import errno
 import os
 import stat
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import NoReturn
+
+import msgspec
 
 from detlayer.entry import MERGED_DIRS, OPAQUE_WHITEOUT, WHITEOUT_PREFIX, check_path
 from detlayer.errors import ConfigError, TreeError, printable
@@ -15,13 +16,12 @@ from detlayer.tree.disk import fail
 from detlayer.tree.source import Selection, Source
 
 
-@dataclass(slots=True)
-class Node:
+class Node(msgspec.Struct):
     """A path that a destination or whiteout names: a directory with what goes there, one file, or a marker."""
 
     path: bytes
-    children: dict[bytes, Node] = field(default_factory=dict)
-    roots: list[Source] = field(default_factory=list)
+    children: dict[bytes, Node] = msgspec.field(default_factory=dict)
+    roots: list[Source] = msgspec.field(default_factory=list)
     file: Source | None = None
     is_marker: bool = False
 

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Literal
+
+import msgspec
 
 from detlayer.errors import printable
 from detlayer.patterns import Pattern
 
 
-@dataclass(frozen=True, slots=True)
-class Source:
+class Source(msgspec.Struct, frozen=True):
     """A directory or file to pack. `path` is followed if it is a symlink: it was named, not found.
 
     `dest` is where it goes, without slashes at either end: what a directory contains goes below it, a file becomes it.
@@ -25,8 +25,7 @@ class Source:
         return printable(self.path)
 
 
-@dataclass(frozen=True, slots=True)
-class Selection:
+class Selection(msgspec.Struct, frozen=True):
     """What is taken of the sources, and what is added to them. Paths are written paths, without slashes at the ends."""
 
     hardlinks: Literal["separate", "preserve"] = "separate"

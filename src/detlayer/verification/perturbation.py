@@ -12,8 +12,9 @@ import stat
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
 from functools import partial
+
+from msgspec.structs import replace
 
 from detlayer.audit import LayerReport, audit
 from detlayer.codec import Codec

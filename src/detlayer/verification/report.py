@@ -6,8 +6,9 @@ proof; most traps in what files hold are grounds for suspicion, since packing th
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import Any, Literal
+
+import msgspec
 
 from detlayer.audit import Findings, LayerReport
 from detlayer.finding import Finding
@@ -32,8 +33,7 @@ ADVICE = frozenset(
 INTEGRITY = frozenset(("blob-digest", "config-diff-id"))
 
 
-@dataclass(frozen=True, slots=True)
-class LayerFacts:
+class LayerFacts(msgspec.Struct, frozen=True):
     """A layer as it is: what a later check compares. `codec` is empty where none of ours writes these bytes."""
 
     name: str
@@ -79,23 +79,21 @@ def facts_of(name: str, report: LayerReport) -> LayerFacts:
     )
 
 
-@dataclass(frozen=True, slots=True)
-class Perturbation:
+class Perturbation(msgspec.Struct, frozen=True):
     """What was made different between runs, and its value in each."""
 
     what: str
     values: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class TargetReport:
+class TargetReport(msgspec.Struct, frozen=True):
     """What was found of one target. `left_out` says which perturbations could not be applied here, and why."""
 
     target: str
     kind: TargetKind
     layers: tuple[LayerFacts, ...] = ()
-    failures: Findings = field(default_factory=Findings)
-    advice: Findings = field(default_factory=Findings)
+    failures: Findings = msgspec.field(default_factory=Findings)
+    advice: Findings = msgspec.field(default_factory=Findings)
     applied: tuple[Perturbation, ...] = ()
     left_out: tuple[tuple[str, str], ...] = ()
     notes: tuple[str, ...] = ()
@@ -122,8 +120,7 @@ class TargetReport:
         }
 
 
-@dataclass(frozen=True, slots=True)
-class VerifyReport:
+class VerifyReport(msgspec.Struct, frozen=True):
     """The answer to `verify`: `ok` when no target has a failure. Advice never makes it False."""
 
     targets: tuple[TargetReport, ...]
