@@ -110,7 +110,7 @@ def pack(
 def fingerprint(entries: Iterable[Entry], *, jobs: int = 1) -> bytes:
     """Compute the blake3 of the blake3s of the chunks that `pack` would make of `entries`.
 
-    A third of the time of a key where no content is known: one long call for each chunk, in other threads. Raises what
+    Two thirds of the time of a key where no content is known: one call for each chunk, in other threads. Raises what
     `pack` raises of its entries.
     """
     with _Printing(jobs) as line:
