@@ -7,7 +7,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -453,6 +453,64 @@ def test_a_change_between_scan_and_walk(
         second = pack_warm(cache, tree)
     for warm in (second, pack_warm(cache, tree)):
         assert (warm.layer, warm.blob) == pack_cold(tree)
+
+
+def _switch_root(home: Path) -> None:
+    (home / "now").unlink()
+    (home / "now").symlink_to("two")
+
+
+def _switch_link(home: Path) -> None:
+    (home / "one" / "link").unlink()
+    (home / "one" / "link").symlink_to("to/two")
+
+
+def _make_file_a_directory(home: Path) -> None:
+    (home / "file").unlink()
+    (home / "file").mkdir()
+    (home / "file" / "x").write_text("x")
+
+
+def _make_directory_a_file(home: Path) -> None:
+    shutil.rmtree(home / "directory")
+    (home / "directory").write_text("")
+
+
+@pytest.mark.parametrize(
+    "switch", [_switch_root, _switch_link, _make_file_a_directory, _make_directory_a_file], ids=lambda one: one.__name__
+)
+def test_what_is_another_after_the_scan_is_named(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, switch: Callable[[Path], None]
+) -> None:
+    """SPEC 9.1: not the stat of one with the target of another, which a later scan would be taken for."""
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "link").symlink_to(f"to/{name}")
+        (tmp_path / name / "empty").touch()
+    (tmp_path / "one" / "file").write_text("in both")
+    os.link(tmp_path / "one" / "file", tmp_path / "two" / "file")
+    (tmp_path / "now").symlink_to("one")
+    (tmp_path / "file").write_text("a file")
+    (tmp_path / "directory").mkdir()
+    sources = [f"{tmp_path / name}:/{name}" for name in ("now", "file", "directory")]
+    pack_warm(cache, tmp_path / "two")
+    next_tick(tmp_path)
+    real = Sources.entries
+
+    def entries(self: Sources) -> Iterable[Entry]:
+        switch(tmp_path)
+        return real(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Sources, "entries", entries)
+        with pytest.raises(TreeError) as caught:
+            pack_warm(cache, *sources)
+    assert caught.value.code == "changed-while-read"
+    (tmp_path / "now").unlink()
+    (tmp_path / "now").symlink_to("one")
+    for _ in range(2):
+        warm = pack_warm(cache, *sources)
+        assert (warm.layer, warm.blob) == pack_cold(*sources)
 
 
 def test_very_much_is_not_listed(cache: Path, tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

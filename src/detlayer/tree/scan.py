@@ -159,7 +159,8 @@ def _scan(
     try:
         own = os.fstat(fd)
         identity = (own.st_dev, own.st_ino)
-        if identity in above or len(above) > _MAX_DEPTH:
+        # Should it be another one than was looked at a moment ago, its listing would be of both.
+        if identity != (listing.stat.st_dev, listing.stat.st_ino) or identity in above or len(above) > _MAX_DEPTH:
             return False
         above.append(identity)
         patterns = source.patterns

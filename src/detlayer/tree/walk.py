@@ -26,7 +26,7 @@ from detlayer.entry import (
 from detlayer.errors import ConfigError, TreeError, printable
 from detlayer.patterns import excluded
 from detlayer.ports import Reporter
-from detlayer.tree.disk import BytecodeContent, Dir, FileContent, Found, fail, seconds
+from detlayer.tree.disk import BytecodeContent, Dir, FileContent, Found, changed, fail, seconds
 from detlayer.tree.forest import Node, collide
 from detlayer.tree.scan import Listing, Witness
 from detlayer.tree.source import Selection, Source
@@ -164,7 +164,12 @@ class Walker:
             self._open.popleft().close()
 
     def _root(self, source: Source) -> Dir:
-        return Dir(source, None, b"", listing=self._listings.get(source))
+        listing = self._listings.get(source)
+        if listing is None:
+            return Dir(source, None, b"")
+        if not stat.S_ISDIR(listing.stat.st_mode):  # its inode may be the same
+            raise changed(source.path, "became a directory during the walk")
+        return Dir(source, None, b"", (listing.stat.st_dev, listing.stat.st_ino), listing)
 
     def _list(self, directory: Dir) -> list[bytes]:
         if directory.listing is not None:
@@ -221,16 +226,23 @@ class Walker:
             entry = self._plain(path, "dir", found)
             return self._enter(path, [_below(found)], None), entry
         if stat.S_ISLNK(mode):
-            try:
-                target = os.readlink(name, dir_fd=found.dir.fd)
-            except OSError as error:
-                fail(error, found.path)
-            return None, self._plain(path, "symlink", found, target)
+            return None, self._plain(path, "symlink", found, self._target(found))
         if self.selection.special == "skip":
             self._reporter.warning("special-skipped", f"left out {found}, a {_kind(mode)}")
         else:
             self._special.append(f"{found} ({_kind(mode)})")
         return None, None
+
+    def _target(self, found: Found) -> bytes:
+        """Read where a symlink leads; one that a scan saw must still be the same."""
+        try:
+            target = os.readlink(found.name, dir_fd=found.dir.fd)
+            now = os.lstat(found.name, dir_fd=found.dir.fd) if found.dir.listing is not None else found.stat
+        except OSError as error:
+            fail(error, found.path)
+        if (now.st_ino, now.st_ctime_ns) != (found.stat.st_ino, found.stat.st_ctime_ns):
+            raise changed(found.path, "was replaced by another symlink during the walk")
+        return target
 
     def _several(self, path: bytes, frame: Frame, name: bytes) -> tuple[Frame | None, Entry | None]:
         """Turn what all sources have under one name into an entry: directories merge, anything else collides."""
@@ -277,6 +289,8 @@ class Walker:
             status = listing.stat if listing is not None else os.lstat(os.path.join(above, name))
         except OSError as error:
             fail(error, node.file.path)
+        if not stat.S_ISREG(status.st_mode):
+            raise changed(node.file.path, "became something else during the walk")
         if self._witness is not None:
             self._witness.saw(node.file, name, status)
         return self._file(path, Found(Dir(Source(above), None, b""), name, status))
