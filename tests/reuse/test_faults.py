@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from detlayer.oci import Digest
@@ -381,3 +382,25 @@ def test_a_blob_is_synced_before_it_is_believed(cache: Path, tree: Path, monkeyp
     assert synced.count(blob) == 1
     assert pack_warm(cache, tree).blob == first.blob
     assert synced.count(blob) == 1
+
+
+@pytest.mark.parametrize("results", [b"\xff", b"null", b"blake3:none", b"../../../beside", b"digest", b"diff_id"])
+def test_traces_that_are_none(cache: Path, tree: Path, tmp_path: Path, results: bytes) -> None:
+    """As an imported file may have them: a digest that is none names no file, least of all one to be removed."""
+    beside = tmp_path / "beside"
+    beside.write_text("not ours")
+    pack_warm(cache, tree)
+    with Store(str(cache)) as store:
+        for key, step in store.index.rows("SELECT key, step FROM trace"):
+            made = results
+            if step.startswith("pack/1") and results in (b"digest", b"diff_id"):
+                known = msgspec.json.decode(store.traces.get(key, 0) or b"")
+                made = msgspec.json.encode({**known, results.decode(): "../../../../beside"})
+            store.traces.put(key, step, made, 0)
+    other = tmp_path / "other"
+    shutil.copytree(tree, other)
+    for one in (tree, other):
+        warm = pack_warm(cache, one)
+        assert (warm.layer, warm.blob) == pack_cold(one)
+        assert warm.warnings == []
+    assert beside.read_text() == "not ours"

@@ -18,7 +18,7 @@ from detlayer.entry import Entry
 from detlayer.errors import printable
 from detlayer.key import KEY_FORMAT, key_of
 from detlayer.layer import Layer, fingerprint
-from detlayer.oci import Digest
+from detlayer.oci import Digest, parse_digest
 from detlayer.ports import Bytes, ChunkMemory, Reporter, Sink
 from detlayer.reuse.chunks import Chunks
 from detlayer.reuse.contents import Contents
@@ -116,7 +116,7 @@ class Reuse:
             return None
         key = self._store.traces.get(glance.key, self._now()) if glance.key else None
         if key is not None:
-            layer = self._recall(key.decode())
+            layer = self._recall(_text(key))
             explanation.is_scanned = layer is not None
             return layer
         if not self._store.traces.resembles(self._step, glance.about):
@@ -148,7 +148,7 @@ class Reuse:
         explanation = self.explanation = Explanation()
         found = fingerprint(self._sources.entries(), jobs=self._jobs)
         key = self._store.traces.get(self._trace_key(found.hex()), self._now())
-        layer = self._recall(key.decode()) if key is not None else None
+        layer = self._recall(_text(key)) if key is not None else None
         if layer is not None:
             explanation.is_strange = True
             self._keep_scan(layer.key)
@@ -170,9 +170,12 @@ class Reuse:
             return None
         try:
             results = msgspec.json.decode(data, type=_Results)
-        except msgspec.MsgspecError:
+            # Who wrote what was imported is not known, and a digest names a file.
+            digest = parse_digest(f"sha256:{results.digest}")
+            diff_id = parse_digest(f"sha256:{results.diff_id}")
+        except (msgspec.MsgspecError, ValueError):
+            self.explanation.reason = "what is known of such a tree is damaged"
             return None
-        digest = Digest(results.digest)
         if not self._store.blobs.is_intact(digest):
             self.explanation.reason = f"{digest} is not in the cache any more"
             return None
@@ -182,7 +185,7 @@ class Reuse:
             codec_class=self._codec.codec_class,
             digest=digest,
             size_bytes=results.size,
-            diff_id=Digest(results.diff_id),
+            diff_id=diff_id,
             key=key,
             entries=results.entries,
             files=results.files,
@@ -261,6 +264,11 @@ class Reuse:
 
     def _now(self) -> int:
         return self._started_ns // 1_000_000_000
+
+
+def _text(key: bytes) -> str:
+    """Read the key of a layer that a trace has; one that is none leads nowhere."""
+    return key.decode("ascii", "replace")
 
 
 class _StrangeError(Exception):
