@@ -132,10 +132,6 @@ class _Packing(Line[tuple[Bytes, bytes]]):
         self.blob_bytes = 0
         super().__init__(jobs)
 
-    def __enter__(self) -> _Packing:
-        super().__enter__()
-        return self
-
     def processor(self) -> Processor[tuple[Bytes, bytes]]:
         compress = self._codec.compressor()
         memory = self._memory
@@ -166,10 +162,6 @@ class _Printing(Line[bytes]):
     def __init__(self, jobs: int) -> None:
         self.found = blake3()
         super().__init__(jobs)
-
-    def __enter__(self) -> _Printing:
-        super().__enter__()
-        return self
 
     def processor(self) -> Processor[bytes]:
         return lambda chunk: blake3(chunk).digest()

@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable
 from mmap import mmap
 from threading import Condition, Lock, Thread
-from typing import Generic, TypeVar
+from typing import Generic, Self, TypeVar
 
 from detlayer.chunk import CHUNK_MAX_BYTES
 
@@ -21,7 +21,7 @@ from detlayer.chunk import CHUNK_MAX_BYTES
 BUFFER_BYTES = 2 * CHUNK_MAX_BYTES + (1 << 20)
 
 # Beyond one per worker: one being filled, and some for chunks that wait for their turn.
-_SPARE_BUFFERS = 4
+_SPARE_BUFFERS = 3
 
 _Made = TypeVar("_Made")
 Processor = Callable[[memoryview], _Made]
@@ -55,9 +55,13 @@ class Line(ABC, Generic[_Made]):
     def finish(self, chunk: memoryview, made: _Made) -> None:
         """Finish a chunk, in order; called by one thread at a time."""
 
-    def __enter__(self) -> Line[_Made]:
-        for worker in self._workers:
-            worker.start()
+    def __enter__(self) -> Self:
+        try:
+            for worker in self._workers:
+                worker.start()
+        except BaseException as error:  # no more threads, or an interrupt: those that run must not wait for ever
+            self.__exit__(type(error))
+            raise
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *failed: object) -> None:
@@ -68,7 +72,8 @@ class Line(ABC, Generic[_Made]):
         # A worker may be stuck in a write that nobody reads; whoever interrupts does not want to wait for it.
         patience_s = None if kind is None or issubclass(kind, Exception) else 5.0
         for worker in self._workers:
-            worker.join(patience_s)
+            if worker.ident is not None:  # else it was never started
+                worker.join(patience_s)
 
     def take_buffer(self) -> mmap:
         """Return a free chunk buffer, doing a chunk's work meanwhile if there is none; raises what failed behind."""

@@ -13,7 +13,7 @@ from detlayer.store import Record, Records, Shelf, Stamp, Store, is_racy, stamp_
 from detlayer.tree import Source
 from detlayer.tree.disk import Dir, FileContent
 
-_SAVED_AT_ONCE = 256
+_SAVED_AT_ONCE = 10_000  # records, of half a kilobyte each
 # Half a kilobyte each while the walk is in their directory. One that is larger only a scan remembers.
 _MAX_FILES = 100_000
 
@@ -37,6 +37,7 @@ class _Tree:
         self.records = records
         self.open: list[_Place] = []
         self.left: list[tuple[bytes, Shelf]] = []
+        self.left_records = 0
         self.seen: set[bytes] = set()
         self.is_changed = False
 
@@ -147,13 +148,15 @@ class Contents:
         if gone or place.new != place.old:
             tree.is_changed = True
             tree.left.append((place.relative, place.new))
-            if len(tree.left) >= _SAVED_AT_ONCE:
+            tree.left_records += len(place.new) + 1
+            if tree.left_records >= _SAVED_AT_ONCE:
                 self._save(tree)
 
     def _save(self, tree: _Tree) -> None:
         if tree.left:
             tree.records.save(tree.left)
             tree.left = []
+            tree.left_records = 0
 
 
 def _is_above(above: Dir, directory: Dir) -> bool:

@@ -153,7 +153,7 @@ class Reuse:
             explanation.is_strange = True
             self._keep_scan(layer.key)
         else:
-            explanation.reason = explanation.reason or "no layer of such a tree is known"
+            explanation.reason = explanation.reason or "no layer of the same chunks is known"
             self.contents = Contents(self._store, self._started_ns, explanation)
         return layer
 

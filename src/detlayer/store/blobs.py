@@ -146,7 +146,8 @@ class Blobs:
     def check(self, digest: Digest) -> bool:
         """Sync and read a blob, and tell whether it is what its name says; if not, drop it, with a warning."""
         now = self._clock()
-        found = read_digest(self.path(digest), sync=True)
+        # Twice: another process may have put the same blob in its place while it was read.
+        found = read_digest(self.path(digest), sync=True) or read_digest(self.path(digest), sync=True)
         if found is None or found[0] != digest:
             if found is not None:
                 self._index.tell("cache-corrupt", f"{digest} in the cache is damaged: it is made anew")

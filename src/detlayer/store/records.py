@@ -26,6 +26,7 @@ class Record(NamedTuple):
 Shelf = dict[bytes, Record]
 
 _READ_AHEAD = 256
+_AHEAD_BYTES = 16 << 10
 _DECODER = msgspec.msgpack.Decoder(Shelf)
 _ENCODER = msgspec.msgpack.Encoder()
 
@@ -48,10 +49,11 @@ class Records:
         if self._id is None:
             return {}
         if directory not in self._ahead:
-            # A walk asks for nearly all, and nearly in this order: one question for many.
+            # A walk asks for nearly all, and nearly in this order: one question for many that are not large.
             rows = self._index.rows(
-                "SELECT path, records FROM directory WHERE tree=? AND path>=? ORDER BY path LIMIT ?",
-                (self._id, directory, _READ_AHEAD),
+                "SELECT path, records FROM directory WHERE tree=? AND path>=? AND (path=? OR length(records)<=?) "
+                "ORDER BY path LIMIT ?",
+                (self._id, directory, directory, _AHEAD_BYTES, _READ_AHEAD),
                 (bytes, bytes),
             )
             self._ahead = dict(rows)

@@ -25,7 +25,7 @@ _ERRORS = sys.getfilesystemencodeerrors()
 _MAX_DEPTH = 200  # each level is an open directory; what is deeper is left to the walk
 _PARTS = 4096
 _LEAVE = b"\0"
-_MAX_LISTED = 50_000  # some 700 bytes each
+_MAX_LISTED = 25_000  # a file takes 700 bytes, a directory 1,000
 
 
 class Listing:
@@ -114,7 +114,7 @@ class Scan:
         self.listings: dict[Source, Listing] | None = {}
 
     def forget_listings(self) -> None:
-        """Let go of all of them, also of what the scan is in."""
+        """Let go of them, and of what the scan has seen of their roots."""
         for listing in (self.listings or {}).values():
             listing.found.clear()
             listing.below.clear()

@@ -384,7 +384,7 @@ class Walker:
 
     def _warn_alike(self, frame: Frame, names: list[bytes]) -> None:
         """Warn of siblings that are one file where case or Unicode form does not count, if both are packed."""
-        if len(names) <= _FEW_NAMES:
+        if len(names) <= _FEW_NAMES:  # one look at all of them together, for nearly every directory
             together = b"/".join(names)
             if together.isascii() and len(set(together.lower().split(b"/"))) == len(names):
                 return
