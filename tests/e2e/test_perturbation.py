@@ -165,7 +165,7 @@ class Unsorted(list):
     def sort(self): pass
 listed = Walker._list
 Walker._list = lambda self, directory: Unsorted(listed(self, directory))
-detlayer.layer.check_follows = lambda entry, previous: None
+detlayer.layer.Order.check = lambda self, entry: None
 """,
     "mtime": """
 from detlayer.entry import Profile
@@ -192,9 +192,10 @@ walk.normalise = leaky
 """,
     "hardlink-form": """
 from detlayer.tree.walk import Walker
+from msgspec import structs
 file = Walker._file
 def leaky(self, path, found):
-    object.__setattr__(self.selection, "hardlinks", "preserve")
+    self.selection = structs.replace(self.selection, hardlinks="preserve")
     return file(self, path, found)
 Walker._file = leaky
 """,
