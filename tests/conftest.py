@@ -42,6 +42,14 @@ def _calm_environment(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.
     os.umask(mask)
 
 
+@pytest.fixture(params=["unnamed", "named"])
+def temporary_files(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Run a test with temporary files that have no name, and as on file systems without such files."""
+    if request.param == "named":
+        monkeypatch.delattr(os, "O_TMPFILE")
+    return str(request.param)
+
+
 @pytest.fixture
 def src(tmp_path: Path) -> Path:
     """An empty directory to fill and pack."""

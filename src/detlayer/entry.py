@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from bisect import bisect_left
 from collections.abc import Callable
 from fnmatch import fnmatchcase
 from typing import Literal, Protocol
@@ -23,6 +24,11 @@ MAX_OWNER = 2**32 - 2  # the kernel keeps 2**32-1 for "no change" (chown(2))
 PATH_MAX_BYTES = 4095  # Linux PATH_MAX without its NUL: an engine can't create a longer path
 WHITEOUT_PREFIX = b".wh."  # image-spec layer.md, "Whiteouts"
 OPAQUE_WHITEOUT = b".wh..wh..opq"
+
+# Unfinished outputs, also those of other processes: never a part of a tree. SPEC 4.9
+TEMPORARY_NAME = ".detlayer-%s.tmp"  # with twelve hexadecimal digits
+_TEMPORARY_PREFIX = b".detlayer-"
+_TEMPORARY = re.compile(rb"\.detlayer-[0-9a-f]{12}\.tmp")
 
 # Directories whose modes programs in the container rely on. A directory in a layer replaces the base's attributes,
 # so a layer that merely passes through /tmp must not take the sticky bit away. SPEC 4.4
@@ -230,6 +236,19 @@ def check_utf8(raw: bytes, what: str) -> None:
             f"{what} {printable(raw)} is not valid UTF-8",
             "rename it (convmv -f latin1 -t utf-8 …) or exclude it",
         ) from None
+
+
+def is_temporary(name: bytes) -> bool:
+    """Tell whether a name is that of an unfinished output."""
+    return _TEMPORARY.fullmatch(name) is not None
+
+
+def without_temporaries(names: list[bytes]) -> list[bytes]:
+    """Drop the names of unfinished outputs from a sorted list."""
+    at = bisect_left(names, _TEMPORARY_PREFIX)
+    if at == len(names) or not names[at].startswith(_TEMPORARY_PREFIX):
+        return names
+    return [name for name in names if not is_temporary(name)]
 
 
 def sibling_key(name: bytes) -> tuple[bool, bytes]:

@@ -87,7 +87,6 @@ def pack(
                 resolved,
                 profile or Profile(),
                 selection or Selection(),
-                skip=outputs.identities,
                 visited=visited if depfile is not None else None,
             )
             made = repack(
@@ -105,7 +104,6 @@ def pack(
                 resolved,
                 profile=profile,
                 selection=selection,
-                skip=outputs.identities,
                 reporter=reporter,
                 visited=visited.append if depfile is not None else None,
             )

@@ -27,7 +27,7 @@ class Glance(msgspec.Struct, frozen=True):
 
 
 class Sources:
-    """The sources of a pack, with all that decides their entries. `skip` and `visited` are as `tree.walk` has them."""
+    """The sources of a pack, with all that decides their entries. `visited` is as `tree.walk` has it."""
 
     def __init__(
         self,
@@ -35,13 +35,11 @@ class Sources:
         profile: Profile,
         selection: Selection,
         *,
-        skip: frozenset[tuple[int, int]] = frozenset(),
         visited: list[bytes] | None = None,
     ) -> None:
         self._sources = sources
         self._profile = profile
         self._selection = selection
-        self._skip = skip
         self._visited = visited
         self._options = None if visited is not None else _describe(sources, profile, selection)
         self._witness = Witness()
@@ -62,7 +60,6 @@ class Sources:
             self._sources,
             profile=self._profile,
             selection=self._selection,
-            skip=self._skip,
             reporter=self,
             visited=self._visited.append if self._visited is not None else None,
             witness=self._witness if self._listings is None else None,
@@ -71,7 +68,7 @@ class Sources:
 
     def scan(self) -> Glance | None:
         """Condense what a walk would see; None if only a walk can tell."""
-        found = scan(self._sources, skip=self._skip)
+        found = scan(self._sources)
         if found is None:
             return None
         self._witness, self._listings = found.witness, found.listings

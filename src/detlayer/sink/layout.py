@@ -1,4 +1,4 @@
-"""An OCI layout that an image is fetched into: blobs go on where they broke off, and many may change its index.
+"""An OCI layout that an image is fetched into: interrupted blobs are resumed, and many writers may change its index.
 
 A blob that is on its way is `.detlayer/HEX.part` in the layout: among the blobs, umoci would stumble over it. It
 stays when a fetch fails, and gets its name when its digest is right. Sources: image-spec image-layout.md; its
@@ -20,7 +20,8 @@ from detlayer.documents import decode_object
 from detlayer.errors import IntegrityError, LayerError, OutputError, printable
 from detlayer.oci import MAX_DOCUMENT_BYTES, REF_NAME, Descriptor, Digest, canonical_json, digest_of
 from detlayer.ports import Bytes
-from detlayer.sink.output import beside, fail, locked, make_layout, sync_directory, write_all, write_file
+from detlayer.sink.output import fail, home_in, locked, make_layout, sync_directory, write_all, write_file
+from detlayer.sink.temporary import Temporary, is_at, make_in, sweep
 
 _PIECE_BYTES = 1 << 20
 _TRIES = 10
@@ -33,7 +34,8 @@ class LayoutWriter:
     def __init__(self, directory: str | os.PathLike[str]) -> None:
         self._layout = os.path.realpath(directory)
         self._blobs = os.path.join(self._layout, "blobs", "sha256")
-        self._parts = os.path.join(self._layout, ".detlayer")
+        self._home = home_in(self._layout)
+        self._is_swept = False
 
     def has(self, descriptor: Descriptor) -> bool:
         """Tell whether a blob of that digest and size is there: it got its name when it was whole."""
@@ -45,22 +47,25 @@ class LayoutWriter:
 
     @contextmanager
     def part(self, descriptor: Descriptor) -> Iterator[PartialBlob]:
-        """Begin a blob, or go on with it; what was written stays if it fails. Raises OutputError."""
+        """Begin or resume a blob; what was written stays if it fails, unless it is wrong. Raises OutputError."""
         self._make_directories()
-        part = PartialBlob(self._path(descriptor.digest), self._parts, descriptor)
+        part = PartialBlob(self._path(descriptor.digest), self._home, descriptor)
         try:
             yield part
+        except IntegrityError:
+            part.remove()
+            raise
         finally:
             part.close()
             with suppress(OSError):  # other parts are in it
-                os.rmdir(self._parts)
+                os.rmdir(self._home)
 
     def put(self, data: bytes) -> None:
         """Write a small blob, such as a document; raises OutputError."""
         digest = digest_of(data)
         if not self.has(Descriptor("", digest, len(data))):
             self._make_directories()
-            write_file(self._path(digest), data)
+            write_file(self._path(digest), data, home=self._home)
 
     def tag(self, descriptor: Descriptor, tag: str = "") -> None:
         """Name an image in index.json, in place of what had that name; what others have put there stays.
@@ -81,7 +86,7 @@ class LayoutWriter:
                 if not isinstance(known, list | None):
                     raise LayerError("layout-invalid", f"{printable(path)} has no list of manifests", "make it anew")
                 index["manifests"] = _replace(known or [], named)
-                write_file(path, canonical_json(index))
+                write_file(path, canonical_json(index), home=self._home)
         except OSError as error:
             fail(error, path)
 
@@ -91,6 +96,10 @@ class LayoutWriter:
     def _make_directories(self) -> None:
         try:
             os.makedirs(self._blobs, exist_ok=True)
+            if not self._is_swept:
+                self._is_swept = True
+                sweep(self._layout)
+                sweep(self._blobs)
         except FileExistsError as error:
             fail(NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR)), error.filename)
         except OSError as error:
@@ -106,24 +115,24 @@ class PartialBlob:
     def __init__(self, goal: str, directory: str, descriptor: Descriptor) -> None:
         self._descriptor = descriptor
         self._goal = goal
-        self._path = shared = os.path.join(directory, f"{descriptor.digest.hex}.part")
+        self._part = os.path.join(directory, f"{descriptor.digest.hex}.part")
+        self._own: Temporary | None = None
         self._sha = hashlib.sha256()
         self._offset = 0
         try:
-            fd = _open_shared(shared)
-            self._is_shared = fd is not None
+            fd = _open_shared(self._part)
             if fd is None:
-                self._path = beside(shared)
-                fd = _open_in(self._path, _FLAGS | os.O_EXCL)
+                self._own = Temporary(os.path.dirname(goal), directory)
+                fd = self._own.fd
             self._fd = fd
         except OSError as error:
-            fail(error, shared)
+            fail(error, self._part)
         try:
             self._take_up()
         except BaseException as error:
             self.close()
             if isinstance(error, OSError):
-                fail(error, shared)
+                fail(error, self._part)
             raise
 
     def _take_up(self) -> None:
@@ -154,32 +163,38 @@ class PartialBlob:
         self._offset += len(data)
 
     def finish(self) -> None:
-        """Hold what is there against digest and size, and make it visible; raises IntegrityError and OutputError.
+        """Check size and digest of what is there, and make it visible; raises IntegrityError and OutputError.
 
-        What is too short stays to be gone on with; what has another digest is removed.
+        A part that is too short can be resumed.
         """
         if self._offset != self._descriptor.size_bytes:
+            self.close()  # so that it is not removed
             raise self._wrong(f"has {self._offset} bytes, not {self._descriptor.size_bytes}")
         if self._sha.hexdigest() != self._descriptor.digest.hex:
-            with suppress(OSError):
-                os.unlink(self._path)
             raise self._wrong(f"came as sha256:{self._sha.hexdigest()}")
         try:
             os.fsync(self._fd)
-            os.replace(self._path, self._goal)
-            self._is_shared = True  # there is nothing of our own to remove any more
+            if self._own is not None:
+                self._own.publish(self._goal)
+            else:
+                os.replace(self._part, self._goal)
         except OSError as error:
             fail(error, self._goal)
         self.close()
 
+    def remove(self) -> None:
+        """Remove what is there: it is wrong, and must not be resumed."""
+        if self._fd >= 0 and self._own is None:
+            with suppress(OSError):
+                os.unlink(self._part)
+
     def close(self) -> None:
         """Let go of it; may be called again."""
-        if self._fd >= 0:
-            fd, self._fd = self._fd, -1
+        fd, self._fd = self._fd, -1
+        if self._own is not None:
+            self._own.close()
+        elif fd >= 0:
             os.close(fd)
-            if not self._is_shared:
-                with suppress(OSError):
-                    os.unlink(self._path)
 
     def _wrong(self, what: str) -> IntegrityError:
         return IntegrityError(
@@ -192,14 +207,14 @@ class PartialBlob:
 def _open_shared(path: str) -> int | None:
     """Open and lock the file that an earlier attempt may have begun; None if somebody else has it."""
     for _ in range(_TRIES):
-        fd = _open_in(path, _FLAGS)
+        fd = make_in(os.path.dirname(path), lambda: os.open(path, _FLAGS, 0o666))
         try:
             status = os.fstat(fd)
             if not stat.S_ISREG(status.st_mode):
                 raise OSError(errno.EEXIST, "is no regular file")
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             # Whoever had it until now may have given it its final name.
-            if _is_at(path, status):
+            if is_at(path, status):
                 return fd
         except OSError as error:
             os.close(fd)
@@ -208,24 +223,6 @@ def _open_shared(path: str) -> int | None:
             return None  # it is locked, or there are no locks here
         os.close(fd)
     return None
-
-
-def _open_in(path: str, flags: int) -> int:
-    """Open a file in a directory that whoever finds it empty removes."""
-    for _ in range(_TRIES):
-        with suppress(FileNotFoundError):
-            with suppress(FileExistsError):  # it was there, and was removed before makedirs looked what it is
-                os.makedirs(os.path.dirname(path), exist_ok=True)
-            return os.open(path, flags, 0o666)
-    return os.open(path, flags, 0o666)
-
-
-def _is_at(path: str, status: os.stat_result) -> bool:
-    try:
-        found = os.stat(path, follow_symlinks=False)
-    except FileNotFoundError:
-        return False
-    return (found.st_dev, found.st_ino) == (status.st_dev, status.st_ino)
 
 
 def _read(path: str) -> bytes:

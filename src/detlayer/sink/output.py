@@ -1,7 +1,7 @@
 """Where a blob goes: a file, a stream, an OCI layout. What is written appears whole or not at all.
 
-Writes go beside the goal under another name, are synced, and renamed (rename(2) is atomic within a directory). Knows no
-layer; the digest under which a layout keeps a blob is told at the end.
+A file is written without a name (`temporary`), synced, and then gets its name in one step. Knows no layer; the digest
+under which a layout keeps a blob is told at the end.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from typing import BinaryIO, NoReturn, Protocol
 from detlayer.errors import OutputError, printable
 from detlayer.oci import MEDIA_TYPE_INDEX, OCI_LAYOUT_VERSION, Digest, canonical_json
 from detlayer.ports import Bytes, Sink
+from detlayer.sink.temporary import Temporary, sweep
 
 
 class Output(Protocol):
     """A sink that is undecided until `commit` or `discard`."""
 
-    @property
-    def identity(self) -> tuple[int, int] | None:
-        """(device, inode) of the unfinished file, so that a walk can pass it by."""
+    def restart(self) -> bool:
+        """Take back all that was written; tells whether that is possible. Raises OutputError."""
 
     def write(self, data: Bytes, /) -> None: ...
 
@@ -41,10 +41,11 @@ class Output(Protocol):
 class FileOutput:
     """A file that replaces what was at `path` in one step. A device or FIFO there is written to directly."""
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
+    def __init__(self, path: str | os.PathLike[str], *, home: str | None = None) -> None:
+        """`home` is for temporary files that need a name (`Temporary`)."""
         self._path = os.path.realpath(path)  # a symlink stays; what it points to is replaced
         self._fd = -1
-        self._temporary: str | None = None
+        self._temporary: Temporary | None = None
         self.is_kept = False
         try:
             existing = os.stat(self._path)
@@ -57,19 +58,25 @@ class FileOutput:
         try:
             if existing is not None and not stat.S_ISREG(existing.st_mode):
                 self._fd = os.open(self._path, os.O_WRONLY)
-            else:
-                temporary = beside(self._path)
-                self._fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
-                self._temporary = temporary
-                if existing is not None:
-                    os.fchmod(self._fd, stat.S_IMODE(existing.st_mode))
+                return
+            directory = os.path.dirname(self._path)
+            self._temporary = Temporary(directory, home)
+            self._fd = self._temporary.fd
+            if existing is not None:
+                os.fchmod(self._fd, stat.S_IMODE(existing.st_mode))
         except OSError as error:
+            self.discard()
             fail(error, self._path)
 
-    @property
-    def identity(self) -> tuple[int, int] | None:
-        status = os.fstat(self._fd)
-        return status.st_dev, status.st_ino
+    def restart(self) -> bool:
+        if self._temporary is None:
+            return False
+        try:
+            os.ftruncate(self._fd, 0)
+            os.lseek(self._fd, 0, os.SEEK_SET)
+        except OSError as error:
+            fail(error, self._path)
+        return True
 
     def goal(self, digest: Digest) -> str | None:
         """Name the file that a commit makes; None for a device or FIFO."""
@@ -108,21 +115,18 @@ class FileOutput:
     def _finish(self, path: str) -> None:
         try:
             if self._temporary is not None and not self.is_kept:
-                os.replace(self._temporary, path)
-                self._temporary = None
+                self._temporary.publish(path)
                 sync_directory(os.path.dirname(path))
         except OSError as error:
             fail(error, path)
         self.discard()
 
     def discard(self) -> None:
-        if self._fd >= 0:
-            fd, self._fd = self._fd, -1
-            os.close(fd)
         if self._temporary is not None:
-            with suppress(OSError):  # gone with its directory
-                os.unlink(self._temporary)
-            self._temporary = None
+            self._temporary.close()
+        elif self._fd >= 0:
+            os.close(self._fd)
+        self._temporary, self._fd = None, -1
 
 
 class LayoutOutput(FileOutput):
@@ -134,7 +138,9 @@ class LayoutOutput(FileOutput):
         self._made: list[str] = []
         try:
             self._make_directories()
-            super().__init__(os.path.join(self._blobs, "unnamed"))
+            sweep(self._layout)
+            sweep(self._blobs)
+            super().__init__(os.path.join(self._blobs, "unnamed"), home=home_in(self._layout))
         except BaseException:
             self._remove_directories()
             raise
@@ -182,10 +188,11 @@ class LayoutOutput(FileOutput):
 class StreamOutput:
     """A stream that is somebody else's: what was written can't be taken back."""
 
-    identity = None
-
     def __init__(self, stream: BinaryIO) -> None:
         self._stream = stream
+
+    def restart(self) -> bool:
+        return False
 
     def write(self, data: Bytes, /) -> None:
         view = memoryview(data)
@@ -260,10 +267,9 @@ class Outputs:
     def __exit__(self, *failed: object) -> None:
         self.discard()
 
-    @property
-    def identities(self) -> frozenset[tuple[int, int]]:
-        """(device, inode) of the unfinished files, so that a walk can pass them by."""
-        return frozenset(one.identity for one in self._opened if one.identity is not None)
+    def restart(self) -> bool:
+        """Take back all that was written of the blob; tells whether that is possible. Raises OutputError."""
+        return all(one.restart() for one in self._blobs)
 
     def goals(self, digest: Digest) -> list[str]:
         """Name the files that will hold the blob."""
@@ -322,12 +328,12 @@ def make_layout(directory: str) -> None:
     for name, document in (("index.json", index), ("oci-layout", version)):
         path = os.path.join(directory, name)
         if not os.path.exists(path):
-            write_file(path, canonical_json(document))
+            write_file(path, canonical_json(document), home=home_in(directory))
 
 
-def write_file(path: str | os.PathLike[str], data: bytes) -> None:
-    """Put a small file at `path` in one step; raises OutputError."""
-    output = FileOutput(path)
+def write_file(path: str | os.PathLike[str], data: bytes, *, home: str | None = None) -> None:
+    """Put a small file at `path` in one step, by way of `home` if it needs another name; raises OutputError."""
+    output = FileOutput(path, home=home)
     try:
         output.write(data)
         output.settle()
@@ -336,9 +342,9 @@ def write_file(path: str | os.PathLike[str], data: bytes) -> None:
         output.discard()
 
 
-def beside(path: str) -> str:
-    """Name a file in the same directory that nobody else has."""
-    return os.path.join(os.path.dirname(path), f".detlayer-{os.urandom(6).hex()}.tmp")
+def home_in(layout: str) -> str:
+    """Name the directory of a layout for temporary files: among the blobs, other tools would stumble over them."""
+    return os.path.join(layout, ".detlayer")
 
 
 def write_all(fd: int, data: Bytes) -> None:

@@ -21,7 +21,6 @@ def walk(
     *,
     profile: Profile | None = None,
     selection: Selection | None = None,
-    skip: frozenset[tuple[int, int]] = frozenset(),
     reporter: Reporter | None = None,
     visited: Callable[[bytes], None] | None = None,
     witness: Witness | None = None,
@@ -29,13 +28,12 @@ def walk(
 ) -> Iterator[Entry]:
     """Yield the normalised entries of all sources in order.
 
-    A content opens only until the next entry is asked for. `skip` holds (device, inode) of files that are ours, such as
-    the unfinished output. `visited` hears the path of every file and directory that was looked at, `witness` what was
-    seen of it. Where there are `listings`, the walk goes by what their scan saw, and only contents are looked at again.
-    Raises TreeError, and ConfigError for destinations that can't be.
+    A content opens only until the next entry is asked for. `visited` hears the path of every file and directory that
+    was looked at, `witness` what was seen of it. Where there are `listings`, the walk goes by what their scan saw, and
+    only contents are looked at again. Raises TreeError, and ConfigError for invalid destinations.
     """
     selection = selection or Selection()
-    walker = Walker(profile or Profile(), selection, skip, reporter or Silence(), visited, witness, listings or {})
+    walker = Walker(profile or Profile(), selection, reporter or Silence(), visited, witness, listings or {})
     return walker.walk(plant(sources, selection))
 
 

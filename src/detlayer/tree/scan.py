@@ -14,7 +14,7 @@ from struct import Struct
 
 from blake3 import blake3
 
-from detlayer.entry import WHITEOUT_PREFIX
+from detlayer.entry import WHITEOUT_PREFIX, without_temporaries
 from detlayer.patterns import excluded
 from detlayer.tree.source import Source
 
@@ -121,7 +121,7 @@ class Scan:
         self.listings = None
 
 
-def scan(sources: Sequence[Source], *, skip: frozenset[tuple[int, int]] = frozenset()) -> Scan | None:
+def scan(sources: Sequence[Source]) -> Scan | None:
     """See what a walk of these sources would see; None where it has to be the walk that looks, or complains."""
     result = Scan()
     try:
@@ -139,7 +139,7 @@ def scan(sources: Sequence[Source], *, skip: frozenset[tuple[int, int]] = frozen
                 result.listings[source] = listing
             if is_dir:
                 fd = os.open(source.path, _OPEN & ~os.O_NOFOLLOW)
-                if not _scan(source, fd, "", [], result, listing, skip):
+                if not _scan(source, fd, "", [], result, listing):
                     return None
     except (OSError, UnicodeError):
         return None
@@ -153,7 +153,6 @@ def _scan(
     above: list[tuple[int, int]],
     result: Scan,
     listing: Listing,
-    skip: frozenset[tuple[int, int]],
 ) -> bool:
     """Scan a directory whose descriptor it closes; tells whether it could. Raises OSError."""
     try:
@@ -165,7 +164,7 @@ def _scan(
         above.append(identity)
         patterns = source.patterns
         with os.scandir(fd) as found:
-            names = sorted([item.name.encode(_ENCODING, _ERRORS) for item in found])
+            names = without_temporaries(sorted([item.name.encode(_ENCODING, _ERRORS) for item in found]))
         witness = result.witness
         if result.listings is not None and witness.count + len(names) > _MAX_LISTED:
             result.forget_listings()
@@ -173,8 +172,6 @@ def _scan(
         for name in names:
             status = lstat(name, dir_fd=fd)
             mode = status.st_mode
-            if skip and (status.st_dev, status.st_ino) in skip:
-                continue
             is_dir = stat.S_ISDIR(mode)
             text = relative + name.decode("utf-8", "surrogateescape") if patterns or is_dir else ""
             if patterns and excluded(patterns, text, is_dir):
@@ -188,7 +185,7 @@ def _scan(
                 below = Listing(status)
                 if result.listings is not None:
                     listing.below[name] = below
-                if not _scan(source, os.open(name, _OPEN, dir_fd=fd), text + "/", above, result, below, skip):
+                if not _scan(source, os.open(name, _OPEN, dir_fd=fd), text + "/", above, result, below):
                     return False
         witness.left(source)
         above.pop()

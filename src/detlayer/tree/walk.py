@@ -22,6 +22,7 @@ from detlayer.entry import (
     normalise,
     parent,
     sibling_key,
+    without_temporaries,
 )
 from detlayer.errors import ConfigError, TreeError, printable
 from detlayer.patterns import excluded
@@ -58,7 +59,6 @@ class Walker:
         self,
         profile: Profile,
         selection: Selection,
-        skip: frozenset[tuple[int, int]],
         reporter: Reporter,
         visited: Callable[[bytes], None] | None,
         witness: Witness | None,
@@ -66,7 +66,6 @@ class Walker:
     ) -> None:
         self.profile = profile
         self.selection = selection
-        self._skip = skip
         self._reporter = reporter
         self._visited = visited
         self._witness = witness
@@ -126,6 +125,7 @@ class Walker:
             frame.listed = [frozenset(found) for found in lists]
         del lists
         names.sort()
+        names = without_temporaries(names)
         if len(names) > 1:
             self._warn_alike(frame, names)
         if is_merged:  # only then can there be whiteouts, which go first
@@ -199,8 +199,6 @@ class Walker:
             status = os.lstat(name, dir_fd=directory.fd)
         except OSError as error:
             fail(error, os.path.join(directory.path, name))
-        if self._skip and (status.st_dev, status.st_ino) in self._skip:
-            return None
         if directory.source.patterns:
             relative = directory.relative + name.decode("utf-8", "surrogateescape")
             if excluded(directory.source.patterns, relative, stat.S_ISDIR(status.st_mode)):
