@@ -14,6 +14,7 @@ from detlayer.building.desk import Desk
 from detlayer.building.lock import ANY_PLATFORM, Lock, LockedBase, LockedLayer, differences
 from detlayer.building.publish import Turns, publish_step
 from detlayer.building.request import STAGES, BuildReport, BuildReporter, BuiltImage, Request, SilentBuild, label
+from detlayer.building.rounds import Rounds
 from detlayer.building.steps import Wiring, locked_layer
 from detlayer.config import ImageSettings
 from detlayer.errors import DetlayerError
@@ -106,18 +107,25 @@ class Build:
     def run(self, *, report: Report | None = None, clock: Callable[[], float] | None = None) -> BuildReport:
         """Run the steps that have to; what fails for one image does not stop the others.
 
-        An exception in the calling thread, such as a signal's, ends it; the next build goes on from there.
+        A step that finds a layer corrupt in the store drops it. The steps then run once more: those that made it, and
+        those that need it. An exception in the calling thread, such as a signal's, ends the run; the next build
+        continues from there.
         """
-        outcome = execute(
-            self.steps,
-            traces=self.desk.traces,
-            scope=self.request.scope,
-            jobs=self._jobs,
-            is_dry=self._is_dry,
-            report=report,
-            clock=clock,
-            stop=self.desk.cancel,
-        )
+        rounds = Rounds(report)
+        while not rounds.is_over(
+            execute(
+                self.steps,
+                traces=self.desk.traces,
+                scope=self.request.scope,
+                jobs=self._jobs,
+                is_dry=self._is_dry,
+                report=rounds.hear,
+                clock=clock,
+                stop=self.desk.cancel,
+            )
+        ):
+            pass
+        outcome = rounds.outcome
         requests, sent_bytes = self.desk.counts
         images = tuple(self._built(image, outcome.steps) for image in self.request.images)
         return BuildReport(images, outcome, requests, sent_bytes)

@@ -24,7 +24,7 @@ from detlayer.reuse.chunks import Chunks
 from detlayer.reuse.contents import Contents
 from detlayer.reuse.explanation import Explanation
 from detlayer.reuse.sources import Sources
-from detlayer.store import Incoming, Store, vanished
+from detlayer.store import Incoming, LostBlobError, Store
 from detlayer.store.keeping import MAX_BYTES, make_room
 
 _PIECE_BYTES = 1 << 20
@@ -193,18 +193,29 @@ class Reuse:
             chunks=results.chunks,
         )
 
-    def copy(self, layer: Layer, sink: Sink) -> None:
-        """Write the blob of a layer that was found; raises IntegrityError if it went meanwhile."""
-        body = self._store.blobs.body(layer.digest)
-        if body is None:
-            raise vanished(layer.digest)
-        left = layer.size_bytes
-        with body.open() as file:
-            while piece := file.read(_PIECE_BYTES):
-                sink.write(piece)
-                left -= len(piece)
-        if left:
-            raise vanished(layer.digest)
+    def copy(self, layer: Layer, sink: Sink, *, is_final: bool) -> bool:
+        """Write the blob of a layer that was found; False if it is corrupt, and the layer has to be packed.
+
+        What was written to the sink is then wrong. Where that is final, the blob is read before anything is written;
+        raises LostBlobError if it is lost between the two.
+        """
+        blobs = self._store.blobs
+        body = blobs.body(layer.digest)
+        if body is not None and is_final and blobs.judge(layer.digest, sync=False)[0] != "intact":
+            blobs.reject(layer.digest)
+            body = None
+        if body is not None:
+            try:
+                with body.open() as file:
+                    while piece := file.read(_PIECE_BYTES):
+                        sink.write(piece)
+                return True
+            except LostBlobError:
+                if is_final:
+                    raise
+        self.explanation = Explanation(reason=f"{layer.digest} in the cache is corrupt")
+        self.contents = Contents(self._store, self._started_ns, self.explanation)
+        return False
 
     # -- after a pack
 

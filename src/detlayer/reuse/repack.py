@@ -28,11 +28,14 @@ def repack(
 ) -> Layer:
     """Give what `layer.pack` of the sources would write to the outputs, with as little work as the store allows.
 
-    Raises what that raises, and IntegrityError if somebody takes a blob out of the store meanwhile.
+    Raises what that raises.
     """
     with Reuse(store, codec, sources, jobs=jobs, reporter=reporter, is_paranoid=paranoid) as reuse:
         layer = reuse.find()
-        if layer is None:
+        if layer is not None and _write_found(layer, reuse, outputs, store):
+            for code, message in sources.warnings:
+                reporter.warning(code, message)
+        else:
             sources.reporter = reporter
             layer = layers.pack(
                 sources.entries(),
@@ -44,15 +47,16 @@ def repack(
                 chunks=reuse.chunks,
             )
             reuse.keep(layer)
-        else:
-            for code, message in sources.warnings:
-                reporter.warning(code, message)
-            found = layer
-
-            sink = outputs.keep(found.digest, lambda path: store.outputs.holds(path, found.digest, found.size_bytes))
-            reuse.explanation.kept_outputs = outputs.kept
-            if sink is not None:
-                reuse.copy(found, sink)
         if explain is not None:
             explain(reuse.explanation)
     return layer
+
+
+def _write_found(layer: Layer, reuse: Reuse, outputs: Outputs, store: Store) -> bool:
+    """Write a layer that was found to the outputs that do not hold it; False if it is corrupt in the store."""
+    sink = outputs.keep(layer.digest, lambda path: store.outputs.holds(path, layer.digest, layer.size_bytes))
+    reuse.explanation.kept_outputs = outputs.kept
+    if sink is None or reuse.copy(layer, sink, is_final=not outputs.can_restart):
+        return True
+    outputs.restart()
+    return False

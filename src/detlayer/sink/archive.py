@@ -191,7 +191,12 @@ def _expanded(
     def pieces() -> Iterator[bytes]:
         with body.open() as file:
             reader = BlobReader(file, max_expansion=max_expansion)
-            yield from reader
+            try:
+                yield from reader
+            except LayerError:
+                while file.read(_PIECE_BYTES):  # a source that is corrupt says so at its end
+                    pass
+                raise
         facts = reader.facts
         if (facts.digest, str(facts.diff_id)) != (blob.digest, diff_id):
             raise IntegrityError(

@@ -23,8 +23,12 @@ from detlayer.sink.temporary import Temporary, sweep
 class Output(Protocol):
     """A sink that is undecided until `commit` or `discard`."""
 
-    def restart(self) -> bool:
-        """Take back all that was written; tells whether that is possible. Raises OutputError."""
+    @property
+    def can_restart(self) -> bool:
+        """Whether what was written can be taken back."""
+
+    def restart(self) -> None:
+        """Take back all that was written, where that is possible; raises OutputError."""
 
     def write(self, data: Bytes, /) -> None: ...
 
@@ -68,15 +72,19 @@ class FileOutput:
             self.discard()
             fail(error, self._path)
 
-    def restart(self) -> bool:
+    @property
+    def can_restart(self) -> bool:
+        return self._temporary is not None
+
+    def restart(self) -> None:
+        self.is_kept = False
         if self._temporary is None:
-            return False
+            return
         try:
             os.ftruncate(self._fd, 0)
             os.lseek(self._fd, 0, os.SEEK_SET)
         except OSError as error:
             fail(error, self._path)
-        return True
 
     def goal(self, digest: Digest) -> str | None:
         """Name the file that a commit makes; None for a device or FIFO."""
@@ -191,8 +199,10 @@ class StreamOutput:
     def __init__(self, stream: BinaryIO) -> None:
         self._stream = stream
 
-    def restart(self) -> bool:
-        return False
+    can_restart = False
+
+    def restart(self) -> None:
+        return
 
     def write(self, data: Bytes, /) -> None:
         view = memoryview(data)
@@ -267,9 +277,15 @@ class Outputs:
     def __exit__(self, *failed: object) -> None:
         self.discard()
 
-    def restart(self) -> bool:
-        """Take back all that was written of the blob; tells whether that is possible. Raises OutputError."""
-        return all(one.restart() for one in self._blobs)
+    @property
+    def can_restart(self) -> bool:
+        """Whether what was written of the blob can be taken back."""
+        return all(one.can_restart for one in self._blobs)
+
+    def restart(self) -> None:
+        """Take back all that was written of the blob; raises OutputError."""
+        for one in self._blobs:
+            one.restart()
 
     def goals(self, digest: Digest) -> list[str]:
         """Name the files that will hold the blob."""

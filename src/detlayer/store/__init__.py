@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 
 from detlayer.ports import Reporter
-from detlayer.store.blobs import Blobs, Incoming, vanished
+from detlayer.store.blobs import Blobs, Incoming, LostBlobError
 from detlayer.store.index import Index
 from detlayer.store.lease import Lease
 from detlayer.store.memory import RegistryMemory
@@ -22,6 +22,7 @@ from detlayer.store.traces import Spot, Traces
 
 __all__ = [
     "Incoming",
+    "LostBlobError",
     "Record",
     "Records",
     "Shelf",
@@ -31,7 +32,6 @@ __all__ = [
     "default_directory",
     "is_racy",
     "stamp_of",
-    "vanished",
 ]
 
 

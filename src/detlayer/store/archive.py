@@ -7,9 +7,8 @@ blobs are held against their digests, but that a trace belongs to its key is tak
 
 from __future__ import annotations
 
-import os
 from collections.abc import Collection, Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING, BinaryIO
 
 import msgspec
@@ -19,7 +18,7 @@ from detlayer.entry import Content, ContentReader, Entry
 from detlayer.errors import LayerError, OutputError, printable
 from detlayer.layer import BytesContent, pack
 from detlayer.oci import MEDIA_TYPE_INDEX, OCI_LAYOUT_VERSION, Digest, canonical_json, parse_digest
-from detlayer.ports import Sink
+from detlayer.ports import Body, Readable, Sink
 from detlayer.store.index import unseal
 from detlayer.store.traces import Spot
 from detlayer.untar import Member, TarReader
@@ -59,11 +58,12 @@ class _Document(msgspec.Struct):
 def export(store: Store, sink: Sink, *, only: Collection[Digest] | None = None) -> int:
     """Write what the store holds to `sink`; `only` what belongs to these blobs. Counts the blobs.
 
-    Raises OutputError, also for a blob of `only` that is not there.
+    Every blob is read before anything is written, so that a corrupt one is left out. Raises OutputError, also for a
+    blob of `only` that is missing, and LostBlobError for one that is lost meanwhile.
     """
     wanted = {one.hex for one in only} if only is not None else None
     blobs = sorted(digest.hex for digest, _ in store.blobs.all() if wanted is None or digest.hex in wanted)
-    blobs = [one for one in blobs if store.blobs.is_intact(Digest(one))]
+    blobs = [one for one in blobs if store.blobs.pin(Digest(one)) and store.blobs.check(Digest(one))]
     missing = sorted(wanted - set(blobs)) if wanted is not None else []
     if missing:
         raise OutputError("cache-lacks", f"sha256:{missing[0]} is not in the cache", "pack or build it first")
@@ -132,9 +132,11 @@ def _entries(store: Store, blobs: list[str], document: bytes) -> Iterator[Entry]
     yield Entry(b"blobs", "dir", 0o755)
     yield Entry(_BLOBS, "dir", 0o755)
     for one in blobs:
-        content = _BlobContent(store.blobs.path(Digest(one)))
-        size = content.size_bytes()
-        yield Entry(_BLOBS + b"/" + one.encode(), "file", size_bytes=size, content=content if size else None)
+        body = store.blobs.body(Digest(one))
+        if body is None:
+            raise OutputError("cache-lacks", f"sha256:{one} was removed from the cache meanwhile", "try again")
+        content = _BlobContent(body) if body.size_bytes else None
+        yield Entry(_BLOBS + b"/" + one.encode(), "file", size_bytes=body.size_bytes, content=content)
     index = canonical_json({"schemaVersion": 2, "mediaType": MEDIA_TYPE_INDEX, "manifests": []})
     layout = canonical_json({"imageLayoutVersion": OCI_LAYOUT_VERSION})
     for name, data in ((_NAME, document), (b"index.json", index), (b"oci-layout", layout)):
@@ -142,41 +144,29 @@ def _entries(store: Store, blobs: list[str], document: bytes) -> Iterator[Entry]
 
 
 class _BlobContent:
-    """A blob's file as the content of an entry."""
+    """A blob as the content of an entry."""
 
-    def __init__(self, path: str) -> None:
-        self._path = path
-        self._file: BinaryIO | None = None
-
-    def size_bytes(self) -> int:
-        try:
-            return os.stat(self._path).st_size
-        except OSError as error:
-            raise _lost(self._path, error) from error
+    def __init__(self, body: Body) -> None:
+        self._body = body
+        self._stack = ExitStack()
+        self._reader: Readable | None = None
 
     def open(self) -> ContentReader:
-        try:
-            self._file = open(self._path, "rb", buffering=0)  # noqa: SIM115
-        except OSError as error:
-            raise _lost(self._path, error) from error
+        self._reader = self._stack.enter_context(self._body.open())
         return self
 
     def read_into(self, buffer: memoryview) -> int:
         done = 0
-        while self._file is not None and done < len(buffer):
-            count = self._file.readinto(buffer[done:])  # type: ignore[attr-defined]
-            if not count:
-                break
-            done += count
+        while self._reader is not None and (piece := self._reader.read(min(len(buffer) - done, _PIECE_BYTES))):
+            buffer[done : done + len(piece)] = piece
+            done += len(piece)
         return done
 
     def finish(self) -> None:
         return
 
     def close(self) -> None:
-        if self._file is not None:
-            self._file.close()
-            self._file = None
+        self._stack.close()
 
 
 _: type[Content] = _BlobContent
@@ -233,7 +223,3 @@ def _digest(name: bytes) -> Digest:
     with suppress(ValueError):
         return parse_digest("sha256:" + name.decode("ascii", "replace"))
     raise LayerError("cache-archive", f"{printable(name)} is no digest", "export it again")
-
-
-def _lost(path: str, error: OSError) -> OutputError:
-    return OutputError("cache-lacks", f"{printable(path)}: {error.strerror}", "try again")

@@ -1,17 +1,20 @@
 """Blobs by sha256, in an OCI layout that other tools can read (image-spec, image-layout.md). Never what they mean.
 
-A blob is written beside and renamed, so what stands under a digest is whole, unless the machine lost its power before
-the disk had it. It is synced and held against the digest before it is believed, and only then is its stat record enough
-for the next time (SPEC 10.4): a pack does not wait for the disk for the sake of a copy that it can make anew.
+A blob is written elsewhere and renamed, so it is complete, unless the machine lost its power before the disk had it.
+It is synced and its digest is checked before it is trusted, and only then is its stat record enough to find it again
+(SPEC 10.4). Reading a blob to its end gives bytes that have its digest, or LostBlobError: disks rot, and stat records
+do not show it.
 """
 
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from typing import BinaryIO
+from threading import Lock
+from typing import BinaryIO, Literal
 
 from detlayer.errors import IntegrityError
 from detlayer.oci import MEDIA_TYPE_INDEX, OCI_LAYOUT_VERSION, Digest, canonical_json, digest_of
@@ -20,9 +23,18 @@ from detlayer.store.index import Index
 from detlayer.store.lease import Lease
 from detlayer.store.place import make_directory
 from detlayer.store.proof import holds, prove, read_digest
-from detlayer.store.stamp import stamp_of
+from detlayer.store.stamp import Stamp, stamp_of
 
 _TOUCH_S = 3600  # how exactly it is known when a blob was last used
+_PIECE_BYTES = 1 << 20
+
+
+class LostBlobError(IntegrityError):
+    """A blob of the store is missing or corrupt, and is not in the store any more: it can be made again."""
+
+    def __init__(self, code: str, message: str, hint: str, digest: Digest) -> None:
+        super().__init__(code, message, hint)
+        self.digest = digest
 
 
 class Incoming:
@@ -74,6 +86,8 @@ class Blobs:
         self._layout = os.path.join(directory, "oci")
         self._home = os.path.join(self._layout, "blobs", "sha256")
         self._lease = lease
+        self._reported: set[Digest] = set()
+        self._lock = Lock()
 
     def path(self, digest: Digest) -> str:
         """Name the file of a blob, which need not be there."""
@@ -84,12 +98,16 @@ class Blobs:
 
     def incoming(self) -> Incoming:
         """Begin a blob whose digest is not yet known; raises OSError."""
-        self._make()
+        make_directory(self._directory)
         self._lease.hold()
-        home = os.path.join(self._directory, "incoming")
-        os.makedirs(home, exist_ok=True)
+        os.makedirs(os.path.join(self._directory, "incoming"), exist_ok=True)
         self._lease.sweep()
-        return Incoming(self, os.path.join(home, f"{self._lease.name}-{os.urandom(6).hex()}"))
+        self._make()
+        return Incoming(self, self._new_path())
+
+    def _new_path(self) -> str:
+        """Name a file that is being written; it is swept when our lease has ended."""
+        return os.path.join(self._directory, "incoming", f"{self._lease.name}-{os.urandom(6).hex()}")
 
     def put(self, data: bytes) -> Digest:
         """Keep bytes; raises OSError."""
@@ -105,17 +123,18 @@ class Blobs:
         return digest
 
     def get(self, digest: Digest, *, most_bytes: int = 64 << 20) -> bytes | None:
-        """Read a blob whole, held against its digest; one that is not what it should be is dropped."""
+        """Read a blob and check its digest; a corrupt one is dropped, with a warning."""
         try:
             with open(self.path(digest), "rb") as file:
                 if os.fstat(file.fileno()).st_size > most_bytes:
                     return None
                 data = file.read()
-        except OSError:
+        except FileNotFoundError:
             return None
+        except OSError:
+            data = b""
         if digest_of(data) != digest:
-            self._index.tell("cache-corrupt", f"{digest} in the cache is damaged: it is made anew")
-            self.drop(digest)
+            self.reject(digest)
             return None
         return data
 
@@ -125,7 +144,7 @@ class Blobs:
             return self.has(digest)
 
     def is_intact(self, digest: Digest) -> bool:
-        """Pin a blob and tell whether it is what its name says: by its stat record, or by reading it.
+        """Pin a blob and tell whether it is intact: by its stat record, or by reading it.
 
         One that is not is dropped, with a warning.
         """
@@ -143,17 +162,27 @@ class Blobs:
             return True
         return self.check(digest)
 
-    def check(self, digest: Digest) -> bool:
-        """Sync and read a blob, and tell whether it is what its name says; if not, drop it, with a warning."""
-        now = self._clock()
+    def judge(
+        self, digest: Digest, *, sync: bool = True
+    ) -> tuple[Literal["intact", "corrupt", "gone"], Stamp | None]:
+        """Read a blob, after a sync, and tell whether it has its digest; an intact one with its stat record."""
+        path = self.path(digest)
         # Twice: another process may have put the same blob in its place while it was read.
-        found = read_digest(self.path(digest), sync=True) or read_digest(self.path(digest), sync=True)
-        if found is None or found[0] != digest:
-            if found is not None:
-                self._index.tell("cache-corrupt", f"{digest} in the cache is damaged: it is made anew")
-            self.drop(digest)
+        found = read_digest(path, sync=sync) or read_digest(path, sync=sync)
+        if found is None:
+            return ("corrupt" if os.path.lexists(path) else "gone"), None
+        return ("intact", found[1]) if found[0] == digest else ("corrupt", None)
+
+    def check(self, digest: Digest) -> bool:
+        """Tell whether a blob is intact, by reading it; if not, drop it, with a warning."""
+        now = self._clock()
+        verdict, stamp = self.judge(digest)
+        if stamp is None:
+            if verdict == "corrupt":
+                self.reject(digest)
+            else:
+                self.forget([digest])
             return False
-        stamp = found[1]
         self._index.write(
             (
                 "INSERT OR REPLACE INTO blob (digest, size, proof, used) VALUES (?, ?, ?, ?)",
@@ -163,18 +192,36 @@ class Blobs:
         return True
 
     def body(self, digest: Digest) -> Body | None:
-        """Give a blob's bytes for reading, pinned and intact; None if they are not here."""
+        """Give a blob for reading, pinned; None if it is not here. Reading checks it (`StoredBlobReader`)."""
         if not self.is_intact(digest):
             return None
         try:
-            return _StoredBody(self.path(digest), digest, os.stat(self.path(digest)).st_size)
+            return _StoredBody(self, digest, os.stat(self.path(digest)).st_size)
         except OSError:
             return None
 
-    def drop(self, digest: Digest) -> None:
-        """Remove a blob, whoever uses it: it is corrupt."""
+    def reject(self, digest: Digest, file: BinaryIO | None = None) -> None:
+        """Drop a corrupt blob, whoever uses it, with one warning; not if another than the open `file` is there now."""
+        with self._lock:
+            is_new = digest not in self._reported
+            self._reported.add(digest)
+        if is_new:
+            self._index.tell("cache-corrupt", f"{digest} in the cache is corrupt: it is made again")
         with suppress(OSError):
-            os.unlink(self.path(digest))
+            if file is not None and not os.path.samestat(os.fstat(file.fileno()), os.lstat(self.path(digest))):
+                return
+        self.drop(digest)
+
+    def drop(self, digest: Digest) -> None:
+        """Remove a blob, and what is known of it."""
+        path = self.path(digest)
+        with suppress(OSError):
+            if os.path.isdir(path) and not os.path.islink(path):
+                import shutil  # hardly ever
+
+                shutil.rmtree(path)
+            else:
+                os.unlink(path)
         self.forget([digest])
 
     def forget(self, digests: list[Digest]) -> None:
@@ -202,7 +249,11 @@ class Blobs:
     def admit(self, path: str, digest: Digest) -> None:
         """Rename a finished file into place; raises OSError."""
         with self._lease.pinning(digest):
-            os.replace(path, self.path(digest))
+            try:
+                os.replace(path, self.path(digest))
+            except IsADirectoryError:
+                self.reject(digest)
+                os.replace(path, self.path(digest))
             size = os.stat(self.path(digest), follow_symlinks=False).st_size
         # Without a proof: what comes next reads it once.
         self._index.write(
@@ -213,46 +264,79 @@ class Blobs:
         )
 
     def _make(self) -> None:
+        """Make the layout, where it is missing; raises OSError."""
         if os.path.isdir(self._home):
             return
-        make_directory(self._directory)
         os.makedirs(self._home, exist_ok=True)
         index = {"schemaVersion": 2, "mediaType": MEDIA_TYPE_INDEX, "manifests": []}
-        _write_new(os.path.join(self._layout, "index.json"), canonical_json(index))
         # What makes a directory a layout comes last.
-        version = canonical_json({"imageLayoutVersion": OCI_LAYOUT_VERSION})
-        _write_new(os.path.join(self._layout, "oci-layout"), version)
-
-
-def vanished(digest: Digest) -> IntegrityError:
-    """Say that somebody took a blob that is in use; `gc` never does."""
-    return IntegrityError("cache-vanished", f"{digest} went from the cache while it was in use", "try again")
+        for name, document in (("index.json", index), ("oci-layout", {"imageLayoutVersion": OCI_LAYOUT_VERSION})):
+            path = self._new_path()
+            with open(path, "xb") as file:
+                file.write(canonical_json(document))
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(path, os.path.join(self._layout, name))
 
 
 class _StoredBody:
-    """The bytes of a blob of the store."""
+    """A blob of the store (`ports.Body`)."""
 
-    def __init__(self, path: str, digest: Digest, size_bytes: int) -> None:
-        self._path = path
+    def __init__(self, blobs: Blobs, digest: Digest, size_bytes: int) -> None:
+        self._blobs = blobs
         self._digest = digest
         self.size_bytes = size_bytes
 
     @contextmanager
-    def open(self, offset: int = 0) -> Iterator[BinaryIO]:
-        """Open for reading from `offset`; raises IntegrityError if it went meanwhile."""
+    def open(self, offset: int = 0) -> Iterator[StoredBlobReader]:
+        """Open for reading from `offset`; raises LostBlobError, as does what is read."""
         try:
-            file = open(self._path, "rb")  # noqa: SIM115
+            file = open(self._blobs.path(self._digest), "rb", buffering=0)  # noqa: SIM115
         except OSError as error:
-            raise vanished(self._digest) from error
+            raise _lost(self._blobs, self._digest, error) from error
         with file:
-            file.seek(offset)
-            yield file
+            reader = StoredBlobReader(self._blobs, self._digest, self.size_bytes, file)
+            reader.skip(offset)
+            yield reader
 
 
-def _write_new(path: str, data: bytes) -> None:
-    beside = f"{path}.{os.urandom(6).hex()}"
-    with open(beside, "xb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(beside, path)
+class StoredBlobReader:
+    """Reads a blob to its end, and checks its digest before it gives the last bytes.
+
+    So nobody completes a copy of a corrupt blob: it is dropped, and reading it raises LostBlobError.
+    """
+
+    def __init__(self, blobs: Blobs, digest: Digest, size_bytes: int, file: BinaryIO) -> None:
+        self._blobs = blobs
+        self._digest = digest
+        self._left = size_bytes
+        self._file = file
+        self._sha = hashlib.sha256()
+
+    def read(self, size: int, /) -> bytes:
+        """Read up to `size` bytes, none at the end."""
+        try:
+            data = self._file.read(min(size, self._left))
+        except OSError as error:
+            raise _lost(self._blobs, self._digest, error, self._file) from error
+        self._sha.update(data)
+        self._left -= len(data)
+        is_short = not data and size > 0 and self._left > 0
+        if is_short or (not self._left and self._sha.hexdigest() != self._digest.hex):
+            raise _lost(self._blobs, self._digest, None, self._file)
+        return data
+
+    def skip(self, count_bytes: int) -> None:
+        """Pass by bytes, which are read all the same: the digest is of the whole blob."""
+        while count_bytes and (data := self.read(min(count_bytes, _PIECE_BYTES))):
+            count_bytes -= len(data)
+
+
+def _lost(blobs: Blobs, digest: Digest, error: OSError | None, file: BinaryIO | None = None) -> LostBlobError:
+    """Drop a blob that cannot be read, and say so; one that is gone already is not corrupt."""
+    if isinstance(error, FileNotFoundError):
+        blobs.forget([digest])
+        message = f"{digest} was removed from the cache while it was in use"
+        return LostBlobError("cache-vanished", message, "try again", digest)
+    blobs.reject(digest, file)
+    return LostBlobError("cache-corrupt", f"{digest} in the cache is corrupt", "check the disk of the cache", digest)

@@ -14,7 +14,6 @@ import msgspec
 
 from detlayer.oci import Digest
 from detlayer.store.memory import FACT_AGE_S, SESSION_AGE_S
-from detlayer.store.proof import read_digest
 
 if TYPE_CHECKING:
     from detlayer.store import Store
@@ -140,21 +139,21 @@ def make_room(store: Store, max_bytes: int = MAX_BYTES) -> Collected | None:
 
 
 def examine(store: Store) -> Health:
-    """Read every blob and the whole index, and drop what is not what it should be."""
+    """Read every blob and the whole index, and drop what is corrupt or cannot be read."""
     found = Health()
     if not store.index.is_sound():
         found.is_index_sound = False
         store.index.drop()
     there: set[str] = set()
     for digest, status in store.blobs.all():
-        held = read_digest(store.blobs.path(digest))
         found.blobs += 1
         found.blob_bytes += status.st_size
-        if held is not None and held[0] != digest:
-            found.corrupt.append(digest)
-            store.blobs.drop(digest)
-        else:
-            there.add(digest.hex)
+        match store.blobs.judge(digest)[0]:
+            case "intact":
+                there.add(digest.hex)
+            case "corrupt":
+                found.corrupt.append(digest)
+                store.blobs.drop(digest)
     named = {
         digest
         for (digest,) in store.index.rows("SELECT digest FROM trace_blob UNION SELECT digest FROM chunk", (), (str,))
