@@ -88,7 +88,7 @@ def audit(
     report = LayerReport(reader.facts, findings=Findings(keep))
     pass_ = _Pass(report, profile or Profile(), contents, build_paths)
     with _Ahead(reader) as pieces:
-        tar = TarReader(pieces)
+        tar = TarReader(pieces, grow=reader.grow)
         for member in tar:
             pass_.take(member)
     pass_.close(tar)
@@ -154,7 +154,7 @@ class _Pass:
     def take(self, member: Member) -> None:
         report, entry = self._report, member.entry
         findings = report.findings
-        self._key_parts.append(member.blocks)
+        self._key_parts.append(member.blocks + member.map)
         if len(self._key_parts) >= _KEY_PARTS or len(member.blocks) > _LONG_BYTES:
             self._update_key()
         report.entries += 1
@@ -211,10 +211,10 @@ class _Pass:
 
     def _count_chunk(self, member: Member) -> None:
         entry = member.entry
-        size = entry.size_bytes
+        size = member.stored_bytes
         if cut_before(entry.written_path, size, self._chunk_bytes, self._previous_bytes):
             self._cut()
-        self._chunk_bytes += len(member.blocks)
+        self._chunk_bytes += len(member.blocks) + len(member.map)
         left = size
         while left > CHUNK_MAX_BYTES:
             self._chunk_bytes += CHUNK_MAX_BYTES

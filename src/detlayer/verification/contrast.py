@@ -81,19 +81,21 @@ def contrast(expected: Run, found: Run, *, max_expansion: int = 200) -> Iterator
 def _list(run: Run, max_expansion: int) -> dict[bytes, _Listed]:
     listed: dict[bytes, _Listed] = {}
     with run.open() as source:
-        for place, member in enumerate(TarReader(BlobReader(source, max_expansion=max_expansion))):
+        reader = BlobReader(source, max_expansion=max_expansion)
+        for place, member in enumerate(TarReader(reader, grow=reader.grow)):
             digest = blake3()
             for view in member.views():
                 digest.update(view)
             entry = structs.replace(member.entry, content=None)
-            listed[entry.path] = _Listed(place, entry, member.blocks, digest.digest())
+            listed[entry.path] = _Listed(place, entry, member.blocks + member.map, digest.digest())
     return listed
 
 
 def _read(run: Run, wanted: set[bytes], max_expansion: int) -> dict[bytes, bytes]:
     contents: dict[bytes, bytes] = {}
     with run.open() as source:
-        for member in TarReader(BlobReader(source, max_expansion=max_expansion)):
+        reader = BlobReader(source, max_expansion=max_expansion)
+        for member in TarReader(reader, grow=reader.grow):
             if member.entry.path in wanted:
                 contents[member.entry.path] = b"".join(map(bytes, member.views()))
     return contents
