@@ -24,6 +24,7 @@ from detlayer.errors import printable
 from detlayer.finding import Finding
 from detlayer.form import check_form, check_values, is_canonical
 from detlayer.key import KEY_FORMAT
+from detlayer.magic import ArchiveSigns
 from detlayer.places import Places
 from detlayer.recognise import recognise
 from detlayer.tar import END, padding
@@ -63,6 +64,8 @@ class LayerReport:
     chunks: list[int] = field(default_factory=list)
     """Where SPEC 6.1 would cut."""
     findings: Findings = field(default_factory=Findings)
+    signs: ArchiveSigns = field(default_factory=ArchiveSigns)
+    """Whether it is an archive of an image instead."""
 
 
 class _Source(NamedTuple):
@@ -158,6 +161,7 @@ class _Pass:
         if len(self._key_parts) >= _KEY_PARTS or len(member.blocks) > _LONG_BYTES:
             self._update_key()
         report.entries += 1
+        report.signs.take(entry.path)
         if entry.path:
             if not is_canonical(member, self._profile):
                 findings.extend(check_form(member))

@@ -21,21 +21,19 @@ _OTHERS: dict[bytes, str] = {
     b"\x04\x22\x4d\x18": "lz4",
     b"\x02\x21\x4c\x18": "lz4",
     b"\x1f\x9d": "compress",
-    b"LZIP": "lzip",
+    b"LZIP\1": "lzip",
     b"\x89LZO\0\r\n\x1a\n": "lzop",
     b"PK\3\4": "zip",
     b"PK\5\6": "zip",
     b"PK\7\x08": "zip",
     b"7z\xbc\xaf\x27\x1c": "7z",
-    b"070701": "cpio",
-    b"070702": "cpio",
-    b"070707": "cpio",
 }
 _BZIP2 = re.compile(rb"BZh[1-9](?:1AY&SY|\x17rE8P\x90)")
+_CPIO = re.compile(rb"07070[12][0-9A-Fa-f]{104}|070707[0-7]{70}")
 _COMMANDS = {
     **dict.fromkeys(("xz", "lzma"), "xz -dc {}"),
     **{name: f"{name} -dc {{}}" for name in ("bzip2", "lz4", "lzip", "lzop")},
-    "compress": "gzip -dc {}",
+    "compress": "gzip -dc < {}",
     **dict.fromkeys(("zip", "7z", "cpio"), "bsdtar -cf - @{}"),
 }
 _SUFFIXES = (
@@ -63,6 +61,8 @@ def format_of(head: bytes) -> str:
         return "tar"
     if _BZIP2.match(head):
         return "bzip2"
+    if _CPIO.match(head):
+        return "cpio"
     return next((name for signature, name in _OTHERS.items() if head.startswith(signature)), "")
 
 
@@ -76,18 +76,18 @@ def is_named_as_archive(path: str) -> bool:
     return path.lower().endswith(_SUFFIXES)
 
 
-def check_format(head: bytes, name: str = "") -> None:
-    """Raise LayerError for a file, or a stream without a name, in a format that no layer has."""
+def check_format(head: bytes, name: str = "", *, is_image: bool = False) -> None:
+    """Raise LayerError for a file, or a stream without a name, in a format that no layer has, or no image's archive."""
     found = format_of(head)
     if found not in _COMMANDS:
         return
     stem = next((name[: -len(one)] for one in sorted(_SUFFIXES, key=len)[::-1] if name.lower().endswith(one)), name)
     command = _COMMANDS[found].format(quoted(name) if name else "FILE")
+    output = quoted((stem or "layer") + (".tar" if is_image else ".tar.gz"))
     raise LayerError(
         "layer-format",
-        f"{printable(name) if name else 'the input'} is in the format {found}; a layer is a tar, plain or compressed "
-        "with gzip or zstd",
-        f"{command} | detlayer normalize - -o {quoted((stem or 'layer') + '.tar.gz')}",
+        f"{printable(name) if name else 'the input'} is in the format {found}; expected a tar, plain, gzip or zstd",
+        f"{command} > {output}" if is_image else f"{command} | detlayer normalize - -o {output}",
     )
 
 
