@@ -120,21 +120,23 @@ class ArchiveSigns:
         return ""
 
 
-def image_archive(kind: ArchiveKind, name: str) -> LayerError:
+def image_archive(kind: ArchiveKind, name: str, compression: str = "") -> LayerError:
     """Make the error for an archive of an image that stands where a layer is expected."""
     shown = quoted(name) if name else "FILE"
-    what = "an OCI layout" if kind == "oci-archive" else "what `docker save` writes"
-    takes = f"detlayer verify oci-archive:{shown}" if kind == "oci-archive" else saved_hint(shown)
+    if kind == "oci-archive":
+        what, command = "an OCI layout", f"detlayer verify oci-archive:{shown}"
+    else:
+        # Not every skopeo reads archives that are compressed.
+        is_plain = compression not in _LAYERS
+        unpack = "" if is_plain else f"{compression} -dc < {shown} > image.tar && "
+        source, made = shown if is_plain else "image.tar", "oci-archive:image.oci.tar"
+        what = "what `docker save` writes"
+        command = f"{unpack}skopeo copy docker-archive:{source} {made} && detlayer verify {made}"
     return LayerError(
         "image-archive",
         f"{printable(name) if name else 'the input'} is an archive of an image ({what}), not a layer",
-        f"{takes}; a single layer: tar -xOf {shown} NAME-IN-ARCHIVE | detlayer normalize - -o layer.tar.gz",
+        f"{command}; a single layer: tar -xOf {shown} NAME-IN-ARCHIVE | detlayer normalize - -o layer.tar.gz",
     )
-
-
-def saved_hint(shown: str) -> str:
-    """Say how what docker saved becomes an archive that can be verified; `shown` is its name for a shell."""
-    return f"skopeo copy docker-archive:{shown} oci-archive:image.oci.tar && detlayer verify oci-archive:image.oci.tar"
 
 
 def _is_header(block: bytes) -> bool:

@@ -87,7 +87,7 @@ def _read(
         start = spool.append(member.views()) if entry.size_bytes else 0
         merger.add(structs.replace(entry, content=None), start)
     if signs.kind:
-        raise image_archive(signs.kind, name)
+        raise image_archive(signs.kind, name, reader.facts.compression)
     spool.flush()
     return merger
 

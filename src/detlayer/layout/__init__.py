@@ -7,7 +7,7 @@ documents, their number and their depth are bounded.
 from __future__ import annotations
 
 from detlayer.layout.file import OpenFile, find_kind, open_file, open_layer, read_bounded
-from detlayer.layout.images import SAVED, Image, Layout, LayoutName, Measure, name_layout, open_layout
+from detlayer.layout.images import SAVED, Image, Layout, LayoutName, Measure, name_layout, open_layout, split_name
 from detlayer.layout.source import SOURCE, FileBody, OpenedFile, OpenedImage, open_image
 
 __all__ = [
@@ -28,4 +28,5 @@ __all__ = [
     "open_layer",
     "open_layout",
     "read_bounded",
+    "split_name",
 ]

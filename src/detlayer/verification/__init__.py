@@ -13,8 +13,8 @@ from detlayer import packing
 from detlayer.codec import DEFAULT_CODEC, Codec, parse_compression
 from detlayer.entry import Profile
 from detlayer.errors import ConfigError, printable
-from detlayer.layout import SAVED, LayoutName, find_kind, name_layout
-from detlayer.magic import image_archive
+from detlayer.layout import SAVED, LayoutName, find_kind, name_layout, open_file, split_name
+from detlayer.magic import HEAD_BYTES, format_of, image_archive
 from detlayer.patterns import parse_patterns
 from detlayer.tree import Selection, Source
 from detlayer.verification.images import check_layout
@@ -134,7 +134,9 @@ def _name(target: Source | Path) -> LayoutName | str | None:
         return None
     text = os.fspath(target)
     if text.startswith(SAVED):
-        raise image_archive("docker-archive", text.removeprefix(SAVED))
+        path, _ = split_name(text.removeprefix(SAVED), os.path.isfile)
+        with open_file(path) as file:
+            raise image_archive("docker-archive", path, format_of(file.read(HEAD_BYTES)))
     named = name_layout(text)
     if named is not None:
         return named

@@ -115,7 +115,7 @@ def check_layer(
     if report.signs.kind == "oci-archive":
         return None
     if report.signs.kind:
-        raise image_archive(report.signs.kind, path)
+        raise image_archive(report.signs.kind, path, report.facts.compression)
     facts = facts_of(path, report)
     failures, advice = divide(report.findings, strict=strict)
     if expectation is not None:
