@@ -40,7 +40,7 @@ _SUFFIXES = (
     *(".tar", ".tar.gz", ".tgz", ".tar.zst", ".tzst", ".tar.xz", ".txz", ".tar.bz2", ".tbz", ".tbz2", ".tar.lzma"),
     *(".tlz", ".tar.lz", ".tar.lz4", ".tar.lzo", ".tar.z", ".taz", ".zip", ".7z", ".cpio"),
 )
-_PLAIN_NAME = re.compile(r"[\w./+=@%-]+")
+_PLAIN_NAME = re.compile(r"[\w./:+=@%-]+")
 # Files at the top of an image archive, by what writes them: image-spec, docker, podman, skopeo, go-containerregistry.
 _IN_ARCHIVES = re.compile(
     rb"(?:(oci-layout|index\.json|manifest\.json|repositories)"
