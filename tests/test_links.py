@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import os
+import py_compile
 import subprocess
 import tarfile
 from pathlib import Path
@@ -150,6 +151,13 @@ def test_a_target_that_is_written_again(tmp_path: Path, normalised: bool) -> Non
     assert read(normalize(AGAIN)) == {"a": ("file", b"first"), "z": ("file", b"later")}
 
 
+def test_a_contrast_names_the_link(tmp_path: Path) -> None:
+    for name, layer in (("a", AGAIN), ("b", tar(member(b"z", b"other"), link(b"a", b"z"), member(b"z", b"later")))):
+        (tmp_path / f"{name}.tar").write_bytes(layer)
+    findings = detlayer.verify([tmp_path / "a.tar"], against=str(tmp_path / "b.tar")).findings
+    assert [one.path for one in findings if one.trap == "content"] == ["a"]
+
+
 def test_an_archive_that_tar_appended_to(tmp_path: Path) -> None:
     """What GNU tar extracts from `tar -r` is what `normalize` and `diff` see."""
     top = tmp_path / "tree"
@@ -189,6 +197,18 @@ def test_what_is_below_a_directory_that_becomes_a_file(tmp_path: Path, implied: 
     assert list(read(normalize(lost))) == ["d", "d/y"]
     report = compared(tmp_path, lost, kept, normalised=True)
     assert [(one.kind, one.path) for one in report.differences] == [("added", "d/e"), ("added", "d/e/x")]
+
+
+@pytest.mark.parametrize("first", ["a.py", "a.txt"])
+def test_bytecode_whose_source_is_a_link(first: str, src: Path, tmp_path: Path) -> None:
+    """The source beside it has the content of its target: what `pack` writes is in order to `verify`."""
+    (src / "m").mkdir()
+    (src / first).write_text("x = 1\n")
+    os.link(src / first, src / "m" / "b.py")
+    py_compile.compile(str(src / "m" / "b.py"), invalidation_mode=py_compile.PycInvalidationMode.TIMESTAMP)
+    detlayer.pack([src], output=tmp_path / "l.tar", selection=Selection(hardlinks="preserve"))
+    assert read((tmp_path / "l.tar").read_bytes())["m/b.py"] == ("link", b"x = 1\n")
+    assert "pyc-timestamp" not in {one.trap for one in detlayer.verify([tmp_path / "l.tar"]).findings}
 
 
 PATHS = st.sampled_from([b"a", b"b", b"d", b"d/a", b"d/d/a", b".wh.a", b"d/.wh..wh..opq"])

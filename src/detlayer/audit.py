@@ -150,7 +150,8 @@ class _Pass:
         self._key_parts: list[bytes] = []
         self._places = Places()
         self._previous_bytes = 0
-        self._sources: dict[bytes, _Source] = {}
+        # None for a hard link to a file that is no Python source: what it is of is not kept.
+        self._sources: dict[bytes, _Source | None] = {}
         self._bytecode: list[tuple[bytes, bytes]] = []
         self._chunk_bytes = 0
 
@@ -174,6 +175,8 @@ class _Pass:
         if entry.kind == "file" and not member.special:
             report.files += 1
             self._read(member)
+        elif entry.kind == "hardlink" and entry.path.endswith(b".py"):
+            self._sources[entry.path] = self._sources.get(entry.target)
         # Only now: a size that lies has failed in the reading, and the chunks of a true one are no more than it has.
         self._count_chunk(member)
 
@@ -244,8 +247,10 @@ class _Pass:
             home, _, last = above.rpartition(b"/")
             source_name = pyc.source_name(name, last == b"__pycache__")
             place = home if last == b"__pycache__" else above
-            source = self._sources.get((place + b"/" if place else b"") + (source_name or b""))
-            findings.extend(innards.check_content(path, head, source))
+            source_path = (place + b"/" if place else b"") + (source_name or b"")
+            source = self._sources.get(source_path)
+            if source is not None or source_path not in self._sources:
+                findings.extend(innards.check_content(path, head, source))
         if trailer_bytes != len(END):
             findings.add(Finding("trailer", "", "zeros at the end", str(trailer_bytes), str(len(END))))
         if self._previous_bytes >= CHUNK_MAX_BYTES:

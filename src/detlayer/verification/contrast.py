@@ -61,7 +61,9 @@ def contrast(expected: Run, found: Run, *, max_expansion: int = 200) -> Iterator
     changed: dict[bytes, int] = {}
     for path in sorted(both):
         a, b = old[path], new[path]
-        if a.content != b.content and a.entry.kind == b.entry.kind:
+        if a.content != b.content and a.entry.kind == b.entry.kind == "hardlink":
+            yield Finding("content", printable(path), "content", "linked to other bytes", "equal bytes")
+        elif a.content != b.content and a.entry.kind == b.entry.kind:
             changed[path] = max(a.entry.size_bytes, b.entry.size_bytes)
         fields = list(_compare(a.entry, b.entry))
         yield from fields
@@ -87,7 +89,9 @@ def _list(run: Run, max_expansion: int) -> dict[bytes, _Listed]:
             for view in member.views():
                 digest.update(view)
             entry = structs.replace(member.entry, content=None)
-            listed[entry.path] = _Listed(place, entry, member.blocks + member.map, digest.digest())
+            target = listed.get(entry.target) if entry.kind == "hardlink" else None
+            content = digest.digest() if target is None else target.content  # a link is bound where it stands
+            listed[entry.path] = _Listed(place, entry, member.blocks + member.map, content)
     return listed
 
 
