@@ -116,6 +116,7 @@ PAX: dict[str, bytes] = {
     "a list and pairs": pax_sparse(b"a", SIZE + MAP + OFFSET, b"data"),
     "no number": pax_sparse(b"a", SIZE + record(KEY + b"map", b"5,-4"), b""),
     "a number of 5000 digits": pax_sparse(b"a", SIZE + record(KEY + b"map", b"5," + b"9" * 5000), b""),
+    "a list of too many": pax_sparse(b"a", SIZE + record(KEY + b"map", b",".join([b"0"] * 700_000)), b""),
     "an unknown version": pax_sparse(b"a", record(KEY + b"major", b"2") + record(KEY + b"minor", b"0"), b""),
     "two versions": pax_sparse(b"a", VERSION_1 + SIZE, b"data"),
     "two sizes": pax_sparse(b"a", SIZE + MAP + record(KEY + b"realsize", b"8"), b"data"),

@@ -60,7 +60,8 @@ def verify(ctx: click.Context, /, **options: Any) -> None:
 
     TARGET is oci:DIR[:TAG] or oci-archive:FILE[:TAG], whose blobs, configs and layers are checked; or a layer file,
     which is compared with the specification; or else SOURCE[:DEST] as for `pack`, with its options, packed again under
-    perturbation. A layout or an archive of one needs no prefix. Exits with 0 if reproducible, 1 if not, 6 if a digest or size is not what it should be.
+    perturbation. A layout or an archive of one needs no prefix. Exits with 0 if reproducible, 1 if not, 6 if a digest
+    or size is not what it should be.
     """
     form = "json" if options["as_json"] else options["form"]
     if options["locked"]:

@@ -116,6 +116,8 @@ def _read_listed(records: Mapping[bytes, bytes], own: Records) -> array[int]:
     if listed is not None:
         if pairs:
             raise _invalid("is there twice")
+        if listed.count(b",") > 2 * MAX_SPANS:
+            raise _invalid(f"has over {MAX_SPANS} stretches")
         flat.extend(_decimal(one) for one in listed.split(b",") if listed)
     else:
         for place, (key, value) in enumerate(pairs):
