@@ -93,6 +93,7 @@ SIZE, MAP, OFFSET = record(KEY + b"size", b"9"), record(KEY + b"map", b"5,4"), r
 VERSION_1 = record(KEY + b"major", b"1") + record(KEY + b"minor", b"0") + record(KEY + b"realsize", b"99")
 
 
+PAX_ONE = pax_sparse(b"a", SIZE + MAP, b"data")
 _BLOCK = sparse_old(b"a", 99, [(5, 4)], b"data")[:512]
 
 OLD: dict[str, bytes] = {
@@ -121,6 +122,7 @@ PAX: dict[str, bytes] = {
     "two versions": pax_sparse(b"a", VERSION_1 + SIZE, b"data"),
     "two sizes": pax_sparse(b"a", SIZE + MAP + record(KEY + b"realsize", b"8"), b"data"),
     "a global map": extension(b"g", SIZE + MAP) + member(b"a", b"data"),
+    "a global map under a map of its own": extension(b"g", record(KEY + b"numblocks", b"1")) + PAX_ONE,
     "a symlink": extension(b"x", SIZE + MAP) + header(b"a", kind="symlink", target=b"b"),
     "a FIFO": extension(b"x", SIZE + MAP) + header(b"a", at=156, raw=b"6"),
     "a stored map that does not end": pax_sparse(b"a", VERSION_1, b"3\n5\n4\n".ljust(512, b"1")),
@@ -158,6 +160,12 @@ def test_maps_that_lie_are_errors(name: str, made: bytes) -> None:
         with pytest.raises(LayerError) as caught:
             reading()
         assert checked(caught.value) in ("sparse-map", "header-number")
+
+
+def test_a_map_in_the_header_of_solaris() -> None:
+    """Type `X` is a PAX header by another name."""
+    made = extension(b"X", SIZE + MAP) + member(b"a", b"data")
+    assert read(tar(made)) == [(b"a", 9, bytes(5) + b"data")]
 
 
 def huge(form: str, hole: int, files: int = 1) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from typing import TYPE_CHECKING, Literal, Self
@@ -157,6 +158,8 @@ def _mode(path: str) -> int:
     except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: a NUL, which no path has
         return 0
     except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:  # as SOURCE:DEST together may be
+            return 0
         raise unreadable(path, error) from error
 
 

@@ -38,8 +38,6 @@ _KINDS: dict[bytes, Kind] = {
 # Mode, uid, gid, size and mtime as SPEC 5.2 has them.
 _DIGITS = re.compile(rb"([0-7]{7})\0([0-7]{7})\0([0-7]{7})\0([0-7]{11})\0([0-7]{11})\0")
 _SPECIAL = {b"3": "character device", b"4": "block device", b"6": "FIFO"}
-
-
 # Records that other values are read from, or that say how or whence a member was stored: not what it is.
 _FORMAL = frozenset(
     (
@@ -179,7 +177,7 @@ class TarReader:
         shown = printable(entry.path)
         if entry.kind != "file" or member.special:
             raise LayerError("sparse-map", f"{shown} is sparse, and no file", NOBODY)
-        own = [record for extension in member.extensions if extension.flag == b"x" for record in extension.records]
+        own = [record for extension in member.extensions if extension.flag in b"xX" for record in extension.records]
         stored_bytes = member.stored_bytes
         is_pax = any(key.startswith(sparse.PREFIX) for key in records)
         try:
