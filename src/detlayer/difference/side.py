@@ -94,7 +94,7 @@ class Gathering:
         if self._profile is not None:
             return structs.replace(target, path=link.path, position=link.position, is_link=True)
         digest, size_bytes = target.digest, target.size_bytes
-        if target.values.kind == "symlink":  # its content, so to speak, is where it leads
+        if target.values.kind == "symlink":  # the content of a symlink is where it leads
             digest, size_bytes = blake3(target.target).digest(DIGEST_BYTES), len(target.target)
         extras = tuple({**dict(target.extras), **dict(link.extras)}.items())
         return structs.replace(link, size_bytes=size_bytes, digest=digest, extras=extras, is_link=True)
