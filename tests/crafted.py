@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 from detlayer.entry import Entry, Kind
 from detlayer.errors import DetlayerError
 from detlayer.layer import BytesContent
@@ -86,3 +88,55 @@ def extension(flag: bytes, data: bytes, name: bytes = b"././@PaxHeader", at: int
     block[156:157] = flag
     block[at : at + len(raw)] = raw
     return sealed(bytes(block)) + padded(data)
+
+
+Spans = Sequence[tuple[int, int]]
+
+
+def base256(value: int) -> bytes:
+    """A number of twelve bytes as GNU tar writes those that octal digits have no room for."""
+    return (value % (1 << 95) | 1 << 95).to_bytes(12, "big")
+
+
+def sparse_old(
+    path: bytes, size: int, spans: Spans, data: bytes, slots: Callable[[int], bytes] = lambda value: b"%011o\0" % value
+) -> bytes:
+    """A sparse member as GNU tar's own format has it: four stretches in the header, others in blocks behind it."""
+    raw = [slots(offset) + slots(length) for offset, length in spans]
+    rest = [raw[at : at + 21] for at in range(4, len(raw), 21)]
+    block = bytearray(header(path, data, at=156, raw=b"S"))
+    block[386 : 386 + 24 * len(raw[:4])] = b"".join(raw[:4])
+    block[482:483] = b"\1" if rest else b"\0"
+    block[483:495] = slots(size)
+    more = (b"".join(group).ljust(504, b"\0") + (b"\1" if group is not rest[-1] else b"\0") for group in rest)
+    return sealed(bytes(block)) + b"".join(one.ljust(512, b"\0") for one in more) + padded(data)
+
+
+def sparse_pax(path: bytes, size: int, spans: Spans, data: bytes, version: str) -> bytes:
+    """A sparse member as PAX records have it: version 0.0, 0.1 or 1.0."""
+    key = b"GNU.sparse."
+    count = record(key + b"numblocks", b"%d" % len(spans))
+    if version == "0.0":
+        pairs = (record(key + b"offset", b"%d" % at) + record(key + b"numbytes", b"%d" % n) for at, n in spans)
+        return extension(b"x", record(key + b"size", b"%d" % size) + count + b"".join(pairs)) + member(path, data)
+    name = record(key + b"name", path)
+    if version == "0.1":
+        listed = record(key + b"map", b",".join(b"%d,%d" % span for span in spans))
+        return pax_sparse(path, record(key + b"size", b"%d" % size) + count + name + listed, data)
+    lines = b"%d\n" % len(spans) + b"".join(b"%d\n%d\n" % span for span in spans)
+    numbers = record(key + b"major", b"1") + record(key + b"minor", b"0")
+    return pax_sparse(path, numbers + name + record(key + b"realsize", b"%d" % size), padded(lines) + data)
+
+
+def pax_sparse(path: bytes, records: bytes, data: bytes) -> bytes:
+    """A member with any records at all, under a name as GNU tar would give it."""
+    return extension(b"x", records) + member(b"GNUSparseFile.0/" + path, data)
+
+
+def sparse(form: str, path: bytes, size: int, spans: Spans, data: bytes) -> bytes:
+    """A sparse member in one of SPARSE_FORMS."""
+    slots = {} if size < 8**11 else {"slots": base256}
+    return sparse_old(path, size, spans, data, **slots) if form == "gnu" else sparse_pax(path, size, spans, data, form)
+
+
+SPARSE_FORMS = ("gnu", "0.0", "0.1", "1.0")

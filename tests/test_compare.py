@@ -52,7 +52,8 @@ def summary(path: str, digest: bytes = b"", **other: Any) -> Summary:
         ({"kind": "symlink", "target": b"a"}, {"kind": "symlink", "target": b"b"}, "content", "target"),
         ({"kind": "hardlink", "target": b"a"}, {"kind": "hardlink", "target": b"b"}, "hardlink-form", "target"),
         ({"digest": b"1"}, {"digest": b"2"}, "content", "content"),
-        ({"digest": b"1", "sparse": True}, {"digest": b"2"}, "sparse", "content"),
+        ({"extras": ((b"device", b"1:3"),)}, {"extras": ((b"device", b"1:5"),)}, "special-file", "device"),
+        ({"extras": ((b"SCHILY.acl.access", b"u"),)}, {}, "xattrs", "record SCHILY.acl.access"),
     ],
 )
 def test_a_change_falls_under_its_trap(old: dict[str, Any], new: dict[str, Any], trap: str, field: str) -> None:

@@ -17,7 +17,7 @@ PACKAGE = Path(detlayer.__file__).parent
 FLOORS = {
     **dict.fromkeys(("errors", "names", "oci", "entry", "ports", "finding"), 0),
     **dict.fromkeys(("tar", "chunk", "codec", "key", "layer", "line", "patterns", "pyc", "depfile"), 1),
-    **dict.fromkeys(("blob", "untar", "form", "places", "innards", "audit", "recognise", "merge"), 1),
+    **dict.fromkeys(("magic", "blob", "untar", "form", "places", "innards", "audit", "recognise", "merge"), 1),
     **dict.fromkeys(("compare", "contents"), 1),
     **dict.fromkeys(("documents", "plan", "platforms", "lanes", "image", "config", "graph"), 1),
     **dict.fromkeys(("tree", "sink", "spool", "layout", "registry", "store", "engine"), 2),

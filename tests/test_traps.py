@@ -10,6 +10,7 @@ import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from dataclasses import field as made_by
+from functools import partial
 
 import pytest
 from zstandard import ZstdCompressor
@@ -19,7 +20,20 @@ from detlayer.codec import Codec
 from detlayer.entry import Profile, order_key
 from detlayer.errors import ConfigError
 from detlayer.finding import TRAPS, Finding
-from tests.crafted import LONG, Bytes, entry, extension, header, member, padded, record, sealed, tar
+from tests.crafted import (
+    LONG,
+    SPARSE_FORMS,
+    Bytes,
+    entry,
+    extension,
+    header,
+    member,
+    padded,
+    record,
+    sealed,
+    sparse,
+    tar,
+)
 from tests.support import layer_of, load_vector, vector_names
 
 # Found by comparing two runs, never in one layer.
@@ -295,18 +309,53 @@ CASES = [
     Case("trailer", lambda: ONE + bytes(4096), "", "zeros at the end", "5120", "1024"),
     Case("trailer", lambda: ONE[:-512], "", "zeros at the end", "512", "1024", name="short"),
     Case("trailer", lambda: b"", "", "zeros at the end", "0", "1024", name="no bytes at all"),
-    Case("sparse", lambda: tar(member(b"a", b"data", at=156, raw=b"S")), "a", "type", "sparse", "all bytes"),
+    *(
+        Case(
+            "sparse",
+            partial(lambda form: tar(sparse(form, b"a", 999, [(5, 4)], b"data")), form),
+            "a",
+            "type",
+            "sparse",
+            "all bytes",
+            name=form,
+        )
+        for form in SPARSE_FORMS
+    ),
     Case(
-        "sparse",
-        lambda: tar(
-            extension(b"x", record(b"GNU.sparse.name", b"a") + record(b"GNU.sparse.realsize", b"9")),
-            member(b"GNUSparseFile.1/a", b"data"),
-        ),
-        "a",
-        "type",
-        "sparse",
-        "all bytes",
-        name="record",
+        "hardlink-form",
+        lambda: tar(header(b".wh.a", kind="hardlink", target=b"nowhere")),
+        ".wh.a",
+        "kind",
+        "a hard link",
+        "an empty file: it is a whiteout",
+        name="whiteout",
+    ),
+    Case(
+        "hardlink-form",
+        lambda: tar(member(b".wh.a"), header(b"b", kind="hardlink", target=b".wh.a")),
+        "b",
+        "target",
+        ".wh.a is a whiteout",
+        "a file",
+        name="to a whiteout",
+    ),
+    Case(
+        "size-field",
+        lambda: tar(member(b".wh.a", b"data")),
+        ".wh.a",
+        "size",
+        "4",
+        "0: it is a whiteout",
+        name="whiteout",
+    ),
+    Case(
+        "type-flag",
+        lambda: tar(header(b".wh.a", kind="symlink", target=b"x")),
+        ".wh.a",
+        "kind",
+        "a symlink",
+        "an empty file: it is a whiteout",
+        name="whiteout",
     ),
     Case("gzip-header", lambda: gzipped(ONE, mtime=1763900000), "", "mtime of member 1", "1763900000", "0"),
     Case(

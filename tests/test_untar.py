@@ -12,7 +12,7 @@ from detlayer.audit import audit
 from detlayer.errors import LayerError
 from detlayer.tar import END
 from detlayer.untar import TarReader, clean_path, number, parse_records
-from tests.crafted import LONG, Bytes, checked, extension, header, member, record, sealed, tar
+from tests.crafted import LONG, Bytes, checked, extension, header, member, record, sparse, tar
 
 SOUND = tar(
     header(b"d", kind="dir"),
@@ -102,7 +102,7 @@ CASES: dict[str, tuple[str, Callable[[], bytes]]] = {
     "garbage behind": ("tar-garbage", lambda: SOUND + b"garbage"),
     "garbage between the zeros": ("tar-garbage", lambda: SOUND[:-512] + b"x" * 512),
     "a tar behind": ("tar-garbage", lambda: SOUND + SOUND),
-    "a sparse map cut off": ("tar-truncated", lambda: _sparse(b"\1")),
+    "a sparse map cut off": ("tar-truncated", lambda: _with_map()),
 }
 
 
@@ -130,13 +130,8 @@ def _link() -> bytes:
     return header(b"l", kind="symlink", target=b"t")
 
 
-def _sparse(more: bytes) -> bytes:
-    return header(b"a", b"", at=156, raw=b"S") if not more else _with_map()
-
-
 def _with_map() -> bytes:
-    block = header(b"a", b"", at=156, raw=b"S")
-    return sealed(block[:482] + b"\1" + block[483:])
+    return sparse("gnu", b"a", 999, [(9 * n, 0) for n in range(60)], b"")[:1024]
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -273,10 +268,7 @@ def test_content_is_read_once_and_the_rest_skipped() -> None:
 
 
 def test_sparse_members_do_not_stop_the_reader() -> None:
-    block = header(b"a", b"d" * 512, at=156, raw=b"S")
-    block = sealed(block[:482] + b"\1" + block[483:])
-    maps = bytes(504) + b"\1" + bytes(7) + bytes(512)
-    found = list(TarReader([tar(block, maps, b"d" * 512, member(b"b", b"1"))]))
+    found = list(TarReader([tar(sparse("gnu", b"a", 999, [(9 * n, 2) for n in range(60)], b"d" * 120), member(b"b"))]))
     assert [(item.entry.path, item.sparse) for item in found] == [(b"a", True), (b"b", False)]
 
 

@@ -24,6 +24,7 @@ from detlayer.errors import printable
 from detlayer.finding import Finding
 from detlayer.form import check_form, check_values, is_canonical
 from detlayer.key import KEY_FORMAT
+from detlayer.magic import ArchiveSigns
 from detlayer.places import Places
 from detlayer.recognise import recognise
 from detlayer.tar import END, padding
@@ -63,6 +64,8 @@ class LayerReport:
     chunks: list[int] = field(default_factory=list)
     """Where SPEC 6.1 would cut."""
     findings: Findings = field(default_factory=Findings)
+    signs: ArchiveSigns = field(default_factory=ArchiveSigns)
+    """Whether it is an archive of an image instead."""
 
 
 class _Source(NamedTuple):
@@ -88,7 +91,7 @@ def audit(
     report = LayerReport(reader.facts, findings=Findings(keep))
     pass_ = _Pass(report, profile or Profile(), contents, build_paths)
     with _Ahead(reader) as pieces:
-        tar = TarReader(pieces)
+        tar = TarReader(pieces, grow=reader.grow)
         for member in tar:
             pass_.take(member)
     pass_.close(tar)
@@ -147,17 +150,19 @@ class _Pass:
         self._key_parts: list[bytes] = []
         self._places = Places()
         self._previous_bytes = 0
-        self._sources: dict[bytes, _Source] = {}
+        # None for a hard link to a file that is no Python source: what it is of is not kept.
+        self._sources: dict[bytes, _Source | None] = {}
         self._bytecode: list[tuple[bytes, bytes]] = []
         self._chunk_bytes = 0
 
     def take(self, member: Member) -> None:
         report, entry = self._report, member.entry
         findings = report.findings
-        self._key_parts.append(member.blocks)
+        self._key_parts.append(member.blocks + member.map)
         if len(self._key_parts) >= _KEY_PARTS or len(member.blocks) > _LONG_BYTES:
             self._update_key()
         report.entries += 1
+        report.signs.take(entry.path)
         if entry.path:
             if not is_canonical(member, self._profile):
                 findings.extend(check_form(member))
@@ -170,6 +175,8 @@ class _Pass:
         if entry.kind == "file" and not member.special:
             report.files += 1
             self._read(member)
+        elif entry.kind == "hardlink" and entry.path.endswith(b".py"):
+            self._sources[entry.path] = self._sources.get(entry.target)
         # Only now: a size that lies has failed in the reading, and the chunks of a true one are no more than it has.
         self._count_chunk(member)
 
@@ -211,10 +218,10 @@ class _Pass:
 
     def _count_chunk(self, member: Member) -> None:
         entry = member.entry
-        size = entry.size_bytes
+        size = member.stored_bytes
         if cut_before(entry.written_path, size, self._chunk_bytes, self._previous_bytes):
             self._cut()
-        self._chunk_bytes += len(member.blocks)
+        self._chunk_bytes += len(member.blocks) + len(member.map)
         left = size
         while left > CHUNK_MAX_BYTES:
             self._chunk_bytes += CHUNK_MAX_BYTES
@@ -240,8 +247,10 @@ class _Pass:
             home, _, last = above.rpartition(b"/")
             source_name = pyc.source_name(name, last == b"__pycache__")
             place = home if last == b"__pycache__" else above
-            source = self._sources.get((place + b"/" if place else b"") + (source_name or b""))
-            findings.extend(innards.check_content(path, head, source))
+            source_path = (place + b"/" if place else b"") + (source_name or b"")
+            source = self._sources.get(source_path)
+            if source is not None or source_path not in self._sources:
+                findings.extend(innards.check_content(path, head, source))
         if trailer_bytes != len(END):
             findings.add(Finding("trailer", "", "zeros at the end", str(trailer_bytes), str(len(END))))
         if self._previous_bytes >= CHUNK_MAX_BYTES:

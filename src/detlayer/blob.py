@@ -15,6 +15,7 @@ from typing import Literal, Protocol
 from zstandard import FrameParameters, ZstdDecompressor, ZstdError, frame_header_size, get_frame_parameters
 
 from detlayer.errors import LayerError
+from detlayer.magic import HEAD_BYTES, check_format, format_of
 from detlayer.oci import Digest
 
 PIECE_BYTES = 1 << 20
@@ -61,7 +62,8 @@ class BlobFacts:
 class BlobReader:
     """Iterate to get the tar bytes, in pieces of at most a chunk (SPEC 6.1); then `facts` is complete.
 
-    `max_expansion` bounds tar bytes per blob byte beyond the first GiB. Raises LayerError.
+    `max_expansion` bounds tar bytes per blob byte beyond the first GiB; what the holes of sparse files add counts, too.
+    Raises LayerError.
     """
 
     def __init__(self, source: Readable, *, max_expansion: int = 200) -> None:
@@ -69,29 +71,43 @@ class BlobReader:
         self._max_expansion = max_expansion
         self._blob_sha = hashlib.sha256()
         self._tar_sha = hashlib.sha256()
+        self._holes_bytes = 0
         self.facts = BlobFacts()
 
     def __iter__(self) -> Iterator[bytes]:
         facts = self.facts
         head = self._read(_READ_BYTES)
-        if head.startswith(_GZIP_MAGIC):
-            facts.compression, pieces = "gzip", self._gunzip(head)
-        elif head.startswith(_ZSTD_MAGIC) or _is_skippable(head):
-            facts.compression, pieces = "zstd", self._unzstd(head)
-        else:
-            pieces = self._plain(head)
+        while len(head) < HEAD_BYTES and (more := self._read(_READ_BYTES)):
+            head += more
+        match format_of(head):
+            case "gzip":
+                facts.compression, pieces = "gzip", self._gunzip(head)
+            case "zstd":
+                facts.compression, pieces = "zstd", self._unzstd(head)
+            case _:
+                check_format(head)
+                pieces = self._plain(head)
         for piece in pieces:
             facts.tar_bytes += len(piece)
-            if facts.tar_bytes > _FREE_BYTES + self._max_expansion * facts.blob_bytes:
-                raise LayerError(
-                    "expansion-limit",
-                    f"the layer grows to over {self._max_expansion} times its size",
-                    "if you trust it, raise --max-expansion",
-                )
+            self._check_expansion()
             self._tar_sha.update(piece)
             yield piece
         facts.digest = Digest(self._blob_sha.hexdigest())
         facts.diff_id = Digest(self._tar_sha.hexdigest())
+
+    def grow(self, holes_bytes: int) -> None:
+        """Count what holes of sparse files add; raises LayerError where the layer grows too far."""
+        self._holes_bytes += holes_bytes
+        self._check_expansion()
+
+    def _check_expansion(self) -> None:
+        facts = self.facts
+        if facts.tar_bytes + self._holes_bytes > _FREE_BYTES + self._max_expansion * facts.blob_bytes:
+            raise LayerError(
+                "expansion-limit",
+                f"the layer grows to over {self._max_expansion} times its size",
+                "if you trust it, raise --max-expansion",
+            )
 
     def _read(self, size: int) -> bytes:
         data = self._source.read(size)

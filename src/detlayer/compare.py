@@ -40,7 +40,10 @@ class Summary(msgspec.Struct, frozen=True, gc=False):
     target: bytes = b""
     xattrs: tuple[tuple[bytes, bytes], ...] = ()
     position: int = 0
-    sparse: bool = False
+    extras: tuple[tuple[bytes, bytes], ...] = ()
+    """What else the entry has (`untar.Member.extras`)."""
+    is_link: bool = False
+    """Whether the content stands elsewhere in the tar."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,12 +79,18 @@ class Difference:
         return document
 
 
-def summarise(entry: Entry, values: dict[Values, Values], position: int, kind: str, digest: bytes) -> Summary:
+def summarise(
+    entry: Entry,
+    values: dict[Values, Values],
+    position: int,
+    kind: str,
+    digest: bytes,
+    extras: tuple[tuple[bytes, bytes], ...] = (),
+) -> Summary:
     """Keep what is compared of `entry`; `values` makes equal values one object."""
     own = Values(kind, entry.mode, entry.uid, entry.gid, entry.mtime)
-    return Summary(
-        entry.path, values.setdefault(own, own), entry.size_bytes, digest, entry.target, entry.xattrs, position
-    )
+    shared = values.setdefault(own, own)
+    return Summary(entry.path, shared, entry.size_bytes, digest, entry.target, entry.xattrs, position, extras)
 
 
 def summary_key(path: bytes) -> bytes:
@@ -173,12 +182,13 @@ def _changes(a: Summary, b: Summary) -> Iterator[Change]:
         yield Change("mtime", "mtime", str(old.mtime), str(new.mtime))
     if a.xattrs != b.xattrs:
         yield from _xattr_changes(dict(a.xattrs), dict(b.xattrs))
+    if a.extras != b.extras:
+        yield from _extra_changes(dict(a.extras), dict(b.extras))
     if a.target != b.target and old.kind == new.kind:
         trap = "hardlink-form" if old.kind == "hardlink" else "content"
         yield Change(trap, "target", printable(a.target), printable(b.target))
     if a.digest != b.digest and {old.kind, new.kind} <= {"file", "hardlink"}:
-        trap = "sparse" if a.sparse or b.sparse else content_trap(a.path)
-        yield Change(trap, "content", f"{a.size_bytes} bytes", f"{b.size_bytes} bytes")
+        yield Change(content_trap(a.path), "content", f"{a.size_bytes} bytes", f"{b.size_bytes} bytes")
 
 
 def _xattr_changes(a: dict[bytes, bytes], b: dict[bytes, bytes]) -> Iterator[Change]:
@@ -186,6 +196,15 @@ def _xattr_changes(a: dict[bytes, bytes], b: dict[bytes, bytes]) -> Iterator[Cha
         old, new = a.get(name), b.get(name)
         if old != new:
             yield Change("xattrs", f"xattr {printable(name)}", _value(old), _value(new))
+
+
+def _extra_changes(a: dict[bytes, bytes], b: dict[bytes, bytes]) -> Iterator[Change]:
+    for key in sorted(a.keys() | b.keys()):
+        old, new = a.get(key, b""), b.get(key, b"")
+        if old != new:
+            is_device = key == b"device"
+            name = "device" if is_device else f"record {printable(key)}"
+            yield Change("special-file" if is_device else "xattrs", name, printable(old[:200]), printable(new[:200]))
 
 
 def _value(raw: bytes | None) -> str:

@@ -188,6 +188,11 @@ def marker(path: bytes, profile: Profile) -> Entry:
     return Entry(path, "file", 0o644, 0, 0, _fixed_time(profile))
 
 
+def is_whiteout(path: bytes, kind: str) -> bool:
+    """Tell whether an entry is a whiteout or opaque marker: by its name alone, however it is stored (SPEC 4.10)."""
+    return kind != "dir" and path.rpartition(b"/")[2].startswith(WHITEOUT_PREFIX)
+
+
 def _fixed_time(profile: Profile) -> int:
     return DEFAULT_MTIME if profile.mtime.policy == "source" else profile.mtime.seconds
 

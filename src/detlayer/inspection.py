@@ -89,7 +89,7 @@ def _inspect(
     found = LayerContents(reader.facts)
     files: list[tuple[int, str]] = []
     directories: dict[bytes, int] = {}
-    for member in TarReader(reader):
+    for member in TarReader(reader, grow=reader.grow):
         entry, kind = member.entry, _kind(member)
         found.entries += 1
         found.kinds[kind] = found.kinds.get(kind, 0) + 1

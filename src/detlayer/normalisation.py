@@ -16,10 +16,11 @@ from detlayer import layer as layers
 from detlayer import pyc
 from detlayer.blob import BlobReader, Readable
 from detlayer.codec import Codec
-from detlayer.entry import Entry, Profile
+from detlayer.entry import Entry, Profile, is_whiteout
 from detlayer.errors import LayerError, printable
 from detlayer.layer import Layer
 from detlayer.layout import open_layer
+from detlayer.magic import ArchiveSigns, image_archive
 from detlayer.merge import Held, Merger
 from detlayer.packing import Path, choose_codec, default_jobs, warn_of_class
 from detlayer.ports import Reporter, Silence
@@ -55,9 +56,9 @@ def normalize(
         with Outputs(output=output, oci_layout=oci_layout, descriptor=descriptor) as outputs:
             if isinstance(source, str | os.PathLike):
                 with open_layer(source) as file:
-                    merger = _read(file, spool, selection, max_expansion, reporter)
+                    merger = _read(file, os.fspath(source), spool, selection, max_expansion, reporter)
             else:
-                merger = _read(source, spool, selection, max_expansion, reporter)
+                merger = _read(source, "", spool, selection, max_expansion, reporter)
             entries = _with_content(merger, spool, profile, selection)
             made = layers.pack(entries, outputs.blob, codec=codec, jobs=jobs or default_jobs(), reporter=reporter)
             outputs.commit(made.digest, descriptor=made.descriptor().to_bytes() + b"\n")
@@ -67,22 +68,26 @@ def normalize(
     return made
 
 
-def _read(source: Readable, spool: Spool, selection: Selection, max_expansion: int, reporter: Reporter) -> Merger:
-    merger = Merger()
-    for member in TarReader(BlobReader(source, max_expansion=max_expansion)):
+def _read(
+    source: Readable, name: str, spool: Spool, selection: Selection, max_expansion: int, reporter: Reporter
+) -> Merger:
+    merger, signs = Merger(), ArchiveSigns()
+    reader = BlobReader(source, max_expansion=max_expansion)
+    for member in TarReader(reader, grow=reader.grow):
         entry = member.entry
         shown = printable(entry.path)
+        signs.take(entry.path)
         if not entry.path:
             continue  # the root has no entry in our layers (SPEC 3.2)
-        if member.sparse:
-            raise LayerError("sparse-file", f"{shown} is stored as a sparse file", "write the layer without --sparse")
-        if member.special:
+        if member.special and not is_whiteout(entry.path, entry.kind):
             if selection.special == "error":
                 raise LayerError("special-files", f"{shown} is a {member.special}", "leave it out with --special skip")
             reporter.warning("special-skipped", f"left out {shown}, a {member.special}")
             continue
         start = spool.append(member.views()) if entry.size_bytes else 0
         merger.add(structs.replace(entry, content=None), start)
+    if signs.kind:
+        raise image_archive(signs.kind, name, reader.facts.compression)
     spool.flush()
     return merger
 

@@ -11,7 +11,7 @@ from array import array
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from detlayer.entry import WHITEOUT_PREFIX, Entry, collision_code, fold_name, in_order
+from detlayer.entry import WHITEOUT_PREFIX, Entry, collision_code, fold_name, in_order, is_whiteout
 from detlayer.errors import printable
 from detlayer.finding import Finding
 
@@ -69,6 +69,9 @@ class Places:
         collision = self._collision(path, place, above, path[slash + 1 :])
         if collision is not None:
             yield collision
+        is_marker = path.startswith(WHITEOUT_PREFIX, slash + 1)
+        if is_marker:
+            yield from _check_whiteout(entry)
         if entry.kind == "file":
             values = _Values(entry.mode, entry.uid, entry.gid, entry.mtime)
             code = self._values.setdefault(values, len(self._values))
@@ -79,7 +82,7 @@ class Places:
                 self._above = path
         else:
             code = _LINK
-            if entry.kind == "hardlink":
+            if entry.kind == "hardlink" and not is_marker:
                 yield from self._check_link(entry)
         if self._index is None:
             self._hashes.append(place)
@@ -126,6 +129,9 @@ class Places:
             where = "is not before it" if code is None else "is no file"
             yield Finding("hardlink-form", shown, "target", f"{printable(entry.target)} {where}", "a file")
             return
+        if is_whiteout(entry.target, "file"):
+            yield Finding("hardlink-form", shown, "target", f"{printable(entry.target)} is a whiteout", "a file")
+            return
         found = _Values(entry.mode, entry.uid, entry.gid, entry.mtime)
         if self._values.get(found) == code:
             return
@@ -135,3 +141,14 @@ class Places:
                 shape = "{:04o}" if name == "mode" else "{}"
                 target = f"its target's {shape.format(there)}"
                 yield Finding("hardlink-form", shown, name, shape.format(here), target)
+
+
+def _check_whiteout(entry: Entry) -> Iterator[Finding]:
+    """Judge how a whiteout is stored: SPEC 4.10 has an empty file."""
+    shown = printable(entry.path)
+    if entry.kind == "hardlink":
+        yield Finding("hardlink-form", shown, "kind", "a hard link", "an empty file: it is a whiteout")
+    elif entry.kind == "symlink":
+        yield Finding("type-flag", shown, "kind", "a symlink", "an empty file: it is a whiteout")
+    elif entry.size_bytes:
+        yield Finding("size-field", shown, "size", str(entry.size_bytes), "0: it is a whiteout")

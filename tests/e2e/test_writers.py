@@ -65,7 +65,13 @@ WRITERS: dict[str, tuple[str, set[str]]] = {
     "tar ustar": (f"tar --format=ustar --exclude=*long-* {_HERE}", _NAMES | {"path-form"}),
     "tar v7": (f"tar --format=v7 --exclude=*long-* {_HERE}", {"type-flag", "gnu-format", "path-form"}),
     "tar sparse": (f"tar --sparse {_HERE}", _GNU | _NAMES | {"path-form", "sparse"}),
-    "tar sparse posix": (f"tar --sparse --format=posix {_HERE}", _PAX | _NAMES | {"path-form", "sparse"}),
+    **{
+        f"tar sparse posix {version}": (
+            f"tar --sparse --format=posix --sparse-version={version} {_HERE}",
+            _PAX | _NAMES | {"path-form", "sparse"},
+        )
+        for version in ("0.0", "0.1", "1.0")
+    },
     "tar big owners": ("tar --owner=:3000000 --group=:4000000 -cf OUT -C TREE a-b", _GNU),
     "bsdtar": (f"bsdtar {_HERE}", _BSD | _PAX | {"sparse", "prefix-field", "mode", "header-bytes"}),
     "bsdtar pax": (f"bsdtar --format=pax {_HERE}", _BSD | _PAX | {"sparse", "prefix-field", "mode", "header-bytes"}),
@@ -91,8 +97,7 @@ def ours(data: bytes) -> Iterator[tuple[str, str, int, int, int, int, str, bytes
     for member in TarReader([data]):
         entry = member.entry
         content = b"".join(member.views())
-        if not member.sparse:
-            assert len(content) == entry.size_bytes
+        assert len(content) == entry.size_bytes
         yield (
             os.fsdecode(entry.path),
             entry.kind,
@@ -101,7 +106,7 @@ def ours(data: bytes) -> Iterator[tuple[str, str, int, int, int, int, str, bytes
             entry.gid,
             entry.mtime,
             os.fsdecode(entry.target),
-            b"" if member.sparse else content,
+            content,
         )
 
 
@@ -123,7 +128,7 @@ def pythons(data: bytes) -> Iterator[tuple[str, str, int, int, int, int, str, by
                 info.gid,
                 int(info.mtime // 1),
                 info.linkname.removeprefix("./") if kind in ("symlink", "hardlink") else "",
-                stream.read() if stream is not None and not info.issparse() else b"",
+                stream.read() if stream is not None else b"",
             )
 
 

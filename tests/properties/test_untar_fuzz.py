@@ -16,7 +16,7 @@ from detlayer.audit import audit
 from detlayer.codec import Codec
 from detlayer.errors import LayerError
 from detlayer.finding import TRAPS
-from tests.crafted import LONG, Bytes, checked, entry, extension, header, member, record, tar
+from tests.crafted import LONG, SPARSE_FORMS, Bytes, checked, entry, extension, header, member, record, sparse, tar
 from tests.support import layer_of
 
 # What a report or an error may take beyond the blob itself: pieces, a PAX header, the kept findings.
@@ -40,7 +40,10 @@ def tars() -> tuple[bytes, ...]:
             extension(b"g", record(b"comment", b"x")),
             extension(b"L", LONG + b"\0"),
             member(b"short", b"data", at=257, raw=b"ustar  \0"),
-            member(b"s", b"d" * 512, at=156, raw=b"S"),
+            *(
+                sparse(form, b"s" + form.encode(), 5000, [(1000 * n, 90) for n in range(5)], b"d" * 450)
+                for form in SPARSE_FORMS
+            ),
             header(b"h", kind="hardlink", target=b"short"),
         ),
     ]

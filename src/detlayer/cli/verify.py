@@ -59,8 +59,9 @@ def verify(ctx: click.Context, /, **options: Any) -> None:
     """Prove a layer, image, tree or build reproducible, or name what keeps it from being so.
 
     TARGET is oci:DIR[:TAG] or oci-archive:FILE[:TAG], whose blobs, configs and layers are checked; or a layer file,
-    which is held against the specification; or else SOURCE[:DEST] as for `pack`, with its options, packed again under
-    perturbation. Exits with 0 if reproducible, 1 if not, 6 if a digest or size is not what it should be.
+    which is compared with the specification; or else SOURCE[:DEST] as for `pack`, with its options, packed again under
+    perturbation. A layout or an archive of one needs no prefix. Exits with 0 if reproducible, 1 if not, 6 if a digest
+    or size is not what it should be.
     """
     form = "json" if options["as_json"] else options["form"]
     if options["locked"]:

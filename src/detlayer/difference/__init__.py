@@ -147,9 +147,13 @@ def _choose(differences: list[Difference], limit: int) -> list[Difference]:
 
 
 def _positions(differences: list[Difference], summaries: list[Summary]) -> dict[int, bytes]:
-    """Where the contents of these differences are; hard links have none of their own."""
+    """Where the contents of these differences are; that of a hard link is elsewhere, and is not looked into."""
     wanted = {one.raw_path for one in differences}
-    return {one.position: one.path for one in summaries if one.path in wanted and one.values.kind == "file"}
+    return {
+        one.position: one.path
+        for one in summaries
+        if one.path in wanted and one.values.kind == "file" and not one.is_link
+    }
 
 
 def _parents(differences: list[Difference], old: list[Summary], new: list[Summary]) -> frozenset[bytes]:

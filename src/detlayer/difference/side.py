@@ -9,16 +9,17 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Protocol
 
-import msgspec
 from blake3 import blake3
+from msgspec import structs
 
 from detlayer.blob import BlobFacts, BlobReader
 from detlayer.compare import DIGEST_BYTES, Summary, Values, summarise, summary_key
-from detlayer.entry import Content, Entry, Mtime, Profile, normalise
+from detlayer.entry import Content, Entry, Mtime, Profile, is_whiteout, marker, normalise
 from detlayer.errors import ConfigError, IntegrityError, LayerError, printable
 from detlayer.finding import Finding
 from detlayer.form import check_form
 from detlayer.layout import OpenFile
+from detlayer.merge import Applied
 from detlayer.oci import Digest
 from detlayer.patterns import Pattern, parse_patterns, read_ignore_file
 from detlayer.ports import Reporter
@@ -63,49 +64,53 @@ class FormLog:
 
 
 class Gathering:
-    """Summaries as they come; later duplicates win, as an engine would apply them."""
+    """Summaries as they come, applied as an engine would; hard links have the content that they are bound to.
+
+    Normalised, hard links are files of their own (SPEC 4.7) and whiteouts have one form (4.10).
+    """
 
     def __init__(self, normalised: bool) -> None:
         self._profile = Profile() if normalised else None
-        self._found: dict[bytes, Summary] = {}
+        self._applied = Applied[Summary](lambda summary: summary.values.kind == "dir")
         self._values: dict[Values, Values] = {}
-        self._links: list[bytes] = []
         self.count = 0
         self.duplicates: list[bytes] = []
 
-    def add(self, entry: Entry, digest: bytes, kind: str = "", sparse: bool = False) -> None:
+    def add(self, entry: Entry, digest: bytes, kind: str = "", extras: tuple[tuple[bytes, bytes], ...] = ()) -> None:
         if self._profile is not None:
             xattrs = tuple(pair for pair in entry.xattrs if self._profile.wants_xattr(os.fsdecode(pair[0])))
-            entry = normalise(msgspec.structs.replace(entry, xattrs=xattrs), self._profile)
-        path = entry.path
-        if self._found.pop(path, None) is not None:
-            self.duplicates.append(path)
-        summary = summarise(entry, self._values, self.count, kind or entry.kind, digest)
-        self._found[path] = msgspec.structs.replace(summary, sparse=True) if sparse else summary
+            entry = normalise(structs.replace(entry, xattrs=xattrs), self._profile)
+            extras = tuple(one for one in extras if one[0] == b"device")  # `pack` writes none of the others
+        summary = summarise(entry, self._values, self.count, kind or entry.kind, digest, extras)
         if entry.kind == "hardlink":
-            self._links.append(path)
+            target = self._applied.link_target(entry.path, entry.target)
+            if target is not None:
+                summary = self._bound(summary, target)
+        if self._applied.put(entry.path, summary):
+            self.duplicates.append(entry.path)
         self.count += 1
 
+    def _bound(self, link: Summary, target: Summary) -> Summary:
+        if self._profile is not None:
+            return structs.replace(target, path=link.path, position=link.position, is_link=True)
+        digest, size_bytes = target.digest, target.size_bytes
+        if target.values.kind == "symlink":  # the content of a symlink is where it leads
+            digest, size_bytes = blake3(target.target).digest(DIGEST_BYTES), len(target.target)
+        extras = tuple({**dict(target.extras), **dict(link.extras)}.items())
+        return structs.replace(link, size_bytes=size_bytes, digest=digest, extras=extras, is_link=True)
+
     def close(self) -> list[Summary]:
-        """Give hard links their target's content; normalised, they are files of their own (SPEC 4.7). Then sort."""
-        found = self._found
-        for path in self._links:
-            link = found[path]
-            target = found.get(link.target)
-            if link.values.kind != "hardlink" or target is None or target.values.kind not in ("file", "hardlink"):
-                continue
-            values = target.values if self._profile is not None else link.values
-            found[path] = msgspec.structs.replace(
-                link,
-                values=self._values.setdefault(values, values),
-                size_bytes=target.size_bytes,
-                digest=target.digest,
-                target=b"" if self._profile is not None else link.target,
-            )
-        summaries = list(found.values())
-        found.clear()
+        """Give back the summaries in the order of SPEC 3.4."""
+        summaries = [self._whiteout(one) for one in self._applied.held.values()]
+        self._applied.held.clear()
         summaries.sort(key=lambda summary: summary_key(summary.path))
         return summaries
+
+    def _whiteout(self, summary: Summary) -> Summary:
+        if self._profile is None or not is_whiteout(summary.path, summary.values.kind):
+            return summary
+        made = marker(summary.path, self._profile)
+        return summarise(made, self._values, summary.position, made.kind, blake3().digest(DIGEST_BYTES))
 
 
 class TreeSide:
@@ -208,7 +213,7 @@ class LayerSide:
         with self.blob() as file:
             reader = self._reader(file)
             self.facts = reader.facts
-            tar = TarReader(self._read(reader))
+            tar = TarReader(self._read(reader), grow=reader.grow)
             self._gather(tar, gathering)
         if self._expected is not None and self.facts.digest != self._expected:
             raise IntegrityError(
@@ -238,14 +243,15 @@ class LayerSide:
                     for view in member.views():
                         hashed.update(view)
                     digest = hashed.digest(DIGEST_BYTES)
-                gathering.add(entry, digest, member.special, member.sparse)
+                gathering.add(entry, digest, member.special, member.extras)
         except LayerError as error:
             raise self._named(error) from error.__cause__
 
     def contents(self, wanted: Mapping[int, bytes]) -> Iterator[tuple[bytes, Pieces]]:
         left = len(wanted)
         with self.blob() as file:
-            for position, member in enumerate(TarReader(self._read(self._reader(file)))):
+            reader = self._reader(file)
+            for position, member in enumerate(TarReader(self._read(reader), grow=reader.grow)):
                 if wanted.get(position) == member.entry.path:
                     yield member.entry.path, member.views()
                     left -= 1

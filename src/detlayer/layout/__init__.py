@@ -6,11 +6,12 @@ documents, their number and their depth are bounded.
 
 from __future__ import annotations
 
-from detlayer.layout.file import OpenFile, begins_like_layer, looks_like_layer, open_file, open_layer, read_bounded
-from detlayer.layout.images import Image, Layout, LayoutName, Measure, name_layout, open_layout
+from detlayer.layout.file import OpenFile, find_kind, open_file, open_layer, read_bounded
+from detlayer.layout.images import SAVED, Image, Layout, LayoutName, Measure, name_layout, open_layout, split_name
 from detlayer.layout.source import SOURCE, FileBody, OpenedFile, OpenedImage, open_image
 
 __all__ = [
+    "SAVED",
     "SOURCE",
     "FileBody",
     "Image",
@@ -20,12 +21,12 @@ __all__ = [
     "OpenFile",
     "OpenedFile",
     "OpenedImage",
-    "begins_like_layer",
-    "looks_like_layer",
+    "find_kind",
     "name_layout",
     "open_file",
     "open_image",
     "open_layer",
     "open_layout",
     "read_bounded",
+    "split_name",
 ]

@@ -11,6 +11,7 @@ from detlayer.blob import BlobReader
 from detlayer.errors import LayerError, OutputError, TreeError, printable
 from detlayer.layout.file import OpenFile, open_regular, unreadable
 from detlayer.layout.place import BLOBS
+from detlayer.magic import HEAD_BYTES, check_format, format_of
 from detlayer.tar import padding
 from detlayer.untar import TarReader
 
@@ -28,9 +29,10 @@ class Archive:
         self._places: dict[str, tuple[int, int]] = {}
         self._links: dict[str, str] = {}
         try:
-            with self._file.stretch(0, min(4, self._file.size_bytes)) as head:
-                is_compressed = head.read(2) in (b"\x1f\x8b", b"\x28\xb5")
-            if is_compressed:
+            with self._file.stretch(0, min(HEAD_BYTES, self._file.size_bytes)) as head:
+                first = head.read(HEAD_BYTES)
+            check_format(first, path, is_image=True)
+            if format_of(first) in ("gzip", "zstd"):
                 self._expand(max_expansion)
             self._index()
         except BaseException:

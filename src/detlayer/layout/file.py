@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Literal, Self
 
 from detlayer.errors import LayerError, printable
+from detlayer.magic import HEAD_BYTES, check_format, format_of, is_named_as_archive
 from detlayer.oci import MEDIA_TYPE_LAYER
-from detlayer.tar import BLOCK_BYTES
 
 if TYPE_CHECKING:
     from detlayer.blob import Readable
-
-_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.zst")
 
 
 class OpenFile:
@@ -80,7 +79,7 @@ def open_regular(path: str) -> OpenFile | None:
 
 
 def open_file(path: str) -> OpenFile:
-    """Open a layer file that is read more than once; raises LayerError, also for what is no regular file."""
+    """Open a layer file that is read more than once; raises LayerError, also for what can't be one."""
     try:
         file = open_regular(path)
     except OSError as error:
@@ -89,6 +88,7 @@ def open_file(path: str) -> OpenFile:
         raise LayerError(
             "input-unreadable", f"{printable(path)} is no file that can be read twice", "save it as a file"
         )
+    _check_head(file, path)
     return file
 
 
@@ -96,10 +96,23 @@ def open_layer(path: str | os.PathLike[str]) -> OpenFile:
     """Open a layer that is read once: a file or a pipe. Raises LayerError."""
     name = os.fspath(path)
     try:
-        with open(name, "rb", buffering=0) as file:  # it refuses directories, too
-            return OpenFile(os.dup(file.fileno()), name)
+        with open(name, "rb", buffering=0) as opened:  # it refuses directories, too
+            file = OpenFile(os.dup(opened.fileno()), name)
+            if stat.S_ISREG(os.fstat(opened.fileno()).st_mode):  # of a pipe, its reader sees the first bytes
+                _check_head(file, name)
+            return file
     except OSError as error:
         raise LayerError("layer-unreadable", f"{printable(name)}: {error.strerror}", "check the path") from error
+
+
+def _check_head(file: OpenFile, name: str) -> None:
+    """Close the file and raise LayerError if it is of a format that no layer has."""
+    try:
+        with file.stretch(0, min(HEAD_BYTES, file.size_bytes)) as head:
+            check_format(head.read(HEAD_BYTES), name)
+    except BaseException:
+        file.close()
+        raise
 
 
 def read_bounded(file: Readable, limit: int) -> bytes | None:
@@ -112,31 +125,47 @@ def read_bounded(file: Readable, limit: int) -> bytes | None:
     return b"".join(parts) if left else None
 
 
-def looks_like_layer(path: str) -> bool:
-    """Tell whether a path is a regular file that begins like a tar, or like gzip or zstd, or is named as a layer.
+def find_kind(path: str) -> Literal["", "layer", "layout"]:
+    """Say what a path is to be read as: a layer file, a directory with an OCI layout, or neither. Raises LayerError.
 
-    The name counts, so that a layer that is empty or damaged is not taken for a source, which may well be reproducible.
+    A file is a layer by its first bytes or by its name, so that one that is empty or damaged is not taken for a source,
+    which may well be reproducible. What is of another format counts as well: it is refused when it is opened.
     """
+    mode = _mode(path)
+    if stat.S_ISDIR(mode):
+        has = {name: _mode(os.path.join(path, name)) != 0 for name in ("oci-layout", "index.json", "blobs/sha256")}
+        return "layout" if has["oci-layout"] or (has["index.json"] and has["blobs/sha256"]) else ""
+    if not stat.S_ISREG(mode):
+        return ""
+    if is_named_as_archive(path):
+        return "layer"
     try:
-        if not os.path.isfile(path):
-            return False
-        if path.endswith(_SUFFIXES):
-            return True
-        with open(path, "rb") as file:
-            return begins_like_layer(file.read(BLOCK_BYTES))
-    except (OSError, ValueError):
-        return False  # what is wrong with it is for whoever packs it to say
+        file = open_regular(path)
+    except FileNotFoundError:
+        return ""
+    except OSError as error:
+        raise unreadable(path, error) from error
+    if file is None:
+        return ""
+    with file:
+        return "layer" if format_of(file.read(HEAD_BYTES)) else ""
 
 
-def begins_like_layer(head: bytes) -> bool:
-    """Tell whether these are the first bytes of a tar, or of gzip or zstd."""
-    return head[:2] == b"\x1f\x8b" or head[:4] == b"\x28\xb5\x2f\xfd" or head[257:262] == b"ustar"
+def _mode(path: str) -> int:
+    """Ask what a path is; 0 if nothing is there. Raises LayerError where the system does not say."""
+    try:
+        return os.stat(path).st_mode
+    except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: a NUL, which no path has
+        return 0
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:  # as SOURCE:DEST together may be
+            return 0
+        raise unreadable(path, error) from error
 
 
 def layer_type(head: bytes) -> str:
     """Name the media type of a layer that begins like this."""
-    suffix = "tar+gzip" if head[:2] == b"\x1f\x8b" else "tar+zstd" if head[:4] == b"\x28\xb5\x2f\xfd" else "tar"
-    return MEDIA_TYPE_LAYER + suffix
+    return MEDIA_TYPE_LAYER + {"gzip": "tar+gzip", "zstd": "tar+zstd"}.get(format_of(head), "tar")
 
 
 def unreadable(name: str, error: OSError) -> LayerError:

@@ -23,6 +23,8 @@ from detlayer.layout.place import Directory, Place, blob_name, read_document
 from detlayer.oci import MAX_DOCUMENT_BYTES, Descriptor, Digest, Platform, digest_of
 
 _ARCHIVES = {"oci:": False, "oci-archive:": True}
+SAVED = "docker-archive:"
+"""The prefix of archives that `docker save` writes (`layout.saved`)."""
 _HEX = re.compile("[0-9a-f]{64}")
 _MAX_DEPTH = 8
 _MAX_BLOBS = 20_000

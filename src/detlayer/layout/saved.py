@@ -21,8 +21,9 @@ from detlayer.documents import Document, parse_config, parse_descriptor, parse_d
 from detlayer.errors import ConfigError, IntegrityError, LayerError, printable
 from detlayer.layout.archive import Archive
 from detlayer.layout.file import OpenFile, layer_type
-from detlayer.layout.images import measure, split_name
+from detlayer.layout.images import SAVED, measure, split_name
 from detlayer.layout.place import read_document
+from detlayer.magic import HEAD_BYTES
 from detlayer.names import Reference, parse_reference
 from detlayer.oci import (
     MEDIA_TYPE_CONFIG,
@@ -73,7 +74,7 @@ def open_saved(text: str, *, max_expansion: int = 200) -> Iterator[SavedImage]:
     All layers are read once, since their digests are nowhere: raises IntegrityError where one is not what the config
     says, TreeError, LayerError and ConfigError.
     """
-    path, wanted = split_name(text.removeprefix("docker-archive:"), os.path.isfile)
+    path, wanted = split_name(text.removeprefix(SAVED), os.path.isfile)
     archive = Archive(path, max_expansion=max_expansion)
     try:
         yield _Reading(path, archive, max_expansion).image(wanted)
@@ -156,8 +157,8 @@ class _Reading:
 
     def _measure(self, name: str) -> _StoredLayer:
         """Read a layer once."""
-        with self._open(name) as file, file.stretch(0, min(4, file.size_bytes)) as head:
-            media_type = layer_type(head.read(4))
+        with self._open(name) as file, file.stretch(0, min(HEAD_BYTES, file.size_bytes)) as head:
+            media_type = layer_type(head.read(HEAD_BYTES))
             if media_type.endswith("tar"):
                 digest, size_bytes = measure(file)
                 return _StoredLayer(Descriptor(media_type, digest, size_bytes), digest)

@@ -16,8 +16,9 @@ import msgspec
 from detlayer.documents import Document, parse_document
 from detlayer.errors import ConfigError, IntegrityError, LayerError, printable
 from detlayer.layout.file import OpenFile, layer_type, open_file
-from detlayer.layout.images import Layout, LayoutName, checked_document, measure, name_layout, open_layout
+from detlayer.layout.images import SAVED, Layout, LayoutName, checked_document, measure, name_layout, open_layout
 from detlayer.layout.place import blob_name
+from detlayer.magic import HEAD_BYTES, is_layer, quoted
 from detlayer.names import RepositoryName, parse_repository
 from detlayer.oci import MEDIA_TYPE_MANIFEST, Descriptor, Digest, canonical_json, digest_of
 from detlayer.ports import Body
@@ -130,7 +131,7 @@ def open_image(
     elif name is not None:
         with open_layout(name, max_expansion=max_expansion) as layout:
             yield _open_all(layout, name) if whole_index else _open_one(layout, name)
-    elif text.startswith("docker-archive:"):
+    elif text.startswith(SAVED):
         from detlayer.layout.saved import open_saved
 
         with open_saved(text, max_expansion=max_expansion) as saved:
@@ -145,7 +146,13 @@ def _open_file(path: str) -> OpenedFile:
     A registry may remove a blob that no manifest names, and a tag can only name a manifest.
     """
     with open_file(path) as file:
-        head = file.read(4)
+        head = file.read(HEAD_BYTES)
+    if not is_layer(head):
+        raise LayerError(
+            "layer-format",
+            f"{printable(path)} does not begin as a layer does: a tar, plain or compressed with gzip or zstd",
+            f"detlayer pack {quoted(path)} -o layer.tar.gz makes a layer of it",
+        )
     found = measure(open_file(path))
     blob = Descriptor(layer_type(head), found.digest, found.size_bytes)
     manifest = canonical_json(

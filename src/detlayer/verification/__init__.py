@@ -12,8 +12,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from detlayer import packing
 from detlayer.codec import DEFAULT_CODEC, Codec, parse_compression
 from detlayer.entry import Profile
-from detlayer.errors import ConfigError
-from detlayer.layout import LayoutName, looks_like_layer, name_layout
+from detlayer.errors import ConfigError, printable
+from detlayer.layout import SAVED, LayoutName, find_kind, name_layout, open_file, split_name
+from detlayer.magic import HEAD_BYTES, format_of, image_archive
 from detlayer.patterns import parse_patterns
 from detlayer.tree import Selection, Source
 from detlayer.verification.images import check_layout
@@ -49,8 +50,9 @@ def verify(
 ) -> VerifyReport:
     """Prove targets reproducible, or name the traps.
 
-    A target is `oci:DIR[:TAG]`, `oci-archive:FILE[:TAG]`, a layer file, or else a source as `pack` takes it; all
-    sources are one layer, packed once plainly and `runs` times perturbed. `against` is a digest, a diff_id, a
+    A target is `oci:DIR[:TAG]`, `oci-archive:FILE[:TAG]`, a layer file, or else a source as `pack` takes it. A layout
+    and an archive of one are found without a prefix, too, and with a destination (`DIR:/srv`) anything is a source.
+    All sources are one layer, packed once plainly and `runs` times perturbed. `against` is a digest, a diff_id, a
     descriptor's JSON or a layer. `rebuild` is a shell command that makes `output` in a copy of the working directory.
     `environment` is what processes are started with, such as `os.environ`; by default they get none but what is
     perturbed. `strict` counts suspicious contents as failures. `max_expansion` bounds how far a foreign layer may
@@ -73,21 +75,24 @@ def verify(
         name = _name(target)
         if name is None:
             sources.append(target)
-        elif isinstance(name, str):
-            reports.append(
-                check_layer(name, profile=profile, expectation=expectation, strict=strict, max_expansion=max_expansion)
+            continue
+        report = None
+        if isinstance(name, str):
+            report = check_layer(
+                name, profile=profile, expectation=expectation, strict=strict, max_expansion=max_expansion
             )
-        else:
-            reports.append(
-                check_layout(
-                    str(target),
-                    name,
-                    profile=profile,
-                    expectation=expectation,
-                    strict=strict,
-                    max_expansion=max_expansion,
-                )
+            name = LayoutName(name, "", is_archive=True)
+        reports.append(
+            report
+            or check_layout(
+                str(target),
+                name,
+                profile=profile,
+                expectation=expectation,
+                strict=strict,
+                max_expansion=max_expansion,
             )
+        )
     if sources:
         resolved = packing.resolve(sources, exclude=exclude, ignore_files=ignore_files, use_ignore_file=use_ignore_file)
         reports.append(
@@ -124,8 +129,29 @@ def verify(
 
 
 def _name(target: Source | Path) -> LayoutName | str | None:
-    """Tell a layout by its prefix and a layer by how it begins; None for sources."""
+    """Tell a layout and a layer file, or an archive, by prefix or by what is there; None for sources."""
     if isinstance(target, Source):
         return None
     text = os.fspath(target)
-    return name_layout(text) or (text if looks_like_layer(text) else None)
+    if text.startswith(SAVED):
+        path, _ = split_name(text.removeprefix(SAVED), os.path.isfile)
+        with open_file(path) as file:
+            raise image_archive("docker-archive", path, format_of(file.read(HEAD_BYTES)))
+    named = name_layout(text)
+    if named is not None:
+        return named
+    match find_kind(text):
+        case "layer":
+            return text
+        case "layout":
+            return LayoutName(text, "", is_archive=False)
+    path, colon, right = text.rpartition(":")
+    kind = find_kind(path) if colon and not right.startswith("/") else ""
+    if kind:
+        prefix = "oci:" if kind == "layout" else "oci-archive:"
+        raise ConfigError(
+            "target-ambiguous",
+            f"{printable(text)} may be a source with a destination, or an image with a tag",
+            f"{prefix}{printable(text)} is the image; {printable(path)}:/{printable(right)} packs {printable(path)}",
+        )
+    return None

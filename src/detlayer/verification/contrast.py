@@ -61,7 +61,9 @@ def contrast(expected: Run, found: Run, *, max_expansion: int = 200) -> Iterator
     changed: dict[bytes, int] = {}
     for path in sorted(both):
         a, b = old[path], new[path]
-        if a.content != b.content and a.entry.kind == b.entry.kind:
+        if a.content != b.content and a.entry.kind == b.entry.kind == "hardlink":
+            yield Finding("content", printable(path), "content", "linked to other bytes", "equal bytes")
+        elif a.content != b.content and a.entry.kind == b.entry.kind:
             changed[path] = max(a.entry.size_bytes, b.entry.size_bytes)
         fields = list(_compare(a.entry, b.entry))
         yield from fields
@@ -81,19 +83,23 @@ def contrast(expected: Run, found: Run, *, max_expansion: int = 200) -> Iterator
 def _list(run: Run, max_expansion: int) -> dict[bytes, _Listed]:
     listed: dict[bytes, _Listed] = {}
     with run.open() as source:
-        for place, member in enumerate(TarReader(BlobReader(source, max_expansion=max_expansion))):
+        reader = BlobReader(source, max_expansion=max_expansion)
+        for place, member in enumerate(TarReader(reader, grow=reader.grow)):
             digest = blake3()
             for view in member.views():
                 digest.update(view)
             entry = structs.replace(member.entry, content=None)
-            listed[entry.path] = _Listed(place, entry, member.blocks, digest.digest())
+            target = listed.get(entry.target) if entry.kind == "hardlink" else None
+            content = digest.digest() if target is None else target.content  # a link is bound where it stands
+            listed[entry.path] = _Listed(place, entry, member.blocks + member.map, content)
     return listed
 
 
 def _read(run: Run, wanted: set[bytes], max_expansion: int) -> dict[bytes, bytes]:
     contents: dict[bytes, bytes] = {}
     with run.open() as source:
-        for member in TarReader(BlobReader(source, max_expansion=max_expansion)):
+        reader = BlobReader(source, max_expansion=max_expansion)
+        for member in TarReader(reader, grow=reader.grow):
             if member.entry.path in wanted:
                 contents[member.entry.path] = b"".join(map(bytes, member.views()))
     return contents

@@ -11,9 +11,9 @@ from detlayer.audit import Findings, audit
 from detlayer.entry import Profile
 from detlayer.errors import LayerError, TreeError, printable
 from detlayer.finding import Finding
-from detlayer.layout import Image, Layout, LayoutName, Measure, begins_like_layer, open_layout
+from detlayer.layout import Image, Layout, LayoutName, Measure, open_layout
+from detlayer.magic import HEAD_BYTES, is_layer
 from detlayer.oci import Descriptor, Digest
-from detlayer.tar import BLOCK_BYTES
 from detlayer.verification.layers import Expectation
 from detlayer.verification.report import LayerFacts, TargetReport, divide, facts_of
 
@@ -95,7 +95,7 @@ class _Check:
 
     def _begins_like_layer(self, digest: Digest) -> bool:
         with self._layout.open(digest) as file:
-            return begins_like_layer(file.read(BLOCK_BYTES))
+            return is_layer(file.read(HEAD_BYTES))
 
     def _check_other(self, blob: Descriptor, what: str) -> None:
         # Not remembered as seen: where it is named as what we know, it is looked into.

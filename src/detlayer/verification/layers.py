@@ -13,10 +13,11 @@ from typing import Any
 from detlayer.audit import audit
 from detlayer.blob import Readable
 from detlayer.entry import Profile
-from detlayer.errors import ConfigError, printable
+from detlayer.errors import ConfigError, LayerError, printable
 from detlayer.finding import Finding
 from detlayer.layer import ANNOTATION_PREFIX
 from detlayer.layout import open_file, read_bounded
+from detlayer.magic import image_archive, quoted
 from detlayer.oci import MAX_DOCUMENT_BYTES, parse_digest
 from detlayer.verification.contrast import Run, contrast
 from detlayer.verification.report import LayerFacts, TargetReport, divide, facts_of
@@ -81,7 +82,10 @@ def parse_expectation(text: str, *, max_expansion: int = 200) -> Expectation:
                 raise _odd(text, "is too long for a descriptor")
             return _parse_descriptor(text, head + rest)
     with opened() as file:
-        facts = facts_of(text, audit(file, contents=False, keep=0, max_expansion=max_expansion))
+        report = audit(file, contents=False, keep=0, max_expansion=max_expansion)
+    if report.signs.kind:
+        raise _odd(text, "is an archive of an image")
+    facts = facts_of(text, report)
     return Expectation(text, "", facts.digest, facts.diff_id, facts.key, facts.codec_class, opened)
 
 
@@ -92,11 +96,26 @@ def check_layer(
     expectation: Expectation | None = None,
     strict: bool = False,
     max_expansion: int = 200,
-) -> TargetReport:
-    """Judge a layer file; raises LayerError where it can't be read, or not as one."""
+) -> TargetReport | None:
+    """Judge a layer file; None if it is an archive of an OCI layout, which is for `check_layout`.
+
+    Raises LayerError where it can't be read, or not as a layer.
+    """
     opened = partial(open_file, path)
-    with opened() as file:
+    try:
+        file = opened()
+    except LayerError as error:
+        if error.code != "layer-format":
+            raise
+        name = quoted(f"{path}:/{os.path.basename(path)}")
+        hint = f"{error.hint}; or pack it as it is: detlayer verify {name}"
+        raise LayerError(error.code, error.message, hint) from error
+    with file:
         report = audit(file, profile=profile, max_expansion=max_expansion)
+    if report.signs.kind == "oci-archive":
+        return None
+    if report.signs.kind:
+        raise image_archive(report.signs.kind, path, report.facts.compression)
     facts = facts_of(path, report)
     failures, advice = divide(report.findings, strict=strict)
     if expectation is not None:
