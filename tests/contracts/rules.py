@@ -32,7 +32,7 @@ class Rules:
     `location`: `absolute`, `relative`, `http` (also where the registry has TLS), `elsewhere` (another host, without
     authorization). `location_query`: Location has a `_state` that has to come back. `blobs`: `here`, or `elsewhere`:
     GET is a redirect to another host, which asks for credentials if it `fishes`. `digest_header`: of manifests.
-    `checks_blobs`: a manifest is refused while blobs or children of it are missing; by `unknown_blob_code`, without JSON
+    `checks_blobs`: a manifest is refused while something that it names is missing; by `unknown_blob_code`, without JSON
     if that is empty, and naming at most `unknown_blob_most` of them.
     """
 
