@@ -50,6 +50,7 @@ class Carrier:
         self._origins = origins
         self._descriptors = {blob.digest: blob for blob in wanted.blobs}
         self._restored: set[Digest] = set()
+        self._found: set[Digest] = set()
         self._restoring = RLock()
 
     def carry_out(self, plan: Plan) -> list[TagResult]:
@@ -207,17 +208,18 @@ class Carrier:
     def _find_lost(self, needed: Collection[Digest], refused: RefusedError | NotFoundError) -> list[Digest]:
         """Tell which of these the registry lost: those that it names, and those that it lacks when asked.
 
-        A refusal may have any code, and name all of them, one, or none. Nothing is restored twice.
+        A refusal may have any code, and name all of them, one, or none. Nothing is asked for or restored twice.
         """
         said = set(refused.refusal.digests if isinstance(refused, RefusedError) else ())
         sent = self._knowledge.known(self._repository.name)
-        open_ones = [digest for digest in needed if digest not in self._restored]
-        doubtful = [digest for digest in open_ones if digest not in said and sent.get(digest) != "uploaded"]
+        unsent = [one for one in needed if one not in self._restored and sent.get(one) != "uploaded"]
+        doubtful = [one for one in unsent if one not in said and one not in self._found]
         answers = work_off([Job(lambda digest=digest: self._is_there(digest)) for digest in doubtful])  # type: ignore[misc]
         lost = {digest for digest, is_there in zip(doubtful, answers, strict=True) if not is_there}
+        self._found.update(set(doubtful) - lost)
         if refused.code == "blobs-missing" and not lost and not said.intersection(needed):
-            return doubtful  # its HEAD knows less than its PUT
-        return [digest for digest in open_ones if digest in said or digest in lost]
+            return unsent  # its HEAD knows less than its PUT
+        return [one for one in needed if one not in self._restored and (one in said or one in lost)]
 
     def _is_there(self, digest: Digest) -> bool:
         if digest in self._wanted.by_digest:
