@@ -25,8 +25,7 @@ from detlayer.ports import Proof
 # not have is most likely new, and only a large blob is worth one.
 ASK_FROM_BYTES = 1 << 20
 ASK_NEW_FROM_BYTES = 16 << 20
-# A smaller blob, such as an empty layer or an empty config, is in images that have nothing else in common.
-TELLING_FROM_BYTES = 128
+TELLING_FROM_BYTES = 128  # smaller ones, such as empty layers and configs, are in images that share nothing else
 
 _LAST_TAGS = frozenset(("latest", "stable", "main", "master", "edge", "nightly", "current"))
 
@@ -263,18 +262,20 @@ def ask(wanted: Wanted, tags: Sequence[str], facts: Facts, *, check: bool = Fals
 
 
 def confirm(wanted: Wanted, facts: Facts) -> tuple[Question, ...]:
-    """Ask for one thing of those that are remembered and that a plan would depend on; nothing if it depends on none.
+    """Ask for one thing of those that are remembered, if a plan would depend on any.
 
     The topmost layer of them: others may have brought the lower ones back since, with images on the same base.
     """
     _conclude(wanted, facts)
     doubtful = _believe(wanted, facts).proofs.keys() - facts.proofs.keys()
     blobs = [blob for blob in _open(wanted, facts) if blob.digest in doubtful]
-    if blobs:
+    if not blobs and not doubtful.intersection(one.digest for one in wanted.documents[:-1]):
+        return ()
+    if blobs := [blob for blob in blobs if blob.digest in facts.remembered]:
         telling = [blob for blob in blobs if blob.size_bytes >= TELLING_FROM_BYTES] or blobs
         return (Question("blob", str(telling[-1].digest), confirms=True),)
-    documents = [str(one.digest) for one in wanted.documents[:-1] if one.digest in doubtful]
-    return tuple(Question("manifest", digest, confirms=True) for digest in documents[-1:])
+    documents = [one.digest for one in wanted.documents if one.digest in doubtful and one.digest in facts.remembered]
+    return tuple(Question("manifest", str(digest), confirms=True) for digest in documents[-1:])
 
 
 def _believe(wanted: Wanted, facts: Facts) -> Facts:
@@ -287,12 +288,10 @@ def _believe(wanted: Wanted, facts: Facts) -> Facts:
 def _about_everything(wanted: Wanted, facts: Facts) -> Iterator[Question]:
     """Ask for all that this run did not see; the root is what the tags name, or is put."""
     answered = facts.proofs.keys() | facts.absent | wanted.fresh
-    for document in wanted.documents[:-1]:
-        if document.digest not in answered:
-            yield Question("manifest", str(document.digest))
-    for blob in wanted.blobs:
-        if blob.digest not in answered and not blob.is_foreign:
-            yield Question("blob", str(blob.digest))
+    documents = [one.digest for one in wanted.documents[:-1] if one.digest not in answered]
+    blobs = [one.digest for one in wanted.blobs if one.digest not in answered and not one.is_foreign]
+    yield from (Question("manifest", str(digest)) for digest in documents)
+    yield from (Question("blob", str(digest)) for digest in blobs)
 
 
 def _unknown_document(wanted: Wanted, documents: Iterable[Document], facts: Facts) -> tuple[Question, ...]:
@@ -400,7 +399,7 @@ def _broken(wanted: Wanted, facts: Facts) -> set[Digest]:
     broken: set[Digest] = set()
     for document in wanted.documents:
         listed = {one.digest for one in (*document.children, *document.blobs)}
-        if listed & (facts.absent | broken):
+        if not listed.isdisjoint(facts.absent) or not listed.isdisjoint(broken):
             broken.add(document.digest)
     return broken
 
