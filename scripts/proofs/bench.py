@@ -45,11 +45,11 @@ Snapshot = dict[str, str]
 class Bench:
     """A directory with everything that a command works on. With `on_disk`, the cache is a disk of its own."""
 
-    def __init__(self, place: Path, *, on_disk: bool = False) -> None:
+    def __init__(self, place: Path, warm: Warm, *, on_disk: bool = False) -> None:
         self.place = place
         for name in ("out", "project", "tmp", "home", "in", "registry", "cache", "check"):
             (place / name).mkdir(parents=True)
-        self.warm = Warm(place / "said")
+        self._warm = warm
         self._registry: RealRegistry | None = None
         self.disk = Disk(place / "disk.img", place / "cache") if on_disk else None
         self._made_at = 0.0
@@ -59,7 +59,6 @@ class Bench:
         self._make_inputs()
 
     def close(self) -> None:
-        self.warm.close()
         if self._registry is not None:
             self._registry.close()
         if self.disk is not None:
@@ -84,7 +83,7 @@ class Bench:
         }
         if any("{registry}" in one for one in arguments):
             arguments = tuple(one.replace("{registry}", self.registry.direct_address) for one in arguments)
-        return self.warm.run(arguments, self.place, environment, trace=trace, file_bytes=file_bytes)
+        return self._warm.run(arguments, self.place, environment, trace=trace, file_bytes=file_bytes)
 
     def expect(self, *arguments: str) -> Said:
         said = self.run(*arguments)
@@ -92,6 +91,10 @@ class Bench:
             raise RuntimeError(f"{' '.join(arguments)}: exit {said.exit}\n{said.stdout}{said.stderr}")
         time.sleep(_SETTLED_S)
         return said
+
+    def is_ours(self, path: str) -> bool:
+        """Tell whether a path is of the workspace, or what a run prints to."""
+        return path.startswith(f"{self.place}/") or path == str(self._warm.stdout)
 
     @property
     def registry(self) -> RealRegistry:
@@ -133,6 +136,7 @@ class Bench:
         """Make layer files of two trees, and a tar in no order."""
         self.expect("pack", "tree:/srv/app", "-o", "in/a.tar.gz", "--no-cache", "-q")
         self.expect("pack", "other:/srv/app", "-o", "in/b.tar.zst", "--no-cache", "-q")
+        self.expect("pack", "tree:/srv/app", "-o", "in/c.tar.gz", "--no-cache", "-q")
         with tarfile.open(self.place / "in" / "any.tar", "w") as tar:
             tar.add(self.place / "tree", "srv/app")
             tar.add(self.place / "other" / "data", "srv/app/data")
@@ -217,6 +221,8 @@ class Bench:
             for at, _, names in os.walk(self.place / name):
                 for one in names:
                     path = str((Path(at) / one).relative_to(self.place))
+                    if "detlayer-bug-" in path:
+                        continue
                     if TEMPORARY.search(path) or path.startswith(("cache/incoming/", "tmp/")):
                         found.append(path)
         return sorted(found)

@@ -27,7 +27,7 @@ from typing import TypeVar
 from scripts.proofs.bench import TEMPORARY, Bench, Snapshot, is_whole
 from scripts.proofs.cases import CASES, Case
 from scripts.proofs.disk import can_mount
-from scripts.proofs.warm import ROOT, Call, Said
+from scripts.proofs.warm import ROOT, Call, Said, Warm
 
 _T = TypeVar("_T")
 CLASSES = {
@@ -42,7 +42,7 @@ CLASSES = {
     "lock": ("flock", "fcntl"),
     "size": ("ftruncate", "fallocate"),
     "values": ("utimensat", "fchmod", "fchmodat", "statfs", "fstatfs"),
-    "network": ("connect", "sendto", "recvfrom"),
+    "network": ("connect", "recvfrom"),  # a send that fails alone is no reset: httpcore then waits for an answer
 }
 ERRORS = {
     "read": ("EIO", "ESTALE", "EINTR"),
@@ -68,16 +68,26 @@ _SHOWN = 3  # violations of one sort in a case; others are only counted
 
 @dataclass(frozen=True)
 class Fault:
-    """What goes wrong: `read:error=EIO:when=3` as strace has it, `limit=BYTES` of a file, or `rot=NUMBER` of a blob."""
+    """What goes wrong: `read:error=EIO:when=3` as strace has it, `limit=BYTES` of a file, or `rot=NUMBER` of a blob.
+
+    With ` of PATH` behind it, only calls that are about this file count.
+    """
 
     kind: str
     text: str
 
-    @property
-    def trace(self) -> list[str] | None:
+    def trace(self, place: Path) -> list[str] | None:
+        """Give the options of strace."""
         if self.text.startswith(("limit=", "rot=")):
             return None
-        return ["-e", f"trace={self.text.partition(':')[0]}", "-e", f"inject={self.text}"]
+        inject, _, path = self.text.partition(" of ")
+        only = ["-P", str(place / path)] if path else []
+        return [*only, "-e", f"trace={inject.partition(':')[0]}", "-e", f"inject={inject}"]
+
+    @property
+    def is_rot(self) -> bool:
+        """Tell whether only a blob of the cache is damaged, which costs time and nothing else."""
+        return self.kind in ("rot", "flip", "unreadable")
 
     @property
     def limit(self) -> int | None:
@@ -101,8 +111,9 @@ class Violation:
     def lines(self) -> Iterator[str]:
         yield f"VIOLATION {self.case}: {self.what}"
         yield f"  fault: {self.fault.text}" + (f" in {self.hit}" if self.hit else "")
-        if self.fault.trace is not None:
-            yield f"  strace -f {' '.join(self.fault.trace)}"
+        options = self.fault.trace(Path())
+        if options is not None:
+            yield f"  strace -f {' '.join(options)}"
         yield from (f"  | {line}" for line in self.detail.splitlines()[:12])
         yield f"  repeat: scripts/prove faults --only {self.case} --fault '{self.fault.text}'"
 
@@ -154,35 +165,49 @@ class Sweep:
             return False
         if _CLASS_OF.get(call.name) == "network":
             return call.is_network
-        place = f"{self.bench.place}/"
-        return any(path.startswith(place) and not path.startswith(f"{place}said/log") for path in call.paths)
+        return any(map(self.bench.is_ours, call.paths))
 
     # -- faults
 
-    def faults(self, rounds: int, seed: int) -> Iterator[Fault]:
+    def faults(self, damage: str, rounds: int, seed: int) -> Iterator[Fault]:
         """Choose up to `rounds` faults of each kind; the same for the same seed."""
+        if damage == "rot":
+            self.bench.restore()
+            yield from (Fault("rot", f"rot={number}") for number in range(len(self.bench.blobs())))
+            return
+        chance = random.Random(f"{seed}/{self.case.name}/reads")
+        yield from _sample(list(self._blob_faults()), 2 * rounds, chance)
+        if damage == "reads":
+            return
         for kind in CLASSES:
             chance = random.Random(f"{seed}/{self.case.name}/{kind}")
             some = [one for one in self.calls if _CLASS_OF[one.name] == kind]
-            choices = [(one, error) for one in some for error in ERRORS[kind]]
+            choices = [(one, error) for one in some for error in ERRORS[kind] if _is_real(one, error)]
             for call, error in _sample(choices, rounds, chance):
-                more = "+" if error in _STICKY and chance.random() < 0.25 else ""
+                more = "+" if error in _STICKY and call.name != "fcntl" and chance.random() < 0.25 else ""
                 yield Fault(kind, f"{call.name}:error={error}:when={call.number}{more}")
         chance = random.Random(f"{seed}/{self.case.name}/kill")
         for call in _sample(self.calls, 2 * rounds, chance):
             yield Fault("kill", f"{call.name}:signal=KILL:when={call.number}")
-        for call in _sample([one for one in self.calls if _is_cache_read(one)], rounds, chance):
-            at = "@arg2=5A5A5A5A5A5A5A5A"
-            yield Fault("flip", f"{call.name}:poke_exit={at}:when={call.number}")
         largest = max((path.stat().st_size for path in self.bench.place.glob("in/*.tar")), default=300_000)
         for _ in range(rounds):
             yield Fault("limit", f"limit={4096 + int(largest * chance.random())}")
 
-    def rots(self) -> Iterator[Fault]:
-        """Let each blob of the cache rot in turn; the workspace has a disk."""
-        self.bench.restore()
-        for number in range(len(self.bench.blobs())):
-            yield Fault("rot", f"rot={number}")
+    def _blob_faults(self) -> Iterator[Fault]:
+        """Change what each read of a blob of the cache gives, or let all fail."""
+        counts: Counter[tuple[int, str, str]] = Counter()
+        place = f"{self.bench.place}/"
+        for call in self.calls:
+            for path in call.paths:
+                if _CACHE_BLOB not in path or not path.startswith(place):
+                    continue
+                counts[call.thread, call.name, path] += 1
+                number = counts[call.thread, call.name, path]
+                name = path.removeprefix(place)
+                if call.name in ("read", "pread64") and call.result > 0:
+                    yield Fault("flip", f"{call.name}:poke_exit=@arg2=5A5A5A5A5A5A5A5A:when={number} of {name}")
+                if call.name in ("read", "pread64", "openat", "copy_file_range", "sendfile"):
+                    yield Fault("unreadable", f"{call.name}:error=EIO:when={number}+ of {name}")
 
     # -- judging
 
@@ -193,9 +218,10 @@ class Sweep:
         if fault.text.startswith("rot="):
             assert bench.disk is not None
             bench.disk.rot(bench.blobs()[int(fault.text.removeprefix("rot="))])
-        said = bench.run(*case.command, trace=fault.trace, file_bytes=fault.limit)
+        trace = fault.trace(bench.place)
+        said = bench.run(*case.command, trace=trace, file_bytes=fault.limit)
         hits = [one for one in said.calls if one.is_injected]
-        if fault.trace is not None and not fault.is_kill and not any(map(self._is_ours, hits)):
+        if trace is not None and not fault.is_kill and not any(map(self._is_ours, hits)):
             tally.missed += 1
             return said
         if fault.is_kill and said.exit != -9:
@@ -207,7 +233,7 @@ class Sweep:
         wrong = self._wrong(said, fault, hits)
         outcome = "killed" if fault.is_kill else said.code or ("no" if said.exit else "right")
         if wrong is None:
-            wrong = self._wrong_after(said)
+            wrong = self._wrong_after(said, fault, hits)
         if wrong is not None:
             tally.violations.append(Violation(case.name, fault, hit, *wrong))
         elif outcome == "killed":
@@ -226,13 +252,16 @@ class Sweep:
         if "Traceback" in said.stderr or said.exit == 70:
             return "internal error", text + self._report()
         found = self.bench.results()
-        temporaries = self.bench.temporaries()
         if said.exit == self.case.exit and not said.code:
-            if said.stdout != self._stdout:
+            if not self.case.claim and not self.case.loose and said.stdout != self._stdout:
                 return "ends well and prints something else", f"{text}expected:\n{self._stdout}"
+            if self.case.claim and not self._is_true(said.stdout):
+                return "ends well and prints what is false", f"{text}{len(self.bench.blobs())} blobs are in the cache"
             different = _differences(found, self._done, self.case.loose)
             if different:
                 return "ends well with wrong outputs", f"{text}{different}"
+            if fault.kind == "rot" and said.stderr.count("warning[") > 1:
+                return "more than one warning", text
             for check in self.case.checks:
                 checked = self.bench.run(*check)
                 if checked.exit != 0:
@@ -240,6 +269,8 @@ class Sweep:
         elif not fault.is_kill:
             if said.exit == 1 and self.case.may_say_no:
                 return None
+            if fault.is_rot:
+                return "a damaged blob of the cache is an error", text
             if said.exit not in _ERROR_EXITS or not said.code:
                 return "neither a right result nor a clear error", text
             if said.code not in self._documented:
@@ -247,11 +278,17 @@ class Sweep:
         torn = self._torn(found)
         if torn:
             return "an output is neither as before nor whole", f"{text}{torn}"
-        if temporaries and not fault.is_kill and not _fails_to_remove(hits):
-            left = [one for one in temporaries if "/.detlayer/" not in one]  # a part of a blob, to be resumed
+        if not fault.is_kill and not _fails_to_remove(hits):
+            # What a pull has of a blob stays, to be resumed.
+            left = [one for one in self.bench.temporaries() if "/.detlayer/" not in one]
             if left:
                 return "leaves temporary files", f"{text}{left}"
         return None
+
+    def _is_true(self, stdout: str) -> bool:
+        """Tell whether the cache has as many blobs as is printed."""
+        found = re.search(self.case.claim, stdout)
+        return found is not None and int(found[1]) == len(self.bench.blobs())
 
     def _torn(self, found: Snapshot) -> list[str]:
         torn = []
@@ -269,7 +306,7 @@ class Sweep:
                 torn += [f"{path} is there, and {one} is not" for one in lost]
         return torn
 
-    def _wrong_after(self, faulty: Said) -> tuple[str, str] | None:
+    def _wrong_after(self, faulty: Said, fault: Fault, hits: Sequence[Call]) -> tuple[str, str] | None:
         """Judge the runs after the one with the fault."""
         for command, expected in zip(self._after, self._expected, strict=True):
             said = self.bench.run(*command)
@@ -285,13 +322,12 @@ class Sweep:
         different = _differences(self.bench.results(), self._settled, self.case.loose)
         if different:
             return "the next run leaves wrong outputs", f"{text}{different}"
-        temporaries = self.bench.temporaries()
-        if temporaries:
-            return "temporary files stay", f"{text}{temporaries}"
-        return self._wrong_cache()
-
-    def _wrong_cache(self) -> tuple[str, str] | None:
-        wrong = self.bench.wrong_blobs()
+        # In $TMPDIR what a killed process leaves is the system's to remove.
+        is_excused = fault.is_kill or _fails_to_remove(hits)
+        left = [one for one in self.bench.temporaries() if not (is_excused and one.startswith("tmp/"))]
+        if left:
+            return "temporary files stay", f"{text}{left}"
+        wrong = self.bench.wrong_blobs() if fault.kind != "rot" else []  # one that nobody used may stay
         return ("the cache keeps a blob that is not what its name says", str(wrong)) if wrong else None
 
     def _report(self) -> str:
@@ -314,12 +350,13 @@ def _belongs(path: str, seal: str) -> bool:
     return seal == "out/app.json" or path.startswith("/".join(top)) or (top[0] == "registry" == path.split()[0])
 
 
+def _is_real(call: Call, error: str) -> bool:
+    """Tell whether a system may give that error to that call."""
+    return error != "ENOSPC" or not call.name.startswith(("unlink", "rmdir"))
+
+
 def _fails_to_remove(hits: Sequence[Call]) -> bool:
     return any(one.name.startswith(("unlink", "rmdir")) for one in hits)
-
-
-def _is_cache_read(call: Call) -> bool:
-    return call.name in ("read", "pread64") and call.result > 0 and any(_CACHE_BLOB in path for path in call.paths)
 
 
 def _sample(items: Sequence[_T], count: int, chance: random.Random) -> list[_T]:
@@ -329,27 +366,34 @@ def _sample(items: Sequence[_T], count: int, chance: random.Random) -> list[_T]:
 # -- all cases
 
 
+def _kind_of(text: str) -> str:
+    name = text.partition(":")[0]
+    if "signal=" in text:
+        return "kill"
+    if " of " in text:
+        return "flip" if "poke_exit" in text else "unreadable"
+    return _CLASS_OF.get(name, name.partition("=")[0])
+
+
 def run_case(
     case: Case,
     place: Path,
+    warm: Warm,
     *,
     rounds: int,
     seed: int,
-    rots: bool = False,
-    show: Callable[[Fault, Said], None] | None = None,
+    damage: str = "all",
     only: str = "",
+    show: Callable[[Fault, Said], None] | None = None,
 ) -> dict[str, Tally]:
-    """Try the faults of a case, or one of them; gives a tally for each kind."""
+    """Try the faults of a case, or only one; gives a tally for each kind.
+
+    `damage` is "all"; or "rot", of blobs of the cache on a disk of its own; or "reads", of blobs of the cache.
+    """
     tallies: dict[str, Tally] = defaultdict(Tally)
-    with Bench(place, on_disk=rots) as bench:
+    with Bench(place, warm, on_disk=damage == "rot") as bench:
         sweep = Sweep(case, bench)
-        if only:
-            name = only.partition(":")[0]
-            kind = "kill" if "signal=" in only else _CLASS_OF.get(name, name.partition("=")[0])
-            faults: Iterator[Fault] = iter([Fault(kind, only)])
-        else:
-            faults = sweep.rots() if rots else sweep.faults(rounds, seed)
-        for fault in faults:
+        for fault in [Fault(_kind_of(only), only)] if only else sweep.faults(damage, rounds, seed):
             said = sweep.judge(fault, tallies[fault.kind])
             if show is not None:
                 show(fault, said)
@@ -377,16 +421,17 @@ def main(arguments: list[str]) -> int:
     started = time.monotonic()
     printing = threading.Lock()
     all_of: list[Violation] = []
+    broken: list[str] = []  # commands that fail without a fault
     total = 0
     with tempfile.TemporaryDirectory(prefix="detlayer-faults-") as name:
         home = Path(name)
         mounts = can_mount(home / "disk")
         if not mounts:
             print("this machine mounts no disks for us: blobs rot only in what reads of them give", file=sys.stderr)
-        jobs = [(case, False) for case in cases if not options.fault.startswith("rot=")]
-        jobs += [(case, True) for case in cases if case.uses_blobs and mounts and "=" in (options.fault or "=")]
+        jobs = [(case, "all") for case in cases] + [(case, "rot") for case in cases if case.uses_blobs and mounts]
         if options.fault:
-            jobs = [(case, rots) for case, rots in jobs if rots == options.fault.startswith("rot=")]
+            wanted = "rot" if options.fault.startswith("rot=") else "all"
+            jobs = [(case, damage) for case, damage in jobs if damage == wanted]
 
         def show(fault: Fault, said: Said) -> None:
             if options.fault:
@@ -395,13 +440,26 @@ def main(arguments: list[str]) -> int:
                         print(call.text)
                 print(f"exit {said.exit}\n{said.stdout}{said.stderr}", end="")
 
-        def work(job: tuple[Case, bool]) -> None:
+        def work(job: tuple[Case, str]) -> None:
             nonlocal total
-            case, rots = job
-            place = home / (case.name + ("-rot" if rots else ""))
-            found = run_case(
-                case, place, rounds=options.rounds, seed=options.seed, rots=rots, show=show, only=options.fault
-            )
+            case, damage = job
+            place = home / f"{case.name}-{damage}"
+            try:
+                with Warm(home / f"{case.name}-{damage}-said") as warm:
+                    found = run_case(
+                        case,
+                        place,
+                        warm,
+                        rounds=options.rounds,
+                        seed=options.seed,
+                        damage=damage,
+                        only=options.fault,
+                        show=show,
+                    )
+            except RuntimeError as error:
+                broken.append(case.name)
+                print(f"{case.name}: {error}", file=sys.stderr, flush=True)
+                return
             with printing:
                 for kind, tally in found.items():
                     total += tally.injected
@@ -428,4 +486,4 @@ def main(arguments: list[str]) -> int:
         if len(some) > _SHOWN:
             print(f"  and {len(some) - _SHOWN} more like these: {', '.join(one.fault.text for one in some[_SHOWN:])}")
     print(f"\n{total:,} faults, {len(all_of)} violations, in {time.monotonic() - started:.0f} s")
-    return 1 if all_of else 0
+    return 1 if all_of or broken else 0

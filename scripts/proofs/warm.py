@@ -80,6 +80,7 @@ class Warm:
 
     def __init__(self, scratch: Path) -> None:
         self._scratch = scratch
+        self.stdout = scratch / "stdout"
         scratch.mkdir(parents=True)
         self._server = subprocess.Popen(
             [sys.executable, "-m", "scripts.proofs.warm"],
@@ -107,7 +108,7 @@ class Warm:
             "arguments": list(arguments),
             "cwd": str(cwd),
             "environment": dict(environment),
-            "stdout": str(self._scratch / "stdout"),
+            "stdout": str(self.stdout),
             "stderr": str(self._scratch / "stderr"),
             "is_stopped": trace is not None,
             "file_bytes": file_bytes,
@@ -130,7 +131,7 @@ class Warm:
             tracer.stderr.close()
         return Said(
             os.waitstatus_to_exitcode(status),
-            (self._scratch / "stdout").read_text(errors="replace"),
+            self.stdout.read_text(errors="replace"),
             (self._scratch / "stderr").read_text(errors="replace"),
             is_hung,
             tuple(_read_log(log, cwd)),
@@ -231,7 +232,7 @@ def _import_all() -> None:
                 names = [node.module]
             else:
                 continue
-            for name in names:
+            for name in [*names, "encodings.idna"]:  # which sockets import
                 with contextlib.suppress(ImportError):  # a module of another platform or version
                     import_module(name)
 
