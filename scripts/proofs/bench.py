@@ -8,6 +8,7 @@ import os
 import py_compile
 import re
 import shutil
+import subprocess
 import tarfile
 import time
 from collections.abc import Sequence
@@ -59,6 +60,7 @@ class Bench:
         self._make_inputs()
 
     def close(self) -> None:
+        self._unmount_others()
         if self._registry is not None:
             self._registry.close()
         if self.disk is not None:
@@ -164,6 +166,7 @@ class Bench:
         self._directories = set(self._folders())
 
     def restore(self) -> None:
+        self._unmount_others()
         if self.disk is not None:
             self.disk.load(self._image)
         for path in self._files():
@@ -185,6 +188,13 @@ class Bench:
             os.chmod(path, status.st_mode & 0o7777)
             os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
             self._kept[path] = os.lstat(path), data
+
+    def _unmount_others(self) -> None:
+        """Unmount what a run has left mounted."""
+        for line in Path("/proc/mounts").read_text().splitlines():
+            at = line.split()[1].encode().decode("unicode_escape").encode("latin-1").decode()
+            if at.startswith(f"{self.place}/tmp/"):
+                subprocess.run(["umount", "--lazy", at], check=False)
 
     def _files(self) -> list[str]:
         return [os.path.join(at, name) for at, _, names in self._walk() for name in names]

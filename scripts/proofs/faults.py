@@ -58,7 +58,8 @@ ERRORS = {
     "values": ("EIO", "EACCES"),
     "network": ("ECONNRESET", "ETIMEDOUT"),
 }
-_STICKY = ("EIO", "ENOSPC", "EACCES", "ENOLCK")  # as of a full or broken disk: all later calls fail, too
+# As of a broken disk or a server that is gone: all later calls fail, too. Not so those that print and that import.
+_STICKY = {"sync": ("EIO", "ENOSPC"), "name": ("EIO", "ENOSPC", "EACCES"), "list": ("EIO",), "read": ("EIO",)}
 _ALL = ",".join(f"?{name}" for names in CLASSES.values() for name in names)
 _CLASS_OF = {name: kind for kind, names in CLASSES.items() for name in names}
 _CACHE_BLOB = "/cache/oci/blobs/sha256/"
@@ -184,7 +185,7 @@ class Sweep:
             some = [one for one in self.calls if _CLASS_OF[one.name] == kind]
             choices = [(one, error) for one in some for error in ERRORS[kind] if _is_real(one, error)]
             for call, error in _sample(choices, rounds, chance):
-                more = "+" if error in _STICKY and call.name != "fcntl" and chance.random() < 0.25 else ""
+                more = "+" if kind in _STICKY and error in _STICKY[kind] and chance.random() < 0.25 else ""
                 yield Fault(kind, f"{call.name}:error={error}:when={call.number}{more}")
         chance = random.Random(f"{seed}/{self.case.name}/kill")
         for call in _sample(self.calls, 2 * rounds, chance):
@@ -251,6 +252,8 @@ class Sweep:
             return "it hangs", text
         if "Traceback" in said.stderr or said.exit == 70:
             return "internal error", text + self._report()
+        if said.left_running and not fault.is_kill:
+            return "leaves processes running", f"{text}{said.left_running}"
         found = self.bench.results()
         if said.exit == self.case.exit and not said.code:
             if not self.case.claim and not self.case.loose and said.stdout != self._stdout:
@@ -300,11 +303,16 @@ class Sweep:
                 torn.append(f"{path} is {content[:80]}")
         torn += [f"{path} is gone" for path in self._before if path not in found and path in self._done]
         for path, content in found.items():
-            is_seal = path.endswith(("/index.json", "/current/link")) or path == "out/app.json"
-            if is_seal and content == self._done.get(path) != self._before.get(path):
+            if self._names_others(path) and content == self._done.get(path) != self._before.get(path):
                 lost = [one for one in self._done if one not in found and _belongs(one, path)]
                 torn += [f"{path} is there, and {one} is not" for one in lost]
         return torn
+
+    def _names_others(self, path: str) -> bool:
+        """Tell whether a file names what must be there before it."""
+        if path.endswith("/index.json"):
+            return b"sha256:" in (self.bench.place / path).read_bytes()
+        return path.endswith("/current/link") or path == "out/app.json"
 
     def _wrong_after(self, faulty: Said, fault: Fault, hits: Sequence[Call]) -> tuple[str, str] | None:
         """Judge the runs after the one with the fault."""

@@ -27,6 +27,7 @@ from typing import Any, Self
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 HANGS_S = 60
+_LEFT_S = 5.0  # how long what a run has started may outlive it
 
 _PR_SET_PTRACER = 0x59616D61
 _LINE = re.compile(r"(\w+)\((.*)$")
@@ -66,6 +67,7 @@ class Said:
     stdout: str
     stderr: str
     is_hung: bool = False
+    left_running: tuple[str, ...] = ()
     calls: tuple[Call, ...] = ()
 
     @property
@@ -125,15 +127,13 @@ class Warm:
         if is_hung:
             os.kill(pid, signal.SIGKILL)
         status = int(stdout.readline())
-        if tracer is not None:
-            tracer.wait()
-            assert tracer.stderr is not None
-            tracer.stderr.close()
+        left = _end_others(tracer) if tracer is not None else ()
         return Said(
             os.waitstatus_to_exitcode(status),
             self.stdout.read_text(errors="replace"),
             (self._scratch / "stderr").read_text(errors="replace"),
             is_hung,
+            left,
             tuple(_read_log(log, cwd)),
         )
 
@@ -166,6 +166,23 @@ def _attach(pid: int, options: Sequence[str], log: Path) -> subprocess.Popen[str
         raise RuntimeError(f"strace can't trace: {' '.join(command)}")
     os.kill(pid, signal.SIGCONT)
     return tracer
+
+
+def _end_others(tracer: subprocess.Popen[str]) -> tuple[str, ...]:
+    """Wait for what a run has started; what does not end is killed and listed."""
+    left = []
+    try:
+        tracer.wait(_LEFT_S)
+    except subprocess.TimeoutExpired:
+        for path in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):
+                if f"\nTracerPid:\t{tracer.pid}\n" in (path / "status").read_text():
+                    left.append((path / "cmdline").read_text().replace("\0", " "))
+                    os.kill(int(path.name), signal.SIGKILL)
+        tracer.wait()
+    assert tracer.stderr is not None
+    tracer.stderr.close()
+    return tuple(left)
 
 
 def _state(pid: int) -> str:
