@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from scripts.proofs.cases import CASES
 from scripts.proofs.disk import can_mount
-from scripts.proofs.faults import Tally, run_case
+from scripts.proofs.sweep import Tally, run_case
 from scripts.proofs.warm import Warm
 
 from tests.support import program

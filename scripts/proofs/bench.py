@@ -99,6 +99,11 @@ class Bench:
         return path.startswith(f"{self.place}/") or path == str(self._warm.stdout)
 
     @property
+    def stderr(self) -> Path:
+        """Where runs complain."""
+        return self._warm.stderr
+
+    @property
     def registry(self) -> RealRegistry:
         if self._registry is None:
             self._registry = RealRegistry("open", self.place / "registry")

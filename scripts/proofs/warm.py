@@ -82,7 +82,7 @@ class Warm:
 
     def __init__(self, scratch: Path) -> None:
         self._scratch = scratch
-        self.stdout = scratch / "stdout"
+        self.stdout, self.stderr = scratch / "stdout", scratch / "stderr"
         scratch.mkdir(parents=True)
         self._server = subprocess.Popen(
             [sys.executable, "-m", "scripts.proofs.warm"],
@@ -111,7 +111,7 @@ class Warm:
             "cwd": str(cwd),
             "environment": dict(environment),
             "stdout": str(self.stdout),
-            "stderr": str(self._scratch / "stderr"),
+            "stderr": str(self.stderr),
             "is_stopped": trace is not None,
             "file_bytes": file_bytes,
         }
@@ -131,7 +131,7 @@ class Warm:
         return Said(
             os.waitstatus_to_exitcode(status),
             self.stdout.read_text(errors="replace"),
-            (self._scratch / "stderr").read_text(errors="replace"),
+            self.stderr.read_text(errors="replace"),
             is_hung,
             left,
             tuple(_read_log(log, cwd)),
