@@ -126,8 +126,10 @@ class Bench:
             source = tree / "pkg" / f"{name}.py"
             source.write_text(f"def {name}() -> int:\n    return 1\n")
             os.utime(source, (1_700_000_000, 1_700_000_000))
-        py_compile.compile(str(tree / "pkg/m.py"), cfile=str(tree / "pkg/m.pyc"), doraise=True)
-        py_compile.compile(str(tree / "pkg/n.py"), cfile=str(tree / "pkg/__pycache__/n.cpython-311.pyc"), doraise=True)
+        py_compile.compile(str(tree / "pkg/m.py"), cfile=str(tree / "pkg/m.pyc"), dfile="m.py", doraise=True)
+        py_compile.compile(
+            str(tree / "pkg/n.py"), cfile=str(tree / "pkg/__pycache__/n.cpython-311.pyc"), dfile="n.py", doraise=True
+        )
         (tree / "data" / "random").write_bytes(_random_bytes(300_000))
         (tree / "data" / "text").write_text("".join(f"line {i} of a text\n" for i in range(5000)))
         (tree / "more" / "link").symlink_to("../main.py")
