@@ -248,8 +248,8 @@ class _MemberContent:
             self._left -= len(part)
             yield part
 
-    def finish(self) -> None:
-        return
+    def finish(self) -> bool:
+        return True
 
     def close(self) -> None:
         return

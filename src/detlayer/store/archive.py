@@ -170,8 +170,8 @@ class _BlobContent:
             done += count
         return done
 
-    def finish(self) -> None:
-        return
+    def finish(self) -> bool:
+        return True
 
     def close(self) -> None:
         if self._file is not None:

@@ -11,9 +11,22 @@ from detlayer.ports import Reporter, Silence
 from detlayer.tree.forest import plant
 from detlayer.tree.scan import Listing, Scan, Witness, scan
 from detlayer.tree.source import Selection, Source
+from detlayer.tree.steady import copy_file, look, read_file
 from detlayer.tree.walk import Walker
 
-__all__ = ["Listing", "Scan", "Selection", "Source", "Witness", "scan", "takes", "walk"]
+__all__ = [
+    "Listing",
+    "Scan",
+    "Selection",
+    "Source",
+    "Witness",
+    "copy_file",
+    "look",
+    "read_file",
+    "scan",
+    "takes",
+    "walk",
+]
 
 
 def walk(

@@ -27,7 +27,7 @@ from detlayer.errors import ConfigError, OutputError, printable
 from detlayer.layout import open_file
 from detlayer.packing import pack, parse_source
 from detlayer.patterns import Pattern
-from detlayer.tree import Selection
+from detlayer.tree import Selection, copy_file
 from detlayer.verification.contrast import Run, contrast
 from detlayer.verification.machine import (
     CannotView,
@@ -204,7 +204,7 @@ class _Session:
         """Copy the working directory, without what an earlier build left at the output."""
         at = os.path.join(self._scratch, place)
         try:
-            shutil.copytree(self._directory, at, symlinks=True, ignore=self._leaves_out)
+            shutil.copytree(self._directory, at, symlinks=True, ignore=self._leaves_out, copy_function=_copy_file)
         except (shutil.Error, OSError) as error:
             reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error.args[0])[:300]
             raise OutputError(
@@ -241,6 +241,11 @@ class _Session:
             known = done.stdout.decode(errors="replace").split()
         others = [name for name in known if name not in ("C", "POSIX", now) and not name.startswith("C.")]
         return others[0] if others else ("C.UTF-8" if now in ("C", "POSIX") else "C")
+
+
+def _copy_file(old: str, new: str) -> None:
+    copy_file(os.fsencode(old), os.fsencode(new))
+    shutil.copystat(old, new)
 
 
 def _is_special(path: str) -> bool:
