@@ -6,7 +6,6 @@ Joins tree, blob, untar and form. Contents go by in pieces; what stays is a summ
 from __future__ import annotations
 
 import os
-import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Protocol
 
@@ -24,8 +23,9 @@ from detlayer.layout import OpenFile
 from detlayer.oci import Digest
 from detlayer.patterns import Pattern, parse_patterns, read_ignore_file
 from detlayer.ports import Reporter
+from detlayer.presence import is_file
 from detlayer.tar import END
-from detlayer.tree import Selection, Source, look, read_file, walk
+from detlayer.tree import Selection, Source, read_file, walk
 from detlayer.untar import TarReader
 
 Pieces = Iterator[bytes | memoryview]
@@ -283,8 +283,7 @@ def _ignored(path: str) -> list[Pattern]:
     """The patterns that `pack` takes from the tree itself (SPEC 4.9)."""
     name = os.path.join(path, IGNORE_FILE)
     try:
-        status = look(os.fsencode(name))
-        if status is None or not stat.S_ISREG(status.st_mode):
+        if not is_file(name):
             return []
         return [*parse_patterns(["/" + IGNORE_FILE]), *read_ignore_file(read_file(os.fsencode(name)), name)]
     except OSError as error:

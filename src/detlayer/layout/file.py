@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Self
 
 from detlayer.errors import LayerError, printable
 from detlayer.oci import MEDIA_TYPE_LAYER
+from detlayer.presence import is_file
 from detlayer.tar import BLOCK_BYTES
 
 if TYPE_CHECKING:
@@ -116,16 +117,17 @@ def looks_like_layer(path: str) -> bool:
     """Tell whether a path is a regular file that begins like a tar, or like gzip or zstd, or is named as a layer.
 
     The name counts, so that a layer that is empty or damaged is not taken for a source, which may well be reproducible.
+    Raises LayerError where it can't be told.
     """
     try:
-        if not os.path.isfile(path):
+        if not is_file(path):
             return False
         if path.endswith(_SUFFIXES):
             return True
         with open(path, "rb") as file:
             return begins_like_layer(file.read(BLOCK_BYTES))
-    except (OSError, ValueError):
-        return False  # what is wrong with it is for whoever packs it to say
+    except OSError as error:
+        raise unreadable(path, error) from error
 
 
 def begins_like_layer(head: bytes) -> bool:

@@ -17,6 +17,7 @@ from typing import BinaryIO, NoReturn, Protocol
 from detlayer.errors import OutputError, printable
 from detlayer.oci import MEDIA_TYPE_INDEX, OCI_LAYOUT_VERSION, Digest, canonical_json
 from detlayer.ports import Bytes, Sink
+from detlayer.presence import look, real_path
 
 
 class Output(Protocol):
@@ -42,7 +43,7 @@ class FileOutput:
     """A file that replaces what was at `path` in one step. A device or FIFO there is written to directly."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self._path = os.path.realpath(path)  # a symlink stays; what it points to is replaced
+        self._path = _real(path)  # a symlink stays; what it points to is replaced
         self._fd = -1
         self._temporary: str | None = None
         self.is_kept = False
@@ -129,7 +130,7 @@ class LayoutOutput(FileOutput):
     """A blob of an OCI layout (image-spec image-layout.md), which is made where there is none."""
 
     def __init__(self, directory: str | os.PathLike[str]) -> None:
-        self._layout = os.path.realpath(directory)
+        self._layout = _real(directory)
         self._blobs = os.path.join(self._layout, "blobs", "sha256")
         self._made: list[str] = []
         try:
@@ -321,7 +322,11 @@ def make_layout(directory: str) -> None:
     version = {"imageLayoutVersion": OCI_LAYOUT_VERSION}
     for name, document in (("index.json", index), ("oci-layout", version)):
         path = os.path.join(directory, name)
-        if not os.path.exists(path):
+        try:
+            is_missing = look(path) is None
+        except OSError as error:
+            fail(error, path)
+        if is_missing:
             write_file(path, canonical_json(document))
 
 
@@ -339,6 +344,13 @@ def write_file(path: str | os.PathLike[str], data: bytes) -> None:
 def beside(path: str) -> str:
     """Name a file in the same directory that nobody else has."""
     return os.path.join(os.path.dirname(path), f".detlayer-{os.urandom(6).hex()}.tmp")
+
+
+def _real(path: str | os.PathLike[str]) -> str:
+    try:
+        return real_path(os.fspath(path))
+    except OSError as error:
+        fail(error, os.fspath(path))
 
 
 def write_all(fd: int, data: Bytes) -> None:

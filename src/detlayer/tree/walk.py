@@ -26,6 +26,7 @@ from detlayer.entry import (
 from detlayer.errors import ConfigError, TreeError, printable
 from detlayer.patterns import excluded
 from detlayer.ports import Reporter
+from detlayer.presence import real_path
 from detlayer.tree.disk import BytecodeContent, Dir, FileContent, Found, seconds
 from detlayer.tree.forest import Node, collide
 from detlayer.tree.scan import Listing, Witness
@@ -281,11 +282,11 @@ class Walker:
         """Make the entry of a file that was named as a source, or of a marker."""
         if node.file is None:
             return marker(path, self.profile)
-        above, name = os.path.split(os.path.realpath(node.file.path))
         if self._visited is not None:
             self._visited(node.file.path)
         listing = self._listings.get(node.file)
         try:
+            above, name = os.path.split(os.fsencode(real_path(os.fsdecode(node.file.path))))
             status = listing.stat if listing is not None else os.lstat(os.path.join(above, name))
         except OSError as error:
             fail(error, node.file.path)
