@@ -42,9 +42,9 @@ class ProjectFiles:
             for part in filter(None, pattern.split("/")):
                 found = [os.path.join(one, name) for one in found for name in _matching(one, part)]
             return sorted({os.path.normpath(path) for path in found if is_dir(path)})
-        except OSError as error:
+        except (OSError, ValueError) as error:
             # `glob` would leave such a directory out, and with it what is built in it.
-            raise _unreadable(os.fspath(error.filename or directory), error) from error
+            raise _unreadable(getattr(error, "filename", None) or directory, error) from error
 
     def same(self, path: str) -> str:
         return os.path.realpath(path)

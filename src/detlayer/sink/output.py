@@ -19,6 +19,9 @@ from detlayer.oci import MEDIA_TYPE_INDEX, OCI_LAYOUT_VERSION, Digest, canonical
 from detlayer.ports import Bytes, Sink
 from detlayer.presence import look, real_path
 
+# What the system says where a file system has no locks; NFS wants a descriptor that can be written to.
+_NO_LOCKS = (errno.ENOTSUP, errno.ENOSYS, errno.ENOLCK, errno.EINVAL, errno.EBADF)
+
 
 class Output(Protocol):
     """A sink that is undecided until `commit` or `discard`."""
@@ -307,9 +310,12 @@ def locked(directory: str) -> Iterator[None]:
     """Keep other processes of ours from changing the index of a layout, where the file system has locks."""
     fd = -1
     try:
-        with suppress(OSError):
+        try:
             fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
             fcntl.flock(fd, fcntl.LOCK_EX)
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                fail(error, directory)
         yield
     finally:
         if fd >= 0:
