@@ -87,7 +87,7 @@ def read_file(path: bytes) -> bytes:
 
 def copy_file(old: bytes, new: bytes) -> None:
     """Copy one state of a file's content; raises OSError, and TreeError if it changes all the time."""
-    with open(old, "rb", buffering=0, opener=_open_regular) as source, open(new, "wb", buffering=0) as copy:
+    with open(_open_regular(old), "rb", buffering=0) as source, open(new, "wb", buffering=0) as copy:
 
         def write() -> None:
             source.seek(0)
@@ -98,8 +98,8 @@ def copy_file(old: bytes, new: bytes) -> None:
         steady(old, os.fstat(source.fileno()), lambda: os.fstat(source.fileno()), write)
 
 
-def _open_regular(path: bytes, flags: int) -> int:
-    fd = os.open(path, flags | os.O_NONBLOCK)  # not to wait for the writer of a FIFO
+def _open_regular(path: bytes) -> int:
+    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # not to wait for the writer of a FIFO
     if stat.S_ISREG(os.fstat(fd).st_mode):
         return fd
     os.close(fd)
