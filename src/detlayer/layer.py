@@ -233,7 +233,11 @@ class _Source:
                 start = self._used
                 end = start + size
                 piece = self._view[start:end]
-                self._read(entry, reader, piece)
+                while reader.read_into(piece) == size:
+                    if reader.finish():
+                        break
+                else:
+                    raise shrunk(entry)
                 fill = end + padding(size)
                 self._view[end:fill] = _ZEROS[: fill - end]
                 self._used = fill
@@ -260,13 +264,6 @@ class _Source:
                 self._append(bytes(padding(size)))
         finally:
             reader.close()
-
-    def _read(self, entry: Entry, reader: ContentReader, piece: memoryview) -> None:
-        while True:
-            if reader.read_into(piece) != len(piece):
-                raise shrunk(entry)
-            if reader.finish():
-                return
 
     def _write_large(self, entry: Entry, reader: ContentReader, size: int) -> blake3 | None:
         """Write content in pieces of CHUNK_MAX, a chunk each (SPEC 6.1); the last stays open for its padding."""

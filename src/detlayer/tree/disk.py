@@ -147,6 +147,7 @@ class FileContent:
         """The file, as lstat saw it."""
         self._fd = -1
         self._status = found.stat
+        """What the file must still be after a read."""
         self.is_steady = True
         """False once its ctime was seen to change while it was read."""
 
@@ -157,8 +158,6 @@ class FileContent:
 
     def open(self) -> ContentReader:
         found = self.found
-        self._status = found.stat
-        self.is_steady = True
         settle(found.stat)
         try:
             if found.dir.fd is not None:
@@ -182,10 +181,15 @@ class FileContent:
         return done
 
     def finish(self) -> bool:
-        now = os.fstat(self._fd)
-        how = difference(self._status, now)
-        if how is None:
+        was, now = self._status, os.fstat(self._fd)
+        if (
+            now.st_ctime_ns == was.st_ctime_ns
+            and now.st_mtime_ns == was.st_mtime_ns
+            and now.st_size == was.st_size
+            and now.st_ino == was.st_ino
+        ):
             return True
+        how = difference(was, now)
         if how or not self.is_steady:
             raise changed(self.found.path, how or CHANGED_AGAIN)
         self.is_steady = False

@@ -31,7 +31,7 @@ def settle(status: os.stat_result) -> None:
     """Wait until a change would give the file another ctime than `status` has: at most one tick of its clock."""
     ctime_ns = status.st_ctime_ns
     age_ns = time.time_ns() - ctime_ns
-    if age_ns < _COARSE_NS:
+    if age_ns < _COARSE_NS:  # seldom
         grain_ns = _TICK_NS if ctime_ns % 1_000_000 else _COARSE_NS
         if -_TICK_NS < age_ns < grain_ns:  # if it is further ahead, no change gets the same
             time.sleep((grain_ns - age_ns) / 1e9)
