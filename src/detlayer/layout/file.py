@@ -44,13 +44,19 @@ class OpenFile:
     @property
     def stamp(self) -> tuple[int, int, int]:
         """What is another after the file has changed."""
-        status = os.fstat(self._fd)
+        status = self._status()
         return status.st_ino, status.st_size, status.st_mtime_ns
 
     @property
     def size_bytes(self) -> int:
         """How much there is to read; of a file as a whole, how long it is."""
-        return os.fstat(self._fd).st_size if self._stretch is None else self._stretch[1]
+        return self._status().st_size if self._stretch is None else self._stretch[1]
+
+    def _status(self) -> os.stat_result:
+        try:
+            return os.fstat(self._fd)
+        except OSError as error:
+            raise unreadable(self._name, error) from error
 
     def stretch(self, at: int, size_bytes: int) -> OpenFile:
         """Open a part of what is left of a stretch, or of a file as a whole; it outlives this one."""

@@ -71,9 +71,13 @@ class Dir:
                 fd = os.open(self.name, _OPEN_DIR, dir_fd=above.fd)
             else:
                 fd = self._open_from_root()
+            try:
+                status = os.fstat(fd)
+            except BaseException:
+                os.close(fd)
+                raise
         except OSError as error:
             fail(error, self.path)
-        status = os.fstat(fd)
         identity = (status.st_dev, status.st_ino)
         if self.identity not in (None, identity):
             os.close(fd)
@@ -98,9 +102,13 @@ class Dir:
             return False
         try:
             fd = os.open(b"..", _OPEN_DIR, dir_fd=self.fd)
-        except OSError:
+        except OSError:  # it is opened from the root instead
             return False
-        status = os.fstat(fd)
+        try:
+            status = os.fstat(fd)
+        except OSError as error:
+            os.close(fd)
+            fail(error, above.path)
         if above.identity != (status.st_dev, status.st_ino):
             os.close(fd)
             return False
@@ -181,7 +189,11 @@ class FileContent:
         return done
 
     def finish(self) -> bool:
-        was, now = self._status, os.fstat(self._fd)
+        was = self._status
+        try:
+            now = os.fstat(self._fd)
+        except OSError as error:
+            fail(error, self.found.path)
         if (
             now.st_ctime_ns == was.st_ctime_ns
             and now.st_mtime_ns == was.st_mtime_ns

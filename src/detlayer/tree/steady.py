@@ -18,9 +18,9 @@ from detlayer.errors import TreeError, printable
 
 T = TypeVar("T")
 
-# Linux moves its file times with its timer, every 1 to 10 ms. A ctime without a fraction of a millisecond comes from a
-# file system that rounds, to at most 2 s.
-_TICK_NS = 10_000_000
+# Linux moves its file times with its timer, every 1 to 10 ms, and may be late. A ctime without a fraction of a
+# millisecond comes from a file system that rounds, to at most 2 s.
+_TICK_NS = 12_000_000
 _COARSE_NS = 2_000_000_000
 _PIECE_BYTES = 1 << 20
 
