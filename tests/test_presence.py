@@ -208,7 +208,7 @@ def test_what_is_there_is_told_apart(tmp_path: Path) -> None:
 
 def test_an_output_whose_state_is_not_known_is_written_again(tmp_path: Path) -> None:
     """It was written, and then could not be looked at: that does not equal a file that is gone."""
-    spec = {"detlayer.toml": PROJECT, "src": {"a": "x"}}
+    spec: dict[str, Any] = {"detlayer.toml": PROJECT, "src": {"a": "x"}}
     output = ("build", "--output", "oci-archive:out.tar")
     log = tmp_path / "log"
     strace = (program("strace"), "-f", "-qq", "-o", str(log), "-P", "out.tar", "-e", "trace=newfstatat")

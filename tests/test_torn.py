@@ -318,7 +318,7 @@ def keep_editing(paths: list[str], sizes: list[int], seed: int) -> None:
             os.pwrite(file, bytes([byte]) * half, 0)
             os.pwrite(file, bytes([byte]) * (size - half), half)
             os.utime(file, (EARLIER, EARLIER))
-        time.sleep(0.005)
+        time.sleep(byte % 8 / 100)  # a file that never rests can't be packed
 
 
 @pytest.fixture
@@ -368,5 +368,5 @@ def test_an_editor_that_sets_mtimes_back_leaves_no_mixed_layer(edited: Path) -> 
                 assert data.count(data[:1]) == len(data) or member.mtime != EARLIER
         whole += 1
     assert whole + refused == ROUNDS
-    assert whole, "nothing was packed at all"
+    assert whole, "nothing was packed"
     assert refused, "nothing was in the way"
