@@ -67,9 +67,10 @@ class OddContent:
         buffer[: len(piece)] = piece
         return len(piece)
 
-    def finish(self) -> None:
+    def finish(self) -> bool:
         if self.finish_error is not None:
             raise self.finish_error
+        return True
 
     def close(self) -> None:
         self.closed += 1

@@ -49,8 +49,12 @@ class ContentReader(Protocol):
     def read_into(self, buffer: memoryview) -> int:
         """Fill `buffer` from where the last call stopped; fewer bytes only at the end. Raises TreeError."""
 
-    def finish(self) -> None:
-        """Confirm that the content stayed what its entry says; raises TreeError if it changed meanwhile."""
+    def finish(self) -> bool:
+        """Confirm that what was read is one state of the content, and what its entry says.
+
+        False if that is doubtful: it has to be read a second time, from the start, and confirmed again. Raises
+        TreeError if it changed.
+        """
 
     def close(self) -> None:
         """Release what was opened; may be called again."""

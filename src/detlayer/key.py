@@ -5,12 +5,12 @@ A key needs headers and the fingerprints of contents. Where those are known, no 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from mmap import mmap
 
 from blake3 import blake3
 
-from detlayer.entry import Entry
+from detlayer.entry import ContentReader, Entry
 from detlayer.errors import LayerError, TreeError, printable
 from detlayer.ports import ContentMemory
 from detlayer.tar import encode_header
@@ -48,26 +48,51 @@ def _read(entry: Entry, memory: ContentMemory, buffer: memoryview) -> bytes:
     content = entry.content
     if content is None:
         raise LayerError("entry-content", f"{printable(entry.path)} has a size but no content", "")
-    left = entry.size_bytes
     reader = content.open()
     try:
-        piece = buffer[:left]
-        if reader.read_into(piece) != len(piece):
-            raise shrunk(entry)
-        digest = blake3(piece)
-        left -= len(piece)
-        while left:
-            piece = buffer[:left]
-            if reader.read_into(piece) != len(piece):
-                raise shrunk(entry)
-            digest.update(piece)
-            left -= len(piece)
-        reader.finish()
-        fingerprint = digest.digest()
+        fingerprint = hash_content(entry, reader, buffer).digest()
         memory.learn(entry, fingerprint)
     finally:
         reader.close()
     return fingerprint
+
+
+def hash_content(
+    entry: Entry, reader: ContentReader, buffer: memoryview, progress: Callable[[int], None] | None = None
+) -> blake3:
+    """Hash an open content, from the start again where it may have changed meanwhile; raises TreeError.
+
+    `progress` gets the length of each piece.
+    """
+    while True:
+        digest = blake3()
+        for piece in pieces(entry, reader, buffer):
+            digest.update(piece)
+            if progress is not None:
+                progress(len(piece))
+        if reader.finish():
+            return digest
+
+
+def pieces(entry: Entry, reader: ContentReader, buffer: memoryview) -> Iterator[memoryview]:
+    """Yield all of an open content, in `buffer`; raises TreeError if it is shorter than its entry says."""
+    left = entry.size_bytes
+    while left:
+        piece = buffer[:left]
+        if reader.read_into(piece) != len(piece):
+            raise shrunk(entry)
+        left -= len(piece)
+        yield piece
+
+
+def confirm(entry: Entry, reader: ContentReader, digest: blake3) -> None:
+    """Read a doubtful content a second time; raises TreeError unless it has the hash of what the first read gave."""
+    if hash_content(entry, reader, memoryview(mmap(-1, _PIECE_BYTES))).digest() != digest.digest():
+        raise TreeError(
+            "changed-while-read",
+            f"{printable(entry.path)} was written to while it was read",
+            "pack a tree that nothing writes to, or try again",
+        )
 
 
 def shrunk(entry: Entry) -> TreeError:

@@ -23,7 +23,7 @@ from detlayer.chunk import CHUNK_MAX_BYTES, cut_before
 from detlayer.codec import Codec
 from detlayer.entry import Content, ContentReader, Entry, Order
 from detlayer.errors import LayerError, printable
-from detlayer.key import EMPTY_FINGERPRINT, KEY_FORMAT, shrunk
+from detlayer.key import EMPTY_FINGERPRINT, KEY_FORMAT, confirm, shrunk
 from detlayer.line import BUFFER_BYTES, Line, Processor
 from detlayer.oci import MEDIA_TYPE_LAYER, Descriptor, Digest
 from detlayer.ports import Bytes, ChunkMemory, ContentMemory, Reporter, Silence, Sink
@@ -107,16 +107,17 @@ def pack(
         )
 
 
-def fingerprint(entries: Iterable[Entry], *, jobs: int = 1) -> bytes:
+def fingerprint(entries: Iterable[Entry], *, jobs: int = 1) -> bytes | None:
     """Compute the blake3 of the blake3s of the chunks that `pack` would make of `entries`.
 
-    Two thirds of the time of a key where no content is known: one call for each chunk, in other threads. Raises what
-    `pack` raises of its entries.
+    Two thirds of the time of a key where no content is known: one call for each chunk, in other threads. None if a
+    large content may have changed while it was read: only `pack` can tell. Raises what `pack` raises of its entries.
     """
     with _Printing(jobs) as line:
-        _Source(line, Silence(), None, has_key=False).write(entries)
+        source = _Source(line, Silence(), None, has_key=False)
+        source.write(entries)
         line.drain()
-        return line.found.digest()
+        return line.found.digest() if source.is_sure else None
 
 
 class _Packing(Line[tuple[Bytes, bytes]]):
@@ -185,6 +186,8 @@ class _Source:
         self._key_parts: list[bytes] = []
         self._used = 0
         self.key = blake3(KEY_FORMAT.encode() + b"\n")
+        self.is_sure = True
+        """False if, without a key, a content was doubtful that is too large to be read a second time."""
         self.entries = 0
         self.files = 0
         self.tar_bytes = 0
@@ -230,12 +233,14 @@ class _Source:
                 start = self._used
                 end = start + size
                 piece = self._view[start:end]
-                if reader.read_into(piece) != size:
+                while reader.read_into(piece) == size:
+                    if reader.finish():
+                        break
+                else:
                     raise shrunk(entry)
                 fill = end + padding(size)
                 self._view[end:fill] = _ZEROS[: fill - end]
                 self._used = fill
-                reader.finish()
                 if self._has_key:
                     # Asked only now: what changed while it was read is not known.
                     fingerprint = self._memory.recall(entry) if self._memory is not None else None
@@ -246,8 +251,12 @@ class _Source:
                     self._key_parts.append(fingerprint)
             else:
                 digest = self._write_large(entry, reader, size)
-                reader.finish()
-                if digest is not None:
+                is_confirmed = reader.finish()
+                if digest is None:
+                    self.is_sure = self.is_sure and is_confirmed
+                else:
+                    if not is_confirmed:  # its chunks are on their way already
+                        confirm(entry, reader, digest)
                     fingerprint = digest.digest()
                     if self._memory is not None:
                         self._memory.learn(entry, fingerprint)
@@ -327,9 +336,10 @@ class _BytesReader:
         self._at += len(piece)
         return len(piece)
 
-    def finish(self) -> None:
+    def finish(self) -> bool:
         if self._at != len(self._data):
             raise LayerError("entry-size", f"an entry says {self._at} bytes of a content of {len(self._data)}", "")
+        return True
 
     def close(self) -> None:
         return

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import errno
 import os
-import stat
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -15,8 +15,9 @@ from detlayer.errors import ConfigError, printable
 from detlayer.layer import Layer
 from detlayer.patterns import Pattern, parse_pattern, parse_patterns, read_ignore_file
 from detlayer.ports import Reporter, Silence
+from detlayer.presence import is_file, real_path
 from detlayer.sink import Outputs
-from detlayer.tree import Selection, Source, takes, walk
+from detlayer.tree import Selection, Source, fail, read_file, takes, walk
 
 if TYPE_CHECKING:
     from detlayer.reuse import Explanation
@@ -110,8 +111,8 @@ def pack(
             made = layers.pack(entries, outputs.blob, codec=codec, jobs=jobs or default_jobs(), reporter=reporter)
         depends = b""
         if depfile is not None and target is not None:
-            own = [os.path.join(os.fsdecode(one.path), IGNORE_FILE) for one in resolved] if use_ignore_file else []
-            patterns = [*ignore_files, *filter(os.path.isfile, own)]
+            own = filter(None, map(own_ignore_file, resolved)) if use_ignore_file else ()
+            patterns = [*ignore_files, *own]
             depends = rule(os.fsencode(target), [*map(os.fsencode, patterns), *visited])
         goals = outputs.goals(made.digest) if store is not None else []
         outputs.commit(made.digest, descriptor=made.descriptor().to_bytes() + b"\n", depfile=depends)
@@ -163,10 +164,12 @@ def parse_source(text: str) -> Source:
         raise ConfigError("source-invalid", f"{printable(text)!r} names no source", "write SOURCE[:DEST]")
     clean = parse_destination(dest)
     try:
-        is_file = stat.S_ISREG(os.stat(path).st_mode)
-    except (OSError, ValueError):
-        is_file = False  # what is wrong with it is the tree's to say
-    if is_file and (not clean or dest.endswith("/")):
+        has_file = is_file(path)
+    except OSError as error:
+        if error.errno != errno.ELOOP:  # which the walk has a better word for
+            fail(error, os.fsencode(path))
+        has_file = False
+    if has_file and (not clean or dest.endswith("/")):
         name = os.fsencode(os.path.basename(os.path.abspath(path)))
         clean = clean + b"/" + name if clean else name
     return Source(os.fsencode(path), clean)
@@ -213,23 +216,33 @@ def _read_ignore_files(paths: Sequence[Path]) -> list[Pattern]:
     found: list[Pattern] = []
     for path in paths:
         try:
-            with open(path, "rb") as file:
-                data = file.read()
+            data = read_file(os.fsencode(path))
         except OSError as error:
-            raise ConfigError(
-                "ignore-file", f"{printable(os.fspath(path))}: {error.strerror}", "check the path"
-            ) from error
+            raise _unreadable(os.fspath(path), error) from error
         found += read_ignore_file(data, os.fspath(path))
     return found
 
 
 def _with_patterns(source: Source, common: list[Pattern], use_ignore_file: bool) -> Source:
     own: list[Pattern] = []
-    path = os.path.join(os.fsdecode(source.path), IGNORE_FILE)
-    if use_ignore_file and os.path.isfile(path):
+    path = own_ignore_file(source) if use_ignore_file else None
+    if path is not None:
         # It speaks to us, not to the container; first, so that a later line can bring it back.
         own = [*parse_patterns(["/" + IGNORE_FILE]), *_read_ignore_files([path])]
     return Source(source.path, source.dest, (*source.patterns, *own, *common))
+
+
+def own_ignore_file(source: Source) -> str | None:
+    """Name the ignore file in a source; None if it has none. Raises ConfigError."""
+    path = os.path.join(os.fsdecode(source.path), IGNORE_FILE)
+    try:
+        return path if is_file(path) else None
+    except OSError as error:
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: str, error: OSError) -> ConfigError:
+    return ConfigError("ignore-file", f"{printable(path)}: {error.strerror}", "check the path")
 
 
 def _single_pattern(text: str) -> Pattern:
@@ -244,7 +257,10 @@ def _check_outputs(files: dict[str, Path | None], layout: Path | None, sources: 
     places: dict[str, str] = {}
     for name, path in files.items():
         if path is not None:
-            real = os.path.realpath(path)
+            try:
+                real = real_path(os.fspath(path))
+            except OSError as error:
+                fail(error, os.fsencode(path))
             if places.setdefault(real, name) != name and real != os.path.realpath(os.devnull):
                 raise ConfigError(
                     "outputs-collide",

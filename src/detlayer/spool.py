@@ -78,8 +78,8 @@ class SpoolContent:
         self._at += done
         return done
 
-    def finish(self) -> None:
-        return
+    def finish(self) -> bool:
+        return True
 
     def close(self) -> None:
         return

@@ -211,7 +211,7 @@ def test_a_change_within_the_grain(cache: Path, tree: Path, monkeypatch: pytest.
 
     monkeypatch.setattr(os, "lstat", lstat)
     with monkeypatch.context() as patch:
-        patch.setattr("detlayer.tree.disk.FileContent.finish", lambda self: None)
+        patch.setattr("detlayer.tree.disk.FileContent.finish", lambda self: True)
         second = pack_warm(cache, tree, ahead_s=-3600)
     assert second.blob == pack_cold_still(tree, monkeypatch)
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import errno
+import fnmatch
 import os
 import stat
 
 from detlayer.config import FILE_NAME, PYPROJECT, read_tables
 from detlayer.errors import ConfigError, printable
+from detlayer.presence import is_dir, is_file
 
 _MAX_BYTES = 64 << 20
 
@@ -26,8 +28,7 @@ class ProjectFiles:
         except (FileNotFoundError, NotADirectoryError):
             return None
         except (OSError, ValueError) as error:
-            why = error.strerror if isinstance(error, OSError) else str(error)
-            raise ConfigError("config-unreadable", f"{printable(path)}: {why}", "check the path") from error
+            raise _unreadable(path, error) from error
         if len(data) > _MAX_BYTES:
             raise ConfigError(
                 "config-unreadable", f"{printable(path)} has over {_MAX_BYTES} bytes", "is it the right file?"
@@ -36,11 +37,14 @@ class ProjectFiles:
 
     def members(self, directory: str, pattern: str) -> list[str]:
         """List the directories that a pattern stands for, in order."""
-        import glob
-
-        found = glob.glob(pattern, root_dir=directory or ".")
-        paths = [os.path.normpath(os.path.join(directory, one)) for one in found]
-        return sorted(path for path in paths if os.path.isdir(path))
+        try:
+            found = ["/" if pattern.startswith("/") else directory]
+            for part in filter(None, pattern.split("/")):
+                found = [os.path.join(one, name) for one in found for name in _matching(one, part)]
+            return sorted({os.path.normpath(path) for path in found if is_dir(path)})
+        except (OSError, ValueError) as error:
+            # `glob` would leave such a directory out, and with it what is built in it.
+            raise _unreadable(getattr(error, "filename", None) or directory, error) from error
 
     def same(self, path: str) -> str:
         return os.path.realpath(path)
@@ -53,7 +57,11 @@ def find_project() -> str:
     while True:
         for name in (FILE_NAME, PYPROJECT):
             path = os.path.join(directory, name)
-            if not os.path.isfile(path):
+            try:
+                has_file = is_file(path)
+            except OSError as error:  # not a file further up instead of this one
+                raise _unreadable(path, error) from error
+            if not has_file:
                 continue
             data = files.read(path)
             if name == FILE_NAME or (data is not None and b"detlayer" in data and _is_ours(data, path)):
@@ -64,6 +72,24 @@ def find_project() -> str:
                 "config-missing", f"there is no {FILE_NAME} here or above", "write one with `detlayer init`"
             )
         directory = above
+
+
+def _matching(directory: str, part: str) -> list[str]:
+    """List what one component of a pattern stands for in a directory, as `glob` would; raises OSError."""
+    if not any(one in part for one in "*?["):
+        return [part]
+    try:
+        names = os.listdir(directory or ".")
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    if not part.startswith("."):
+        names = [name for name in names if not name.startswith(".")]
+    return fnmatch.filter(names, part)
+
+
+def _unreadable(path: str, error: OSError | ValueError) -> ConfigError:
+    why = error.strerror if isinstance(error, OSError) else str(error)
+    return ConfigError("config-unreadable", f"{printable(path)}: {why}", "check the path")
 
 
 def _is_ours(data: bytes, path: str) -> bool:

@@ -99,7 +99,7 @@ def write_step(
         run,
         {"output": where, "tags": " ".join(tags), "names": " ".join(map(str, names))},
         needs,
-        is_intact=lambda values: values.get("file") == _stamp(path),
+        is_intact=lambda values: bool(stamp := _stamp(path)) and values.get("file") == stamp,
         settled=settled if is_live else None,
     )
 
@@ -126,7 +126,7 @@ def _file(path: str) -> Iterator[FileOutput]:
 
 
 def _stamp(path: str) -> str:
-    """Name a file's state on disk; empty if it is not there."""
+    """Name a file's state on disk; empty if it is not known, which equals no other."""
     try:
         status = os.stat(path)
     except OSError:

@@ -17,21 +17,29 @@ def describe(directory: str) -> dict[str, str]:
 
     Credentials in the address of the remote are left out; a project without one has no source.
     """
-    revision = _git(directory, "rev-parse", "--verify", "HEAD")
-    if not revision:
+    status, revision = _git(directory, "rev-parse", "--verify", "HEAD")
+    if status or not revision:
         raise ConfigError(
             "git-missing",
             f"{printable(directory or '.')} is no checkout of git with a commit",
             "set git = false, or commit first",
         )
-    source = _CREDENTIALS.sub("", _git(directory, "config", "--get", "remote.origin.url"))
+    status, url = _git(directory, "config", "--get", "remote.origin.url")
+    if status not in (0, 1):  # 1 says that there is none
+        raise ConfigError(
+            "git-missing",
+            f"git can't read the configuration of {printable(directory or '.')}",
+            "run `git config --get remote.origin.url`",
+        )
+    source = _CREDENTIALS.sub("", url)
     return {REVISION: revision, **({SOURCE: source} if source else {})}
 
 
-def _git(directory: str, *arguments: str) -> str:
+def _git(directory: str, *arguments: str) -> tuple[int, str]:
+    """Run git; give its exit status and what it prints, if it succeeds."""
     command = ["git", "-C", directory or ".", *arguments]
     try:
         done = subprocess.run(command, capture_output=True, stdin=subprocess.DEVNULL, check=False)
     except OSError as error:
         raise ConfigError("git-missing", f"git can't be started: {error.strerror}", "install it") from error
-    return done.stdout.decode("utf-8", "replace").strip() if done.returncode == 0 else ""
+    return done.returncode, done.stdout.decode("utf-8", "replace").strip() if done.returncode == 0 else ""

@@ -20,6 +20,7 @@ from detlayer.layer import ANNOTATION_PREFIX
 from detlayer.layout import SOURCE, OpenedImage, open_image
 from detlayer.oci import BASE_DIGEST, Descriptor, Platform, parse_digest
 from detlayer.platforms import parse_platform
+from detlayer.presence import is_file
 from detlayer.sink import LayoutWriter, write_file
 
 Path = str | os.PathLike[str]
@@ -72,7 +73,7 @@ def assemble_image(
             manifest = choose_manifest(opened.root, wanted, base, opened.document)
             under = read_base(manifest, wanted, base, opened)
             annotations = {BASE_DIGEST: str(manifest.digest), **annotations}
-            read += [os.path.join(opened.path, "index.json")] if os.path.isdir(opened.path) else [opened.path]
+            read += [opened.path if is_file(opened.path) else os.path.join(opened.path, "index.json")]
             for part in under.parts:
                 if not _copy(part.descriptor, opened, writer) and not part.descriptor.is_foreign:
                     origin = {SOURCE: str(opened.origin)}

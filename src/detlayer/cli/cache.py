@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import re
+import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
@@ -16,6 +16,7 @@ from detlayer.cli.console import Console, size, stdin_stream, stdout_stream
 from detlayer.cli.exits import NO
 from detlayer.errors import ConfigError, OutputError, printable
 from detlayer.oci import Digest, canonical_json, parse_digest
+from detlayer.presence import look
 
 if TYPE_CHECKING:
     from detlayer.store import Store
@@ -212,14 +213,15 @@ def _named(text: str) -> Digest:
         from detlayer.documents import decode_object, parse_descriptor
 
         try:
-            if not os.path.isfile(text) or os.path.getsize(text) > 1 << 20:
-                raise OSError
-            with open(text, "rb") as file:
-                return parse_descriptor(decode_object(file.read(), text), text).digest
+            status = look(text)
+            if status is not None and stat.S_ISREG(status.st_mode) and status.st_size <= 1 << 20:
+                with open(text, "rb") as file:
+                    return parse_descriptor(decode_object(file.read(), text), text).digest
         except OSError as error:
-            raise ConfigError(
-                "cache-only", f"{printable(text)} is neither a digest nor a descriptor", "write sha256:…, or a file"
-            ) from error
+            raise ConfigError("cache-only", f"{printable(text)}: {error.strerror}", "check the path") from error
+        raise ConfigError(
+            "cache-only", f"{printable(text)} is neither a digest nor a descriptor", "write sha256:…, or a file"
+        ) from None
 
 
 def _collected(blobs: int, freed_bytes: int, left: int, left_bytes: int) -> str:

@@ -21,7 +21,9 @@ from detlayer.errors import ConfigError, printable
 from detlayer.finding import TRAPS, Change, Finding
 from detlayer.layout import name_layout, open_file, open_layout
 from detlayer.ports import Reporter, Silence
+from detlayer.presence import is_dir
 from detlayer.recognise import recognise
+from detlayer.tree import fail
 
 __all__ = ["Compared", "DiffReport", "diff"]
 
@@ -71,7 +73,11 @@ class _Recipe:
         self._reporter = reporter
 
     def side(self, name: str) -> Side:
-        if os.path.isdir(name):
+        try:
+            is_tree = is_dir(name)
+        except OSError as error:
+            fail(error, os.fsencode(name))
+        if is_tree:
             return TreeSide(name, self._normalised, self._reporter)
         return LayerSide(
             name, partial(open_file, name), self._normalised, self._reporter, max_expansion=self._max_expansion

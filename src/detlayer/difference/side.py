@@ -14,17 +14,19 @@ from msgspec import structs
 
 from detlayer.blob import BlobFacts, BlobReader
 from detlayer.compare import DIGEST_BYTES, Summary, Values, summarise, summary_key
-from detlayer.entry import Content, Entry, Mtime, Profile, is_whiteout, marker, normalise
+from detlayer.entry import Entry, Mtime, Profile, is_whiteout, marker, normalise
 from detlayer.errors import ConfigError, IntegrityError, LayerError, printable
 from detlayer.finding import Finding
 from detlayer.form import check_form
+from detlayer.key import confirm, hash_content, pieces
 from detlayer.layout import OpenFile
 from detlayer.merge import Applied
 from detlayer.oci import Digest
 from detlayer.patterns import Pattern, parse_patterns, read_ignore_file
 from detlayer.ports import Reporter
+from detlayer.presence import is_file
 from detlayer.tar import END
-from detlayer.tree import Selection, Source, walk
+from detlayer.tree import Selection, Source, read_file, walk
 from detlayer.untar import TarReader
 
 Pieces = Iterator[bytes | memoryview]
@@ -134,12 +136,21 @@ class TreeSide:
     def summaries(self) -> list[Summary]:
         gathering = Gathering(False)
         read_bytes = 0
+        buffer = memoryview(bytearray(_PIECE_BYTES))
+
+        def progress(count: int) -> None:
+            nonlocal read_bytes
+            read_bytes += count
+            self._reporter.progress(gathering.count, read_bytes)
+
         for entry in self._walk():
             digest = blake3()
-            for piece in _pieces(entry.content):
-                digest.update(piece)
-                read_bytes += len(piece)
-                self._reporter.progress(gathering.count, read_bytes)
+            if entry.content is not None:
+                reader = entry.content.open()
+                try:
+                    digest = hash_content(entry, reader, buffer, progress)
+                finally:
+                    reader.close()
             gathering.add(entry, digest.digest(DIGEST_BYTES) if entry.kind == "file" else b"")
         return gathering.close()
 
@@ -147,7 +158,7 @@ class TreeSide:
         left = len(wanted)
         for position, entry in enumerate(self._walk()):
             if wanted.get(position) == entry.path:
-                yield entry.path, _pieces(entry.content)
+                yield entry.path, _pieces(entry)
                 left -= 1
                 if not left:
                     return
@@ -259,15 +270,17 @@ class LayerSide:
                         return
 
 
-def _pieces(content: Content | None) -> Pieces:
-    if content is None:
+def _pieces(entry: Entry) -> Pieces:
+    if entry.content is None:
         return
-    reader = content.open()
+    reader = entry.content.open()
     try:
-        buffer = memoryview(bytearray(_PIECE_BYTES))
-        while count := reader.read_into(buffer):
-            yield buffer[:count]
-        reader.finish()
+        digest = blake3()
+        for piece in pieces(entry, reader, memoryview(bytearray(_PIECE_BYTES))):
+            digest.update(piece)
+            yield piece
+        if not reader.finish():
+            confirm(entry, reader, digest)
     finally:
         reader.close()
 
@@ -275,10 +288,9 @@ def _pieces(content: Content | None) -> Pieces:
 def _ignored(path: str) -> list[Pattern]:
     """The patterns that `pack` takes from the tree itself (SPEC 4.9)."""
     name = os.path.join(path, IGNORE_FILE)
-    if not os.path.isfile(name):
-        return []
     try:
-        with open(name, "rb") as file:
-            return [*parse_patterns(["/" + IGNORE_FILE]), *read_ignore_file(file.read(), name)]
+        if not is_file(name):
+            return []
+        return [*parse_patterns(["/" + IGNORE_FILE]), *read_ignore_file(read_file(os.fsencode(name)), name)]
     except OSError as error:
         raise ConfigError("ignore-file", f"{printable(name)}: {error.strerror}", "check the path") from error

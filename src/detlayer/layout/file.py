@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Literal, Self
 from detlayer.errors import LayerError, printable
 from detlayer.magic import HEAD_BYTES, check_format, format_of, is_named_as_archive
 from detlayer.oci import MEDIA_TYPE_LAYER
+from detlayer.presence import look
 
 if TYPE_CHECKING:
     from detlayer.blob import Readable
@@ -42,13 +43,19 @@ class OpenFile:
     @property
     def stamp(self) -> tuple[int, int, int]:
         """What is another after the file has changed."""
-        status = os.fstat(self._fd)
+        status = self._status()
         return status.st_ino, status.st_size, status.st_mtime_ns
 
     @property
     def size_bytes(self) -> int:
         """How much there is to read; of a file as a whole, how long it is."""
-        return os.fstat(self._fd).st_size if self._stretch is None else self._stretch[1]
+        return self._status().st_size if self._stretch is None else self._stretch[1]
+
+    def _status(self) -> os.stat_result:
+        try:
+            return os.fstat(self._fd)
+        except OSError as error:
+            raise unreadable(self._name, error) from error
 
     def stretch(self, at: int, size_bytes: int) -> OpenFile:
         """Open a part of what is left of a stretch, or of a file as a whole; it outlives this one."""
@@ -154,13 +161,12 @@ def find_kind(path: str) -> Literal["", "layer", "layout"]:
 def _mode(path: str) -> int:
     """Ask what a path is; 0 if nothing is there. Raises LayerError where the system does not say."""
     try:
-        return os.stat(path).st_mode
-    except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: a NUL, which no path has
-        return 0
+        status = look(path)
     except OSError as error:
         if error.errno == errno.ENAMETOOLONG:  # as SOURCE:DEST together may be
             return 0
         raise unreadable(path, error) from error
+    return status.st_mode if status is not None else 0
 
 
 def layer_type(head: bytes) -> str:

@@ -7,7 +7,6 @@ and Docker.
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -18,9 +17,10 @@ from msgspec.structs import replace
 
 from detlayer.documents import ConfigFacts, Document, parse_config, parse_document
 from detlayer.errors import IntegrityError, LayerError, TreeError, printable
-from detlayer.layout.file import OpenFile
+from detlayer.layout.file import OpenFile, unreadable
 from detlayer.layout.place import Directory, Place, blob_name, read_document
 from detlayer.oci import MAX_DOCUMENT_BYTES, Descriptor, Digest, Platform, digest_of
+from detlayer.presence import is_dir, is_file
 
 _ARCHIVES = {"oci:": False, "oci-archive:": True}
 SAVED = "docker-archive:"
@@ -232,7 +232,7 @@ def name_layout(text: str) -> LayoutName | None:
     """
     for prefix, is_archive in _ARCHIVES.items():
         if text.startswith(prefix):
-            path, tag = split_name(text.removeprefix(prefix), os.path.isfile if is_archive else os.path.isdir)
+            path, tag = split_name(text.removeprefix(prefix), is_file if is_archive else is_dir)
             return LayoutName(path, tag, is_archive)
     return None
 
@@ -240,12 +240,19 @@ def name_layout(text: str) -> LayoutName | None:
 def split_name(text: str, is_there: Callable[[str], bool]) -> tuple[str, str]:
     """Divide a path from what is named in it: the longest path that is there, or else what is before the first `:`."""
     path = text
-    while not is_there(path):
+    while not _ask(is_there, path):
         path, colon, _ = path.rpartition(":")
         if not colon:
             path, _, name = text.partition(":")
             return path, name
     return path, text[len(path) + 1 :]
+
+
+def _ask(is_there: Callable[[str], bool], path: str) -> bool:
+    try:
+        return is_there(path)
+    except OSError as error:
+        raise unreadable(path, error) from error
 
 
 @contextmanager

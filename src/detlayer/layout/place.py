@@ -8,6 +8,7 @@ from typing import Protocol
 from detlayer.errors import LayerError, TreeError, printable
 from detlayer.layout.file import OpenFile, open_regular, read_bounded, unreadable
 from detlayer.oci import MAX_DOCUMENT_BYTES, Digest
+from detlayer.presence import is_dir, look
 
 BLOBS = "blobs/sha256/"
 
@@ -32,7 +33,11 @@ class Directory:
     """A layout in a directory. Symlinks are followed: build systems write them, and digests are the judge."""
 
     def __init__(self, path: str) -> None:
-        if not os.path.isdir(path):
+        try:
+            is_there = is_dir(path)
+        except OSError as error:
+            raise unreadable(path, error) from error
+        if not is_there:
             raise TreeError(
                 "layout-missing", f"there is no OCI layout {printable(path)}", "check the path: oci:DIR[:TAG]"
             )
@@ -48,7 +53,11 @@ class Directory:
             raise unreadable(path, error) from error
 
     def holds(self, name: str) -> bool:
-        return os.path.lexists(os.path.join(self._path, name))
+        path = os.path.join(self._path, name)
+        try:
+            return look(path, follow_symlinks=False) is not None
+        except OSError as error:
+            raise unreadable(path, error) from error
 
     def blobs(self) -> list[str]:
         directory = os.path.join(self._path, BLOBS)

@@ -33,6 +33,7 @@ from detlayer.oci import (
     canonical_json,
     digest_of,
 )
+from detlayer.presence import is_file
 
 _INDEX = "manifest.json"
 _MAX_LAYERS = 1000
@@ -74,7 +75,7 @@ def open_saved(text: str, *, max_expansion: int = 200) -> Iterator[SavedImage]:
     All layers are read once, since their digests are nowhere: raises IntegrityError where one is not what the config
     says, TreeError, LayerError and ConfigError.
     """
-    path, wanted = split_name(text.removeprefix(SAVED), os.path.isfile)
+    path, wanted = split_name(text.removeprefix(SAVED), is_file)
     archive = Archive(path, max_expansion=max_expansion)
     try:
         yield _Reading(path, archive, max_expansion).image(wanted)

@@ -147,7 +147,7 @@ class Reuse:
         """Look for the layer by its chunks: where all has to be read, that takes less time than file by file."""
         explanation = self.explanation = Explanation()
         found = fingerprint(self._sources.entries(), jobs=self._jobs)
-        key = self._store.traces.get(self._trace_key(found.hex()), self._now())
+        key = self._store.traces.get(self._trace_key(found.hex()), self._now()) if found is not None else None
         layer = self._recall(_text(key)) if key is not None else None
         if layer is not None:
             explanation.is_strange = True

@@ -11,13 +11,17 @@ import fcntl
 import os
 import stat
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import BinaryIO, NoReturn, Protocol
 
 from detlayer.errors import OutputError, printable
 from detlayer.oci import MEDIA_TYPE_INDEX, OCI_LAYOUT_VERSION, Digest, canonical_json
 from detlayer.ports import Bytes, Sink
+from detlayer.presence import look, real_path
 from detlayer.sink.temporary import Temporary, sweep
+
+# What the system says where a file system has no locks; NFS wants a descriptor that can be written to.
+_NO_LOCKS = (errno.ENOTSUP, errno.ENOSYS, errno.ENOLCK, errno.EINVAL, errno.EBADF)
 
 
 class Output(Protocol):
@@ -47,7 +51,7 @@ class FileOutput:
 
     def __init__(self, path: str | os.PathLike[str], *, home: str | None = None) -> None:
         """`home` is for temporary files that need a name (`Temporary`)."""
-        self._path = os.path.realpath(path)  # a symlink stays; what it points to is replaced
+        self._path = _real(path)  # a symlink stays; what it points to is replaced
         self._fd = -1
         self._temporary: Temporary | None = None
         self.is_kept = False
@@ -141,7 +145,7 @@ class LayoutOutput(FileOutput):
     """A blob of an OCI layout (image-spec image-layout.md), which is made where there is none."""
 
     def __init__(self, directory: str | os.PathLike[str]) -> None:
-        self._layout = os.path.realpath(directory)
+        self._layout = _real(directory)
         self._blobs = os.path.join(self._layout, "blobs", "sha256")
         self._made: list[str] = []
         try:
@@ -328,9 +332,12 @@ def locked(directory: str) -> Iterator[None]:
     """Keep other processes of ours from changing the index of a layout, where the file system has locks."""
     fd = -1
     try:
-        with suppress(OSError):
+        try:
             fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
             fcntl.flock(fd, fcntl.LOCK_EX)
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                fail(error, directory)
         yield
     finally:
         if fd >= 0:
@@ -343,7 +350,11 @@ def make_layout(directory: str) -> None:
     version = {"imageLayoutVersion": OCI_LAYOUT_VERSION}
     for name, document in (("index.json", index), ("oci-layout", version)):
         path = os.path.join(directory, name)
-        if not os.path.exists(path):
+        try:
+            is_missing = look(path) is None
+        except OSError as error:
+            fail(error, path)
+        if is_missing:
             write_file(path, canonical_json(document), home=home_in(directory))
 
 
@@ -361,6 +372,13 @@ def write_file(path: str | os.PathLike[str], data: bytes, *, home: str | None = 
 def home_in(layout: str) -> str:
     """Name the directory of a layout for temporary files: among the blobs, other tools would stumble over them."""
     return os.path.join(layout, ".detlayer")
+
+
+def _real(path: str | os.PathLike[str]) -> str:
+    try:
+        return real_path(os.fspath(path))
+    except OSError as error:
+        fail(error, os.fspath(path))
 
 
 def write_all(fd: int, data: Bytes) -> None:

@@ -162,8 +162,8 @@ class _BlobContent:
             done += len(piece)
         return done
 
-    def finish(self) -> None:
-        return
+    def finish(self) -> bool:
+        return True
 
     def close(self) -> None:
         self._stack.close()

@@ -162,9 +162,7 @@ class Blobs:
             return True
         return self.check(digest)
 
-    def judge(
-        self, digest: Digest, *, sync: bool = True
-    ) -> tuple[Literal["intact", "corrupt", "gone"], Stamp | None]:
+    def judge(self, digest: Digest, *, sync: bool = True) -> tuple[Literal["intact", "corrupt", "gone"], Stamp | None]:
         """Read a blob, after a sync, and tell whether it has its digest; an intact one with its stat record."""
         path = self.path(digest)
         # Twice: another process may have put the same blob in its place while it was read.

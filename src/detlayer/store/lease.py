@@ -16,6 +16,7 @@ from threading import Lock
 import msgspec
 
 from detlayer.oci import Digest
+from detlayer.presence import look
 from detlayer.store.locks import lock, try_lock
 
 _LOCK = "gc.lock"
@@ -74,7 +75,11 @@ class Lease:
             yield None
             return
         try:
-            yield self._survey()
+            try:
+                survey = self._survey()
+            except OSError:  # a lease that can't be read may be in use
+                survey = None
+            yield survey
         finally:
             os.close(gate)
 
@@ -126,7 +131,7 @@ class Lease:
     def _survey(self) -> Survey:
         found = Survey(set(), set())
         home = os.path.join(self._directory, _HOME)
-        for name in os.listdir(home) if os.path.isdir(home) else ():
+        for name in os.listdir(home) if look(home) is not None else ():
             path = os.path.join(home, name)
             with suppress(FileNotFoundError), open(path, "rb") as file:
                 if name != self.name and try_lock(file.fileno(), fcntl.LOCK_EX):

@@ -8,12 +8,27 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from detlayer.entry import Entry, Profile
 from detlayer.patterns import excluded
 from detlayer.ports import Reporter, Silence
+from detlayer.presence import is_dir as leads_to_dir
+from detlayer.presence import real_path
 from detlayer.tree.forest import plant
 from detlayer.tree.scan import Listing, Scan, Witness, scan
 from detlayer.tree.source import Selection, Source
+from detlayer.tree.steady import copy_file, fail, read_file
 from detlayer.tree.walk import Walker
 
-__all__ = ["Listing", "Scan", "Selection", "Source", "Witness", "scan", "takes", "walk"]
+__all__ = [
+    "Listing",
+    "Scan",
+    "Selection",
+    "Source",
+    "Witness",
+    "copy_file",
+    "fail",
+    "read_file",
+    "scan",
+    "takes",
+    "walk",
+]
 
 
 def walk(
@@ -38,11 +53,15 @@ def walk(
 
 
 def takes(source: Source, path: bytes, *, is_dir: bool = False) -> bool:
-    """Tell whether a walk of `source` would take a file (or directory) at `path`, were it there."""
-    root, inside = os.path.realpath(source.path), os.path.realpath(path)
+    """Tell whether a walk of `source` would take a file (or directory) at `path`, were it there; raises TreeError."""
+    try:
+        root, inside = os.fsencode(real_path(os.fsdecode(source.path))), os.fsencode(real_path(os.fsdecode(path)))
+        is_tree = leads_to_dir(root)
+    except OSError as error:
+        fail(error, os.fsencode(error.filename or path))
     if root == inside:
-        return is_dir or not os.path.isdir(root)  # a file that is to replace a directory is refused as such
-    if not os.path.isdir(root) or os.path.commonpath([root, inside]) != root:
+        return is_dir or not is_tree  # a file that is to replace a directory is refused as such
+    if not is_tree or os.path.commonpath([root, inside]) != root:
         return False
     parts = os.path.relpath(inside, root).decode("utf-8", "surrogateescape").split("/")
     return not any(

@@ -6,17 +6,16 @@ can't lead it outside; what changed is an error that names it.
 
 from __future__ import annotations
 
-import errno
 import os
 import stat
-from typing import NoReturn
 
 from detlayer import pyc
 from detlayer.entry import ContentReader, Profile
-from detlayer.errors import TreeError, printable
+from detlayer.errors import printable
 from detlayer.patterns import excluded
 from detlayer.tree.scan import Listing
 from detlayer.tree.source import Source
+from detlayer.tree.steady import CHANGED_AGAIN, changed, difference, fail, settle
 
 _OPEN_DIR = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
 # Not blocking: what was a file when it was listed may be a FIFO by now.
@@ -72,9 +71,13 @@ class Dir:
                 fd = os.open(self.name, _OPEN_DIR, dir_fd=above.fd)
             else:
                 fd = self._open_from_root()
+            try:
+                status = os.fstat(fd)
+            except BaseException:
+                os.close(fd)
+                raise
         except OSError as error:
             fail(error, self.path)
-        status = os.fstat(fd)
         identity = (status.st_dev, status.st_ino)
         if self.identity not in (None, identity):
             os.close(fd)
@@ -99,9 +102,13 @@ class Dir:
             return False
         try:
             fd = os.open(b"..", _OPEN_DIR, dir_fd=self.fd)
-        except OSError:
+        except OSError:  # it is opened from the root instead
             return False
-        status = os.fstat(fd)
+        try:
+            status = os.fstat(fd)
+        except OSError as error:
+            os.close(fd)
+            fail(error, above.path)
         if above.identity != (status.st_dev, status.st_ino):
             os.close(fd)
             return False
@@ -139,16 +146,18 @@ class Found:
 
 
 class FileContent:
-    """Content and reader in one: a file of the tree that must stay what lstat saw."""
+    """Content and reader in one: a file of the tree that must stay what lstat saw, of which one state is read."""
 
-    __slots__ = ("_fd", "found", "is_steady")
+    __slots__ = ("_fd", "_status", "found", "is_steady")
 
     def __init__(self, found: Found) -> None:
         self.found = found
         """The file, as lstat saw it."""
         self._fd = -1
+        self._status = found.stat
+        """What the file must still be after a read."""
         self.is_steady = True
-        """False once something, be it only its ctime, was seen to change while it was read."""
+        """False once its ctime was seen to change while it was read."""
 
     @property
     def variant(self) -> bytes:
@@ -157,6 +166,7 @@ class FileContent:
 
     def open(self) -> ContentReader:
         found = self.found
+        settle(found.stat)
         try:
             if found.dir.fd is not None:
                 self._fd = os.open(found.name, _OPEN_FILE, dir_fd=found.dir.fd)
@@ -178,15 +188,27 @@ class FileContent:
             fail(error, self.found.path)
         return done
 
-    def finish(self) -> None:
-        was, now = self.found.stat, os.fstat(self._fd)
-        if now.st_ino != was.st_ino:
-            raise changed(self.found.path, "was replaced by another file while it was read")
-        if now.st_size != was.st_size:
-            raise changed(self.found.path, f"went from {was.st_size} to {now.st_size} bytes while it was read")
-        if now.st_mtime_ns != was.st_mtime_ns:
-            raise changed(self.found.path, "was written to while it was read")
-        self.is_steady = now.st_ctime_ns == was.st_ctime_ns
+    def finish(self) -> bool:
+        was = self._status
+        try:
+            now = os.fstat(self._fd)
+        except OSError as error:
+            fail(error, self.found.path)
+        if (
+            now.st_ctime_ns == was.st_ctime_ns
+            and now.st_mtime_ns == was.st_mtime_ns
+            and now.st_size == was.st_size
+            and now.st_ino == was.st_ino
+        ):
+            return True
+        how = difference(was, now)
+        if how or not self.is_steady:
+            raise changed(self.found.path, how or CHANGED_AGAIN)
+        self.is_steady = False
+        self._status = now
+        settle(now)
+        os.lseek(self._fd, 0, os.SEEK_SET)
+        return False
 
     def close(self) -> None:
         if self._fd >= 0:
@@ -217,6 +239,10 @@ class BytecodeContent(FileContent):
     def open(self) -> ContentReader:
         self._started = False
         return FileContent.open(self)
+
+    def finish(self) -> bool:
+        self._started = False  # a second read has to be patched again
+        return FileContent.finish(self)
 
     def read_into(self, buffer: memoryview) -> int:
         count = FileContent.read_into(self, buffer)
@@ -250,8 +276,10 @@ class BytecodeContent(FileContent):
             return status if status is not None and stat.S_ISREG(status.st_mode) else None
         try:
             status = os.lstat(b"../" + name if in_pycache else name, dir_fd=directory.fd)
-        except OSError:
+        except (FileNotFoundError, NotADirectoryError):
             return None
+        except OSError as error:
+            fail(error, os.path.join(home.path, name))
         if not stat.S_ISREG(status.st_mode):
             return None
         patterns = directory.source.patterns
@@ -263,33 +291,3 @@ class BytecodeContent(FileContent):
 def seconds(status: os.stat_result) -> int:
     """The mtime in whole seconds, rounded down; the float `st_mtime` would round some up."""
     return status.st_mtime_ns // 1_000_000_000
-
-
-def changed(path: bytes, what: str) -> TreeError:
-    return TreeError(
-        "changed-while-read", f"{printable(path)} {what}", "pack a tree that nothing writes to, or try again"
-    )
-
-
-def fail(error: OSError, path: bytes) -> NoReturn:
-    """Translate what the file system said into a TreeError that names the path."""
-    shown = printable(path)
-    match error.errno:
-        case errno.ENOENT:
-            code, message = "vanished", f"{shown} vanished during the walk"
-            hint = "pack a tree that nothing writes to, or try again"
-        case errno.EACCES | errno.EPERM:
-            code, message = "unreadable", f"{shown} can't be read: {error.strerror}"
-            hint = "change its mode or owner, or --exclude it"
-        case errno.ELOOP | errno.ENOTDIR:
-            raise changed(path, "became something else during the walk") from error
-        case errno.ENAMETOOLONG:
-            code, message = "path-too-long", f"{shown[:60]}… is too long for this system"
-            hint = "start from a shorter path"
-        case errno.EMFILE | errno.ENFILE:
-            code, message = "too-many-open-files", f"no more files can be opened, at {shown}"
-            hint = "raise the limit: ulimit -n"
-        case _:
-            code, message = "tree-io", f"{shown}: {error.strerror}"
-            hint = "check the disk or mount that it is on"
-    raise TreeError(code, message, hint) from error

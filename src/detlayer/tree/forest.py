@@ -12,8 +12,8 @@ import msgspec
 
 from detlayer.entry import MERGED_DIRS, OPAQUE_WHITEOUT, WHITEOUT_PREFIX, check_path
 from detlayer.errors import ConfigError, TreeError, printable
-from detlayer.tree.disk import fail
 from detlayer.tree.source import Selection, Source
+from detlayer.tree.steady import fail
 
 
 class Node(msgspec.Struct):

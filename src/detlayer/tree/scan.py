@@ -16,6 +16,7 @@ from blake3 import blake3
 
 from detlayer.entry import WHITEOUT_PREFIX, without_temporaries
 from detlayer.patterns import excluded
+from detlayer.presence import real_path
 from detlayer.tree.source import Source
 
 _STATUS = Struct("<xBqqqqqqqq").pack  # names have no NUL
@@ -129,7 +130,7 @@ def scan(sources: Sequence[Source]) -> Scan | None:
             status = os.stat(source.path)
             is_dir = stat.S_ISDIR(status.st_mode)
             if not is_dir:
-                real = os.path.realpath(source.path)
+                real = os.fsencode(real_path(os.fsdecode(source.path)))
                 status = os.lstat(real)
                 result.witness.saw(source, os.path.basename(real), status)
             elif source.dest:

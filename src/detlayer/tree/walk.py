@@ -27,10 +27,12 @@ from detlayer.entry import (
 from detlayer.errors import ConfigError, TreeError, printable
 from detlayer.patterns import excluded
 from detlayer.ports import Reporter
-from detlayer.tree.disk import BytecodeContent, Dir, FileContent, Found, changed, fail, seconds
+from detlayer.presence import real_path
+from detlayer.tree.disk import BytecodeContent, Dir, FileContent, Found, seconds
 from detlayer.tree.forest import Node, collide
 from detlayer.tree.scan import Listing, Witness
 from detlayer.tree.source import Selection, Source
+from detlayer.tree.steady import changed, fail, steady
 
 # Directories kept open at a time; deeper walks close the outermost ones and open them again on the way back.
 _MAX_OPEN_DIRS = 64
@@ -232,15 +234,14 @@ class Walker:
         return None, None
 
     def _target(self, found: Found) -> bytes:
-        """Read where a symlink leads; one that a scan saw must still be the same."""
+        """Read where a symlink leads, which must be the one that lstat saw."""
+        name, fd = found.name, found.dir.fd
         try:
-            target = os.readlink(found.name, dir_fd=found.dir.fd)
-            now = os.lstat(found.name, dir_fd=found.dir.fd) if found.dir.listing is not None else found.stat
+            return steady(
+                found.path, found.stat, lambda: os.lstat(name, dir_fd=fd), lambda: os.readlink(name, dir_fd=fd)
+            )
         except OSError as error:
             fail(error, found.path)
-        if (now.st_ino, now.st_ctime_ns) != (found.stat.st_ino, found.stat.st_ctime_ns):
-            raise changed(found.path, "was replaced by another symlink during the walk")
-        return target
 
     def _several(self, path: bytes, frame: Frame, name: bytes) -> tuple[Frame | None, Entry | None]:
         """Turn what all sources have under one name into an entry: directories merge, anything else collides."""
@@ -279,11 +280,11 @@ class Walker:
         """Make the entry of a file that was named as a source, or of a marker."""
         if node.file is None:
             return marker(path, self.profile)
-        above, name = os.path.split(os.path.realpath(node.file.path))
         if self._visited is not None:
             self._visited(node.file.path)
         listing = self._listings.get(node.file)
         try:
+            above, name = os.path.split(os.fsencode(real_path(os.fsdecode(node.file.path))))
             status = listing.stat if listing is not None else os.lstat(os.path.join(above, name))
         except OSError as error:
             fail(error, node.file.path)
@@ -367,15 +368,21 @@ class Walker:
         where = found.dir.path if found.dir.fd is None else b"/proc/self/fd/%d" % found.dir.fd
         path = os.path.join(where, found.name) if found.name else where
         follow = not found.name
-        try:
+
+        def read() -> tuple[tuple[bytes, bytes], ...]:
             return tuple(
                 (name.encode(_ENCODING, _ERRORS), os.getxattr(path, name, follow_symlinks=follow))
                 for name in sorted(os.listxattr(path, follow_symlinks=follow))
                 if self.profile.wants_xattr(name)
             )
+
+        try:
+            return steady(found.path, found.stat, lambda: os.stat(path, follow_symlinks=follow), read)
         except OSError as error:
             if error.errno == errno.ENOTSUP:
                 return ()
+            if error.errno == errno.ENODATA:  # it was there when they were listed
+                raise changed(found.path, "lost an extended attribute while they were read") from error
             fail(error, found.path)
 
     # -- reports

@@ -110,8 +110,8 @@ class MemberContent:
             self._left -= len(part)
             yield part
 
-    def finish(self) -> None:
-        return
+    def finish(self) -> bool:
+        return True
 
     def close(self) -> None:
         return

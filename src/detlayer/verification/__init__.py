@@ -16,6 +16,7 @@ from detlayer.errors import ConfigError, printable
 from detlayer.layout import SAVED, LayoutName, find_kind, name_layout, open_file, split_name
 from detlayer.magic import HEAD_BYTES, format_of, image_archive
 from detlayer.patterns import parse_patterns
+from detlayer.presence import is_file
 from detlayer.tree import Selection, Source
 from detlayer.verification.images import check_layout
 from detlayer.verification.layers import check_layer, parse_expectation
@@ -134,7 +135,7 @@ def _name(target: Source | Path) -> LayoutName | str | None:
         return None
     text = os.fspath(target)
     if text.startswith(SAVED):
-        path, _ = split_name(text.removeprefix(SAVED), os.path.isfile)
+        path, _ = split_name(text.removeprefix(SAVED), is_file)
         with open_file(path) as file:
             raise image_archive("docker-archive", path, format_of(file.read(HEAD_BYTES)))
     named = name_layout(text)

@@ -19,6 +19,7 @@ from detlayer.layer import ANNOTATION_PREFIX
 from detlayer.layout import open_file, read_bounded
 from detlayer.magic import image_archive, quoted
 from detlayer.oci import MAX_DOCUMENT_BYTES, parse_digest
+from detlayer.presence import is_file
 from detlayer.verification.contrast import Run, contrast
 from detlayer.verification.report import LayerFacts, TargetReport, divide, facts_of
 
@@ -71,7 +72,11 @@ def parse_expectation(text: str, *, max_expansion: int = 200) -> Expectation:
         except ValueError as error:
             raise _odd(text, "is no digest: sha256: and 64 hexadecimal digits") from error
         return Expectation(text, either=text)
-    if not os.path.isfile(text):
+    try:
+        has_file = is_file(text)
+    except OSError as error:
+        raise _odd(text, f"can't be read: {error.strerror}") from error
+    if not has_file:
         raise _odd(text, "is neither a digest nor a file")
     opened = partial(open_file, text)
     with opened() as file:

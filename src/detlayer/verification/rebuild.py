@@ -27,7 +27,8 @@ from detlayer.errors import ConfigError, OutputError, printable
 from detlayer.layout import open_file
 from detlayer.packing import pack, parse_source
 from detlayer.patterns import Pattern
-from detlayer.tree import Selection
+from detlayer.presence import look
+from detlayer.tree import Selection, copy_file, fail
 from detlayer.verification.contrast import Run, contrast
 from detlayer.verification.machine import (
     CannotView,
@@ -195,7 +196,12 @@ class _Session:
                 "it has to succeed in a copy of the working directory"
                 + (", whatever zone, locale, umask and home" if build.name == "second" else ""),
             )
-        if not os.path.lexists(os.path.join(build.directory, self._output)):
+        output_path = os.path.join(build.directory, self._output)
+        try:
+            is_missing = look(output_path, follow_symlinks=False) is None
+        except OSError as error:
+            fail(error, os.fsencode(output_path))
+        if is_missing:
             raise ConfigError(
                 "rebuild-output", f"the {build.name} build made no {printable(self._output)}", "check --output"
             )
@@ -204,7 +210,7 @@ class _Session:
         """Copy the working directory, without what an earlier build left at the output."""
         at = os.path.join(self._scratch, place)
         try:
-            shutil.copytree(self._directory, at, symlinks=True, ignore=self._leaves_out)
+            shutil.copytree(self._directory, at, symlinks=True, ignore=self._leaves_out, copy_function=_copy_file)
         except (shutil.Error, OSError) as error:
             reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error.args[0])[:300]
             raise OutputError(
@@ -227,8 +233,10 @@ class _Session:
         old = self._environment.get("HOME", "")
         try:
             names = os.listdir(old) if old else []
-        except OSError:
+        except (FileNotFoundError, NotADirectoryError, PermissionError):  # nor can the first build list it
             names = []
+        except OSError as error:
+            fail(error, os.fsencode(old))
         for name in names:
             os.symlink(os.path.join(old, name), os.path.join(home, name))
 
@@ -241,6 +249,11 @@ class _Session:
             known = done.stdout.decode(errors="replace").split()
         others = [name for name in known if name not in ("C", "POSIX", now) and not name.startswith("C.")]
         return others[0] if others else ("C.UTF-8" if now in ("C", "POSIX") else "C")
+
+
+def _copy_file(old: str, new: str) -> None:
+    copy_file(os.fsencode(old), os.fsencode(new))
+    shutil.copystat(old, new)
 
 
 def _is_special(path: str) -> bool:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import errno
 import os
-import shutil
 import stat
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -18,7 +17,7 @@ from detlayer import pyc
 from detlayer.entry import Profile
 from detlayer.errors import OutputError, printable
 from detlayer.patterns import excluded
-from detlayer.tree import Selection, Source
+from detlayer.tree import Selection, Source, copy_file
 from detlayer.verification.variation import Variation
 
 
@@ -115,7 +114,7 @@ class Twins:
             if first != new:
                 os.link(first, new)
                 return
-        shutil.copyfile(old, new)
+        copy_file(old, new)
         # Bytecode goes by its source's time, so it keeps a file of its own.
         if self.varies_links and self.variation.links and not path.endswith((b".py", b".pyc")):
             alike = (status.st_size, bool(status.st_mode & 0o100), _content_of(new))
@@ -138,7 +137,7 @@ class Twins:
         relative = (place + b"/" if place else b"") + source_name
         try:
             status = os.lstat(os.path.join(os.path.realpath(source.path), relative))
-        except OSError:
+        except (FileNotFoundError, NotADirectoryError):
             return
         with open(new, "r+b") as file:
             recorded = pyc.recorded(file.read(pyc.HEADER_BYTES))
