@@ -29,6 +29,10 @@ class LayerError(DetlayerError):
     """A sequence of entries or an input tar breaks the format."""
 
 
+class UnreadableError(LayerError):
+    """An input cannot be read, for a reason of the system's: nothing is known of what it holds."""
+
+
 class IntegrityError(DetlayerError):
     """A digest or size is not what it should be."""
 

@@ -24,9 +24,7 @@ class Spool:
             for view in views:
                 self._end += self._file.write(view)
         except OSError as error:
-            raise OutputError(
-                "spool-full", f"no room to sort the layer in {tempfile.gettempdir()}: {error.strerror}", "set TMPDIR"
-            ) from error
+            raise _full(error) from error
         return start
 
     def flush(self) -> None:
@@ -34,19 +32,31 @@ class Spool:
         try:
             self._file.flush()
         except OSError as error:
-            raise OutputError(
-                "spool-full", f"no room to sort the layer in {tempfile.gettempdir()}: {error.strerror}", "set TMPDIR"
-            ) from error
+            raise _full(error) from error
 
     def content(self, start: int, size_bytes: int, patch: tuple[int, bytes] | None = None) -> SpoolContent:
         """Name a stretch as content; `patch` replaces bytes at an offset in it."""
         return SpoolContent(self._file.fileno(), start, size_bytes, patch)
 
     def read(self, start: int, size_bytes: int) -> bytes:
-        return os.pread(self._file.fileno(), size_bytes, start)
+        """Read a stretch; raises OutputError."""
+        try:
+            return os.pread(self._file.fileno(), size_bytes, start)
+        except OSError as error:
+            raise _unreadable(error) from error
 
     def close(self) -> None:
         self._file.close()
+
+
+def _full(error: OSError) -> OutputError:
+    message = f"no room to sort the layer in {tempfile.gettempdir()}: {error.strerror}"
+    return OutputError("spool-full", message, "set TMPDIR to a directory with more room")
+
+
+def _unreadable(error: OSError) -> OutputError:
+    message = f"cannot read the temporary file in {tempfile.gettempdir()}: {error.strerror}"
+    return OutputError("spool-unreadable", message, "check that disk, or set TMPDIR")
 
 
 class SpoolContent:
@@ -68,7 +78,10 @@ class SpoolContent:
         done = 0
         want = min(len(buffer), self._end - self._at)
         while done < want:
-            count = os.preadv(self._fd, (buffer[done:want],), self._at + done)
+            try:
+                count = os.preadv(self._fd, (buffer[done:want],), self._at + done)
+            except OSError as error:
+                raise _unreadable(error) from error
             if not count:
                 break
             done += count

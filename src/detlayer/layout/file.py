@@ -7,7 +7,7 @@ import os
 import stat
 from typing import TYPE_CHECKING, Literal, Self
 
-from detlayer.errors import LayerError, printable
+from detlayer.errors import LayerError, UnreadableError, printable
 from detlayer.magic import HEAD_BYTES, check_format, format_of, is_named_as_archive
 from detlayer.oci import MEDIA_TYPE_LAYER
 from detlayer.presence import look
@@ -174,8 +174,8 @@ def layer_type(head: bytes) -> str:
     return MEDIA_TYPE_LAYER + {"gzip": "tar+gzip", "zstd": "tar+zstd"}.get(format_of(head), "tar")
 
 
-def unreadable(name: str, error: OSError) -> LayerError:
+def unreadable(name: str, error: OSError) -> UnreadableError:
     """Make an error of what the system says."""
-    return LayerError(
+    return UnreadableError(
         "input-unreadable", f"{printable(name)}: {error.strerror or error}", "check the path, and its mode and owner"
     )

@@ -208,8 +208,8 @@ def _open_shared(path: str) -> int | None:
     """Open and lock the file that an earlier attempt may have begun; None if somebody else has it."""
     for _ in range(_TRIES):
         fd = make_in(os.path.dirname(path), lambda: os.open(path, _FLAGS, 0o666))
+        status = os.fstat(fd)
         try:
-            status = os.fstat(fd)
             if not stat.S_ISREG(status.st_mode):
                 raise OSError(errno.EEXIST, "is no regular file")
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -220,7 +220,10 @@ def _open_shared(path: str) -> int | None:
             os.close(fd)
             if error.errno == errno.EEXIST:
                 raise
-            return None  # it is locked, or there are no locks here
+            if not isinstance(error, BlockingIOError) and not status.st_size:  # there are no locks: nobody can share it
+                with suppress(OSError):
+                    os.unlink(path)
+            return None
         os.close(fd)
     return None
 

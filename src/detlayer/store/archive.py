@@ -15,7 +15,7 @@ import msgspec
 
 from detlayer.codec import Codec
 from detlayer.entry import Content, ContentReader, Entry
-from detlayer.errors import LayerError, OutputError, printable
+from detlayer.errors import LayerError, OutputError, UnreadableError, printable
 from detlayer.layer import BytesContent, pack
 from detlayer.oci import MEDIA_TYPE_INDEX, OCI_LAYOUT_VERSION, Digest, canonical_json, parse_digest
 from detlayer.ports import Body, Readable, Sink
@@ -77,7 +77,7 @@ def take_in(store: Store, source: BinaryIO) -> int:
     present: set[str] = set()
     document: _Document | None = None
     came = 0
-    for member in TarReader(iter(lambda: source.read(_PIECE_BYTES), b"")):
+    for member in TarReader(_pieces(source)):
         above, _, name = member.entry.path.rpartition(b"/")
         if above == _BLOBS and member.entry.kind == "file":
             digest = _digest(name)
@@ -99,6 +99,16 @@ def take_in(store: Store, source: BinaryIO) -> int:
             spots = [spot for one in trace.blobs for spot in chunks.pop(one, [])]
             store.traces.put(trace.key, trace.step, trace.results, now, about=trace.about, blobs=blobs, chunks=spots)
     return came
+
+
+def _pieces(source: BinaryIO) -> Iterator[bytes]:
+    try:
+        while piece := source.read(_PIECE_BYTES):
+            yield piece
+    except OSError as error:
+        raise UnreadableError(
+            "input-unreadable", f"the exported cache cannot be read: {error.strerror}", "check the file"
+        ) from error
 
 
 def _traces(store: Store, blobs: set[str], wanted: set[str] | None) -> list[_Trace]:

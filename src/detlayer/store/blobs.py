@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from threading import Lock
 from typing import BinaryIO, Literal
 
-from detlayer.errors import IntegrityError
+from detlayer.errors import IntegrityError, OutputError, printable
 from detlayer.oci import MEDIA_TYPE_INDEX, OCI_LAYOUT_VERSION, Digest, canonical_json, digest_of
 from detlayer.ports import Body, Bytes
 from detlayer.store.index import Index
@@ -233,16 +233,19 @@ class Blobs:
         )
 
     def all(self) -> Iterator[tuple[Digest, os.stat_result]]:
-        """List what is there, in no order."""
+        """List what is there, in no order; raises OutputError if the directory cannot be read."""
         try:
-            found = os.scandir(self._home)
-        except OSError:
+            with os.scandir(self._home) as found:
+                for item in found:
+                    if len(item.name) == 64:
+                        with suppress(FileNotFoundError):
+                            yield Digest(item.name), item.stat(follow_symlinks=False)
+        except (FileNotFoundError, NotADirectoryError):
             return
-        with found:
-            for item in found:
-                if len(item.name) == 64:
-                    with suppress(OSError):  # gone meanwhile
-                        yield Digest(item.name), item.stat(follow_symlinks=False)
+        except OSError as error:
+            raise OutputError(
+                "cache-closed", f"cannot list {printable(self._home)}: {error.strerror}", "check the disk of the cache"
+            ) from error
 
     def admit(self, path: str, digest: Digest) -> None:
         """Rename a finished file into place; raises OSError."""

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from detlayer.errors import OutputError, printable
 from detlayer.oci import Digest
 from detlayer.store.memory import FACT_AGE_S, SESSION_AGE_S
 
@@ -91,20 +92,29 @@ def take_stock(store: Store) -> Holdings:
 
 
 def collect(store: Store, *, max_bytes: int | None = None, max_age_s: float | None = None) -> Collected:
-    """Remove what was not used for so long, and then the least recently used until the rest has so few bytes."""
+    """Remove what was not used for so long, and then the least recently used until the rest has so few bytes.
+
+    Raises OutputError if the store cannot be read.
+    """
     now = store.clock()
     oldest = now - max_age_s if max_age_s is not None else 0
     used: dict[str, int] = dict(store.index.rows("SELECT digest, used FROM blob", (), (str, int)))
     gone: list[Digest] = []
     freed = in_use = 0
     with store.lease.collecting() as survey:
+        if survey is None:
+            raise OutputError(
+                "cache-closed",
+                f"cannot tell which blobs of {printable(store.directory)} are in use",
+                "try again; if that does not help, check the disk of the cache",
+            )
         found = [(used.get(one.hex, status.st_mtime), one, status.st_size) for one, status in store.blobs.all()]
         found.sort(key=lambda each: (each[0], each[1].hex))
         left, left_bytes = len(found), sum(size for _, _, size in found)
         for when, digest, size in found:
             if when >= oldest and (max_bytes is None or left_bytes <= max_bytes):
                 continue
-            if survey is None or digest in survey.digests:
+            if digest in survey.digests:
                 in_use += 1
                 continue
             with suppress(OSError):
@@ -135,7 +145,11 @@ def make_room(store: Store, max_bytes: int = MAX_BYTES) -> Collected | None:
     rows = store.index.rows("SELECT sum(size) FROM blob", (), (int,))
     if not rows or rows[0][0] <= max_bytes:
         return None
-    return collect(store, max_bytes=int(max_bytes * _ROOM))
+    try:
+        return collect(store, max_bytes=int(max_bytes * _ROOM))
+    except OutputError as error:  # what was packed is there all the same
+        store.index.warn("cache-unusable", f"{error.message}: it grows beyond {max_bytes} bytes")
+        return None
 
 
 def examine(store: Store) -> Health:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 from detlayer.audit import Findings, audit
 from detlayer.entry import Profile
-from detlayer.errors import LayerError, TreeError, printable
+from detlayer.errors import LayerError, TreeError, UnreadableError, printable
 from detlayer.finding import Finding
 from detlayer.layout import Image, Layout, LayoutName, Measure, open_layout
 from detlayer.magic import HEAD_BYTES, is_layer
@@ -137,6 +137,8 @@ class _Check:
         try:
             with self._layout.open(digest) as file:
                 report = audit(file, profile=self._profile, max_expansion=self._max_expansion)
+        except UnreadableError:  # no verdict
+            raise
         except LayerError as error:
             self.failures.add(Finding("malformed-layer", shown, error.code, error.message, "a layer"))
             return
