@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Collection, Iterable, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 
 from detlayer.documents import Document
 from detlayer.errors import AuthError, DetlayerError, IntegrityError, LayerError, RejectedError
@@ -16,7 +16,7 @@ from detlayer.ports import Body, ImageSource, Memory, Place, Proof, Session, Tra
 from detlayer.publishing.results import TagResult
 from detlayer.registry.answer import RefusedError
 from detlayer.registry.client import Repository
-from detlayer.registry.download import RemoteBody
+from detlayer.registry.download import RemoteBody, spooled
 from detlayer.registry.upload import Progress, upload
 
 _SMALL_BYTES = 64 << 10  # goes in the lane for what is small
@@ -88,14 +88,15 @@ class Carrier:
 
         self._reporter.transfer(label, blob.size_bytes)
         try:
-            outcome = upload(
-                self._repository,
-                blob,
-                lambda: body or self._body(blob),
-                mount_from=mount_from,
-                resume=self._memory.session(principal, name, blob.digest),
-                progress=Progress(lambda count: self._reporter.advance(label, count), keep),
-            )
+            with ExitStack() as stack:
+                outcome = upload(
+                    self._repository,
+                    blob,
+                    lambda: self._at_rest(body or self._body(blob), stack),
+                    mount_from=mount_from,
+                    resume=self._memory.session(principal, name, blob.digest),
+                    progress=Progress(lambda count: self._reporter.advance(label, count), keep),
+                )
         except IntegrityError as error:
             self._memory.keep_session(principal, name, blob.digest, None)
             if error.code == "blob-refused":
@@ -104,6 +105,12 @@ class Carrier:
         self._learn({blob.digest: outcome})
         self._memory.keep_session(principal, name, blob.digest, None)
         self._reporter.done(label, outcome)
+
+    def _at_rest(self, body: Body, stack: ExitStack) -> Body:
+        """Fetch a blob that comes from the registry that it goes to: a mount that is refused is no reason to stream."""
+        if isinstance(body, RemoteBody) and body.repository.name.host == self._repository.name.host:
+            return stack.enter_context(spooled(body))
+        return body
 
     def _body(self, blob: Descriptor) -> Body:
         body = self._image.body(blob) or self._remote_body(blob)

@@ -18,6 +18,7 @@ from detlayer.names import RepositoryName
 from detlayer.oci import Descriptor
 from detlayer.ports import Body, Session
 from detlayer.registry.address import with_query
+from detlayer.registry.allowance import Allowance
 from detlayer.registry.answer import Refusal, error_of
 from detlayer.registry.client import Repository
 from detlayer.registry.transport import Answer, Request, Stretch
@@ -78,6 +79,7 @@ class _Upload:
         self._sent = 0
         self._reached = 0
         self._is_resumed = False
+        self._allowance = Allowance(repository.transport.network.read_s * (_MAX_STARTS + 1))
         self._in_chunks = self._may_chunk() and blob.size_bytes >= CHUNKED_FROM_BYTES
         self._chunk_bytes = min(_CHUNK_BYTES, _LONGEST_CHUNK_BYTES.get(repository.name.host, _CHUNK_BYTES))
 
@@ -87,6 +89,7 @@ class _Upload:
         last: Exception | None = None
         starts = 0
         while starts < _MAX_STARTS:
+            began = self._repository.transport.pace.now()
             try:
                 if session is None:
                     session = self._begin(mount_from)
@@ -121,8 +124,11 @@ class _Upload:
                 self._take_back(self._sent)
                 before = self._reached
                 session = self._recover(session) if session is not None and self._in_chunks else None
+                self._allowance.spend(self._repository.transport.pace.now() - began)
                 if session is not None and session.offset > before:
-                    continue  # it goes on, however slowly
+                    self._allowance.advance(session.offset - before)
+                    if self._allowance.left_s > 0:
+                        continue  # it moves
             else:
                 self._progress.on_session(None)
                 return "uploaded"
