@@ -5,10 +5,11 @@ from __future__ import annotations
 import gzip
 import itertools
 import json
+import socket
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, contextmanager
-from typing import IO
+from typing import IO, Any
 
 import pytest
 
@@ -152,9 +153,17 @@ def send(server: RawServer, data: bytes, read_s: float, *, tls: bool = False) ->
 
 
 @pytest.mark.parametrize("tls", [False, True])
-def test_a_peer_that_takes_a_few_bytes_now_and_then_is_given_up(tls: bool) -> None:
+def test_a_peer_that_takes_a_few_bytes_now_and_then_is_given_up(tls: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each read is in time, and the whole is not: without a minimum rate the test would take minutes."""
-    with trickling(2000, 0.05, tls=tls) as server, pytest.raises(UnavailableError) as caught:
+    connect = socket.create_connection
+
+    def connect_narrowly(*arguments: Any, **options: Any) -> socket.socket:
+        made = connect(*arguments, **options)
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)  # so that each read of the peer is felt here
+        return made
+
+    monkeypatch.setattr(socket, "create_connection", connect_narrowly)
+    with trickling(1600, 0.02, tls=tls) as server, pytest.raises(UnavailableError) as caught:
         send(server, LONG, 0.5, tls=tls)
     assert caught.value.code == "registry-timeout"
     assert "64 KiB" in caught.value.message
