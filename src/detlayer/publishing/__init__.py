@@ -118,6 +118,11 @@ def push(
         plan = None
         try:
             if survey.ask_tags(Wanted((root,))):
+                if root.subject is not None:
+                    # Whether it is listed is not said by a tag, and a push that ended early may have left it unlisted.
+                    from detlayer.registry.referrers import confirm_referrers
+
+                    confirm_referrers(survey.repository, (root,))
                 results.append(PushResult(name, root.digest, tuple(TagResult(tag, "present") for tag in tags)))
                 hints = Hints((*hints.sources, name))
                 continue

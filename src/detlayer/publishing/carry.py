@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack, suppress
+from graphlib import TopologicalSorter
+from threading import RLock
 
-from detlayer.documents import Document
-from detlayer.errors import AuthError, DetlayerError, IntegrityError, LayerError, RejectedError
+from detlayer.documents import Document, parse_document
+from detlayer.errors import AuthError, DetlayerError, IntegrityError, LayerError, NotFoundError, RejectedError
 from detlayer.lanes import Job, work_off
 from detlayer.names import RepositoryName
 from detlayer.oci import Descriptor, Digest
@@ -17,10 +19,13 @@ from detlayer.publishing.results import TagResult
 from detlayer.registry.answer import RefusedError
 from detlayer.registry.client import Repository
 from detlayer.registry.download import RemoteBody, spooled
+from detlayer.registry.referrers import confirm_referrers
 from detlayer.registry.upload import Progress, upload
+from detlayer.remote import gather
 
 _SMALL_BYTES = 64 << 10  # goes in the lane for what is small
 _PIECE_BYTES = 1 << 20
+_MAX_SUBJECTS = 32  # that have to be brought, each for the one before
 
 
 class Carrier:
@@ -44,6 +49,8 @@ class Carrier:
         self._reporter = reporter
         self._origins = origins
         self._descriptors = {blob.digest: blob for blob in wanted.blobs}
+        self._subjects: set[Digest] = set()
+        self._subject_lock = RLock()
 
     def carry_out(self, plan: Plan) -> list[TagResult]:
         """Do what the plan says; a tag that fails does not keep the others from being pushed.
@@ -51,6 +58,7 @@ class Carrier:
         Raises RegistryError, IntegrityError and LayerError for what concerns all tags.
         """
         if plan.is_done:
+            confirm_referrers(self._repository, self._wanted.documents)
             return [TagResult(step.tag, "present") for step in plan.tags]
         self._repository.expect_push(one.source for one in plan.sends if one.source is not None)
         bodies = self._find_bodies(plan)
@@ -61,7 +69,10 @@ class Carrier:
             documents = [wanted[digest] for digest in level if digest in puts]
             if documents:
                 work_off([Job(self._put_by_digest(one)) for one in documents])
+        confirm_referrers(self._repository, self._wanted.documents[:-1])
         results = [self._put_tag(step) for step in plan.tags]
+        if any(one.state != "failed" for one in results):
+            confirm_referrers(self._repository, (self._wanted.root,))
         for document in wanted.values():
             self._memory.keep_document(document.data)
         return results
@@ -166,7 +177,7 @@ class Carrier:
     def _put(self, document: Document, target: str) -> None:
         """Put a document; where the registry lost what was believed to be there, bring that first, once."""
         try:
-            put = self._repository.put_manifest(target, document)
+            self._send(document, target)
         except RefusedError as refused:
             if refused.code != "blobs-missing":
                 raise
@@ -174,22 +185,11 @@ class Carrier:
             proofs = {digest: self._facts.proofs.get(digest) for digest in missing}
             self._restore(missing)
             try:
-                put = self._repository.put_manifest(target, document)
+                self._send(document, target)
             except RefusedError as again:
                 if again.code != "blobs-missing":
                     raise
                 raise self._lost(document, again, proofs) from again
-        if document.subject is not None and not put.has_referrers:
-            described = document.descriptor()
-            if not described.artifact_type and document.config is not None:
-                # "Listing Referrers": without an artifactType it is that of the config.
-                described = Descriptor(
-                    described.media_type,
-                    described.digest,
-                    described.size_bytes,
-                    artifact_type=document.config.media_type,
-                )
-            self._repository.add_referrer(document.subject.digest, described, document.annotations or {})
         self._learn({document.digest: "uploaded"})
 
     def _missing(self, document: Document, refused: RefusedError) -> list[Digest]:
@@ -225,6 +225,65 @@ class Carrier:
             "the registry loses blobs: see its log, and whether its garbage collection runs now",
         )
 
+    # -- subjects
+
+    def _send(self, document: Document, target: str) -> None:
+        """Put a document; if it is refused and its subject is not there, put that first, once."""
+        try:
+            self._repository.put_manifest(target, document)
+        except (RefusedError, NotFoundError) as refused:
+            if document.subject is None or not self._bring_subject(document, document.subject, refused):
+                raise
+            self._repository.put_manifest(target, document)
+
+    def _bring_subject(self, document: Document, subject: Descriptor, refused: RefusedError | NotFoundError) -> bool:
+        """Put the subject of a document that was refused; tells whether that document is worth another try."""
+        named = refused.refusal.digests if isinstance(refused, RefusedError) else ()
+        if subject.digest not in named and any(one.digest in named for one in (*document.children, *document.blobs)):
+            return False
+        with self._subject_lock:
+            if self._repository.head_manifest(str(subject.digest)) is not None:
+                return subject.digest in self._subjects
+            try:
+                found = self._find_subject(subject)
+            except (LayerError, NotFoundError, AuthError) as error:
+                message = f"{refused.message}; it has no subject {subject.digest} either ({error.message})"
+                hint = "push the subject first"
+                if subject.digest in named:
+                    raise RejectedError("subject-missing", message, hint) from error
+                if isinstance(refused, RefusedError):  # blobs may be missing, too
+                    raise RefusedError(refused.refusal, refused.code, message, hint) from error
+                raise NotFoundError(refused.code, message, hint) from error
+            self._subjects.add(subject.digest)
+            self._carry(found)
+        return True
+
+    def _find_subject(self, subject: Descriptor) -> Wanted:
+        """Read a subject and all that it lists; raises what the image raises where that does not have it."""
+        known = self._wanted.by_digest.get(subject.digest)
+        if known is None:
+            if len(self._subjects) == _MAX_SUBJECTS:
+                raise LayerError("document-invalid", "subjects have subjects without end", "push them one by one")
+            known = parse_document(self._image.document(subject), str(subject.digest), subject.media_type)
+        return gather(self._image, known)
+
+    def _carry(self, found: Wanted) -> None:
+        """Bring documents and blobs that the plan does not have, or that it takes for present."""
+        here = self._repository.name
+        sources = [one.name for one in self._origins if one.name.registry == here.registry and one.name != here]
+        self._repository.expect_push(sources[:1])
+        blobs = [one for one in found.blobs if not one.is_foreign]
+        self._descriptors.update({one.digest: one for one in blobs})
+
+        def bring(blob: Descriptor) -> None:
+            if self._repository.head_blob(blob.digest) is None:
+                self._upload(blob, sources[0] if sources else None)
+
+        work_off([Job(lambda blob=blob: bring(blob), blob.size_bytes > _SMALL_BYTES) for blob in blobs])  # type: ignore[misc]
+        for one in found.documents:
+            self._put(one, str(one.digest))
+        confirm_referrers(self._repository, found.documents)
+
     def _learn(self, found: dict[Digest, Proof]) -> None:
         self._facts.proofs.update(found)
         name = self._repository.name
@@ -233,9 +292,19 @@ class Carrier:
         )
 
 
-def _levels(wanted: Wanted) -> Iterable[Sequence[Digest]]:
-    """Documents below the root in groups that can go at the same time: what a document lists is in an earlier group."""
-    depth: dict[Digest, int] = {}
-    for document in wanted.documents[:-1]:
-        depth[document.digest] = 1 + max((depth.get(child.digest, 0) for child in document.children), default=0)
-    return [[digest for digest, at in depth.items() if at == level] for level in sorted(set(depth.values()))]
+def _levels(wanted: Wanted) -> Iterator[Sequence[Digest]]:
+    """Documents below the root in groups that can go at the same time.
+
+    What a document lists is in an earlier group, and so is its subject, where the image has that. Digests make a cycle
+    impossible.
+    """
+    below = {one.digest: one for one in wanted.documents[:-1]}
+    sorter = TopologicalSorter[Digest]()
+    for digest, document in below.items():
+        named = (*document.children, *((document.subject,) if document.subject else ()))
+        sorter.add(digest, *(one.digest for one in named if one.digest in below))
+    sorter.prepare()
+    while sorter.is_active():
+        level = sorter.get_ready()
+        yield level
+        sorter.done(*level)
