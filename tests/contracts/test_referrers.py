@@ -359,6 +359,19 @@ def test_a_subject_in_another_repository_is_mounted(picky: StrictRegistry, layou
     assert [one for one in picky.requests if "/blobs/uploads/" in one.path and one.body_bytes] == []
 
 
+def test_other_refusals_bring_no_subject(start_strict: Start, layout: Layout) -> None:
+    server = start_strict(rules=Rules(immutable_tags=True))
+    layout.tag(image(layout), "other")
+    subject = image(layout, ["subject"])
+    layout.tag(artifact(layout, subject), "image")
+    client = Client(server)
+    client.push(f"oci:{layout.path}:other", "team/app:1")
+    with pytest.raises(RegistryError) as caught:
+        client.push(f"oci:{layout.path}:image", "team/app:1")
+    assert caught.value.code == "tag-immutable"
+    assert server.manifest("team/app", subject["digest"]) is None
+
+
 @pytest.mark.parametrize("is_remote", [False, True])
 def test_a_subject_that_is_nowhere(is_remote: bool, picky: StrictRegistry, layout: Layout) -> None:
     subject = image(layout)

@@ -238,6 +238,8 @@ class Carrier:
 
     def _bring_subject(self, document: Document, subject: Descriptor, refused: RefusedError | NotFoundError) -> bool:
         """Put the subject of a document that was refused; tells whether that document is worth another try."""
+        if isinstance(refused, RefusedError) and refused.code not in ("blobs-missing", "registry-refused"):
+            return False  # a subject would not help against an immutable tag, for example
         named = refused.refusal.digests if isinstance(refused, RefusedError) else ()
         if subject.digest not in named and any(one.digest in named for one in (*document.children, *document.blobs)):
             return False

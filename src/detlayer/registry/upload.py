@@ -80,6 +80,7 @@ class _Upload:
         self._reached = 0
         self._is_resumed = False
         self._allowance = Allowance(repository.transport.network.read_s * (_MAX_STARTS + 1))
+        self._counted_to_s = repository.transport.pace.now()
         self._in_chunks = self._may_chunk() and blob.size_bytes >= CHUNKED_FROM_BYTES
         self._chunk_bytes = min(_CHUNK_BYTES, _LONGEST_CHUNK_BYTES.get(repository.name.host, _CHUNK_BYTES))
 
@@ -89,7 +90,6 @@ class _Upload:
         last: Exception | None = None
         starts = 0
         while starts < _MAX_STARTS:
-            began = self._repository.transport.pace.now()
             try:
                 if session is None:
                     session = self._begin(mount_from)
@@ -124,9 +124,8 @@ class _Upload:
                 self._take_back(self._sent)
                 before = self._reached
                 session = self._recover(session) if session is not None and self._in_chunks else None
-                self._allowance.spend(self._repository.transport.pace.now() - began)
                 if session is not None and session.offset > before:
-                    self._allowance.advance(session.offset - before)
+                    self._gain(session.offset - before)
                     if self._allowance.left_s > 0:
                         continue  # it moves
             else:
@@ -245,6 +244,7 @@ class _Upload:
                 answer.drain()
                 raise _Lost
             self._take_back(end - reached)
+            self._gain(reached - session.offset)
             self._reached = max(self._reached, reached)
             return self._session(answer, reached, session.location)
         raise self._error(answer, "PATCH")
@@ -282,6 +282,13 @@ class _Upload:
         ):
             return _Lost(refusal)
         return error_of(refusal, f"push to {self._repository.name.repository}", self._repository.name.registry)
+
+    def _gain(self, count_bytes: int) -> None:
+        """Count what the registry has confirmed, and the time that it took."""
+        now_s = self._repository.transport.pace.now()
+        self._allowance.spend(now_s - self._counted_to_s)
+        self._allowance.advance(count_bytes)
+        self._counted_to_s = now_s
 
     def _advance(self, count_bytes: int) -> None:
         self._sent += count_bytes
