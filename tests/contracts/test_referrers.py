@@ -92,7 +92,7 @@ def test_a_registry_that_lists_them_itself_is_asked_nothing(start_strict: Start,
 
 def test_pushes_at_the_same_time_lose_nobody(start_strict: Start, layout: Layout) -> None:
     """Each reads the list before any has written it."""
-    server = start_strict(rules=Rules(referrers=False, tag_write_s=0.1))
+    server = start_strict(rules=Rules(referrers=False, tag_write_s=0.3))
     subject = image(layout)
     seed(server, "team/app", layout, subject)
     about = artifacts(layout, subject, 3)
