@@ -35,6 +35,7 @@ from detlayer.plan import (
     plan,
 )
 from detlayer.plan.document import agree, parse_plans, plans_document
+from detlayer.ports import Proof
 
 NAME = parse_repository("registry.example/team/app")
 OTHER = parse_repository("registry.example/team/base")
@@ -99,9 +100,9 @@ class World:
                 self.memory.add(document.digest)
         self.tags |= dict.fromkeys(tags, wanted.root)
 
-    def push(self, wanted: Wanted, tags: Sequence[str], facts: Facts | None = None) -> Plan:
+    def push(self, wanted: Wanted, tags: Sequence[str], facts: Facts | None = None, *, check: bool = False) -> Plan:
         facts = facts or Facts()
-        while questions := ask(wanted, tags, facts):
+        while questions := ask(wanted, tags, facts, check=check):
             assert len(self.asked) < 1000, "it asks without end"
             for question in questions:
                 self.answer(question, facts)
@@ -123,8 +124,12 @@ class World:
                 facts.absent.add(question.digest)
         elif question.digest in self.has:
             facts.proofs[question.digest] = "seen"
+            if question.confirms:
+                facts.settle(holds=True)
         else:
             facts.absent.add(question.digest)
+            if question.confirms:
+                facts.settle(holds=False)
 
 
 def test_nothing_changed_is_one_request() -> None:
@@ -148,11 +153,103 @@ def test_a_new_tag_is_three_requests() -> None:
     assert not made.puts
 
 
-def test_a_new_tag_of_a_remembered_image_is_two() -> None:
+def test_a_new_tag_of_an_image_that_this_run_pushed_is_two() -> None:
     world = World()
     world.hold(image("a"), "1")
     world.push(image("a"), ["2"], Facts(proofs={image("a").root.digest: "uploaded"}))
     assert world.requests == 2
+
+
+def everything(wanted: Wanted) -> dict[Digest, Proof]:
+    return dict.fromkeys((*wanted.by_digest, *(one.digest for one in wanted.blobs)), "uploaded")
+
+
+@pytest.mark.parametrize("is_whole", [True, False])
+def test_a_remembered_image_is_confirmed_by_one_question(is_whole: bool) -> None:
+    """SPEC 11.4: its topmost layer is asked for; if that is gone, nothing that is remembered counts."""
+    wanted = image("a")
+    world = World()
+    if is_whole:
+        world.hold(wanted)
+    made = world.push(wanted, ["2"], Facts(remembered=everything(wanted)))
+    top = blob("top s390x a")
+    assert world.asked[1] == Question("blob", str(top.digest), confirms=True)
+    assert len(made.sends) == (0 if is_whole else len(wanted.blobs))
+    assert len(made.puts) == (0 if is_whole else 3)
+    assert not is_whole or world.requests == 3
+
+
+def test_only_what_the_plan_depends_on_is_confirmed() -> None:
+    """The old image of the tag lists all but what is sent: so nothing that is remembered is needed."""
+    old, new = image("a"), image("b")
+    world = World()
+    world.hold(old, "1", remembered=True)
+    world.push(new, ["1"], Facts(remembered=everything(old)))
+    assert world.requests == 17
+    assert not [question for question in world.asked if question.confirms]
+
+
+def test_manifests_alone_are_confirmed_too() -> None:
+    """An index that lists images of which only the manifests are in question."""
+    old = image("a")
+    new = Wanted((*old.documents[:3], index(old.documents[:3], PLATFORMS[::-1])))
+    proofs: dict[Digest, Proof] = {one.digest: "seen" for one in old.blobs}
+    remembered: dict[Digest, Proof] = {one.digest: "uploaded" for one in old.documents[:3]}
+    for is_there in (True, False):
+        world = World()
+        if is_there:
+            world.hold(old)
+        made = world.push(new, ["1"], Facts(proofs=dict(proofs), remembered=dict(remembered)))
+        assert [question for question in world.asked if question.confirms] == [
+            Question("manifest", str(old.documents[2].digest), confirms=True)
+        ]
+        assert len(made.puts) == (0 if is_there else 3)
+
+
+def test_a_blob_that_tells_little_is_asked_for_last() -> None:
+    """Everybody has an empty layer."""
+    empty = blob("empty", 32)
+    wanted = Wanted((manifest("config", [blob("base"), blob("top"), empty]),))
+    world = World()
+    world.has.add(empty.digest)
+    made = world.push(wanted, ["1"], Facts(remembered=everything(wanted)))
+    assert world.asked[1] == Question("blob", str(blob("top").digest), confirms=True)
+    assert len(made.sends) == 4
+    alone = Wanted((manifest("config", [empty]),))
+    facts = Facts(tags={"1": None}, remembered={empty.digest: "uploaded"})
+    assert Question("blob", str(empty.digest), confirms=True) in ask(alone, ["1"], facts)
+
+
+def test_a_check_asks_for_everything() -> None:
+    """SPEC 11.3"""
+    wanted = image("a")
+    world = World()
+    world.hold(wanted, "1")
+    assert world.push(wanted, ["1"], Facts(remembered=everything(wanted)), check=True).is_done
+    asked = {question.digest for question in world.asked if question.about in ("blob", "manifest")}
+    assert asked == everything(wanted).keys() - {wanted.root.digest}
+    assert world.requests == 1 + len(asked)
+
+
+@given(st.sets(st.sampled_from(list(everything(image("a")))), min_size=1), st.booleans())
+def test_a_check_restores_whatever_is_gone(gone: set[Digest], is_named: bool) -> None:
+    """Also documents that list what was missing, at any depth, and the tag, are put again."""
+    wanted = image("a")
+    gone = gone - {wanted.root.digest} if is_named else gone | {wanted.root.digest}
+    world = World()
+    world.hold(wanted)
+    world.has -= gone
+    if is_named:
+        world.tags["1"] = wanted.root
+    made = world.push(wanted, ["1"], Facts(remembered=everything(wanted)), check=True)
+    documents = {one.digest for one in wanted.documents[:-1]}
+    assert {step.digest for step in made.sends} == gone - documents - {wanted.root.digest}
+    puts = {step.digest for step in made.puts}
+    for one in wanted.documents[:-1]:
+        assert (one.digest in puts) == bool(gone & {one.digest, *(part.digest for part in one.blobs)})
+    assert made.is_done == (not gone)
+    assert made.is_repair == (is_named and bool(gone))
+    assert parse_plans(json.dumps(plans_document([made])).encode(), "x") == [made]
 
 
 @pytest.mark.parametrize(("remembered", "requests"), [(True, 17), (False, 21)])
@@ -275,15 +372,23 @@ def test_by_digest_alone() -> None:
     st.booleans(),
     st.sampled_from(["a", "b", None]),
     st.booleans(),
+    st.sampled_from(["nothing", "what is there", "what is gone"]),
 )
-def test_a_plan_is_complete(has: set[Digest], is_remembered: bool, old: str | None, hits: bool) -> None:
-    """SPEC 11.1: whatever a registry has, after the plan it has all blobs, and documents come behind what they list."""
+def test_a_plan_is_complete(has: set[Digest], is_remembered: bool, old: str | None, hits: bool, remembers: str) -> None:
+    """SPEC 11.1: whatever a registry has, after the plan it has all blobs, and documents come behind what they list.
+
+    So it is also if it lost all that is remembered, but what the tag names.
+    """
     wanted = image("b")
     world = World()
     if old is not None:
         world.hold(image(old), "1", remembered=is_remembered)
     world.has |= has
     facts = Facts(proofs=dict.fromkeys(has, "uploaded") if hits else {})
+    if remembers == "what is there":
+        facts.remembered = dict.fromkeys(world.has, "uploaded")
+    elif remembers == "what is gone":
+        facts.remembered = {one: "uploaded" for one in everything(wanted) if one not in world.has}
     made = world.push(wanted, ["1"], facts)
     there = set(world.has)
     there |= {step.digest for step in made.sends}

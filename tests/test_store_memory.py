@@ -63,6 +63,11 @@ def test_facts_last_from_run_to_run(tmp_path: Path, clock: Clock, words: Words) 
         assert memory.places("other.example", "user:a", [ONE]) == []
         memory.forget("user:a", APP, [ONE])
         assert memory.places(APP.registry, "user:a", [ONE]) == [Place(LIB, ONE, "seen")]
+        memory.remember("user:b", [Place(LIB, ONE, "uploaded")])
+        memory.remember("user:a", [Place(APP, ONE, "uploaded")])
+        memory.forget("user:a", LIB)
+        assert memory.places(APP.registry, "user:a", [ONE, TWO]) == [Place(APP, ONE, "uploaded")]
+        assert memory.places(APP.registry, "user:b", [ONE]) == [Place(LIB, ONE, "uploaded")]
     assert words.warnings == []
 
 

@@ -121,8 +121,8 @@ class Memory(Protocol):
     def remember(self, principal: str, places: Collection[Place]) -> None:
         """Keep facts, as of now."""
 
-    def forget(self, principal: str, name: RepositoryName, digests: Collection[Digest]) -> None:
-        """Drop facts that proved wrong."""
+    def forget(self, principal: str, name: RepositoryName, digests: Collection[Digest] | None = None) -> None:
+        """Drop facts that proved wrong; without `digests` all facts of the repository."""
 
     def session(self, principal: str, name: RepositoryName, digest: Digest) -> Session | None:
         """Say what is known of an upload that did not end."""
@@ -146,7 +146,7 @@ class Amnesia:
     def remember(self, principal: str, places: Collection[Place]) -> None:
         return
 
-    def forget(self, principal: str, name: RepositoryName, digests: Collection[Digest]) -> None:
+    def forget(self, principal: str, name: RepositoryName, digests: Collection[Digest] | None = None) -> None:
         return
 
     def session(self, principal: str, name: RepositoryName, digest: Digest) -> Session | None:

@@ -130,6 +130,20 @@ class Bench:
         self.expect("push", f"oci:{layout}:base", f"{self.server.address}/{name}")
         return digest
 
+    def everything(self, repository: str) -> set[str]:
+        """Digests of all manifests and blobs that tags of a repository lead to."""
+        found: set[str] = set()
+        todo = list(self.server.tags(repository).values())
+        while todo:
+            digest = todo.pop()
+            found.add(digest)
+            stored = self.server.manifest(repository, digest)
+            assert stored is not None
+            document = json.loads(stored[1])
+            todo += [one["digest"] for one in document.get("manifests", [])]
+            found |= {one["digest"] for one in (*document.get("layers", []), document.get("config", {})) if one}
+        return found
+
     def expect(self, *arguments: str) -> str:
         done = self.command(*arguments)
         assert done.code == 0, done.errors

@@ -12,6 +12,7 @@ import pytest
 
 from detlayer.building import versions
 from tests.building.bench import APP, Bench
+from tests.contracts.claims import broken_tags
 from tests.support import program
 
 PACK = "pack app/source"
@@ -72,6 +73,26 @@ def test_question_answers_by_the_exit(bench: Bench) -> None:
     assert len(asked.requests) == 2
     (bench.path / "src/main").write_text("two")
     assert bench.command("build", "--push", "--question").code == 1
+
+
+def test_a_check_restores_what_the_registry_lost(bench: Bench) -> None:
+    """A layer of ours, one of the base, and a manifest: no tag moved, so that only a check finds out."""
+    first = bench.build("--push")
+    for digest in sorted(bench.everything("team/app") - {first.digest}):
+        bench.server.lose("team/app", digest)
+        assert bench.build("--push").ran() == set()
+        asked = bench.command("build", "--push", "--check", "--question")
+        assert (asked.code, asked.lines, asked.errors) == (1, [], "")
+        assert {one.method for one in asked.requests} == {"HEAD"}
+        built = bench.build("--push", "--check")
+        assert built.ran() == PUBLISH
+        assert [one["kind"] for one in built.reasons("publish app")] == ["output"]
+        assert broken_tags(bench.server) == {}
+    whole = bench.build("--push", "--check")
+    assert whole.ran() == set()
+    assert len(whole.requests) == 1 + len(bench.everything("team/app"))
+    assert bench.command("build", "--push", "--check", "--question").code == 0
+    assert bench.command("build", "--check").code == 2
 
 
 def test_a_dry_run_says_what_and_why_and_changes_nothing(bench: Bench) -> None:

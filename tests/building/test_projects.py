@@ -16,6 +16,7 @@ import pytest
 
 from detlayer.layout import open_image
 from tests.building.bench import APP, FILES, PLATFORMS, Bench, directory
+from tests.contracts.claims import broken_tags
 from tests.support import as_nobody, counter_bytes, make_tree
 
 SERVICE = """
@@ -69,6 +70,28 @@ def test_twelve_images_share_what_is_common(monorepo: Bench) -> None:
     again = monorepo.build(*fresh)
     assert again.ran() == set()
     assert len(again.requests) == 1 + 12
+
+
+def test_one_repository_is_asked_once_whether_it_has_what_is_remembered(monorepo: Bench) -> None:
+    """SPEC 11.4: twelve images under new tags; a question for each tag, and one for a layer."""
+
+    def build(version: str) -> list[str]:
+        text = ROOT.replace("/{image}", "/all").replace("[defaults]", f'[defaults]\ntags = ["{{image}}-{version}"]')
+        monorepo.write(text)
+        built = monorepo.build("--push")
+        assert built.code == 0, built.errors
+        return [one for one in built.asked if "/v2/all/" in one]
+
+    build("1")
+    asked = build("2")
+    assert sum("HEAD /v2/all/blobs/" in one for one in asked) == 1
+    assert len(asked) == 12 + 1 + 12
+    # The registry loses all that it had of it: the first image finds that out for all.
+    for digest in monorepo.everything("all"):
+        monorepo.server.lose("all", digest)
+    assert sum("HEAD /v2/all/blobs/" in one for one in build("3")) == 1
+    assert broken_tags(monorepo.server) == {}
+    assert len(monorepo.server.tags("all")) == 12
 
 
 def test_jobs_never_show(monorepo: Bench) -> None:

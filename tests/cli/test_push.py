@@ -57,10 +57,10 @@ def test_quiet_and_verbose(detlayer: CommandLine, open_server: Server, index: st
     assert (quiet.exit, quiet.stdout, quiet.stderr) == (0, f"{index}\n", "")
     loud = detlayer("push", "oci:layout", f"{at}/team/app:2", "-v")
     assert (loud.exit, loud.stdout) == (0, f"{index}\n")
-    assert loud.words[:2] == [
-        f"HEAD http://{at}/v2/team/app/manifests/2 -> 404",
-        f"PUT http://{at}/v2/team/app/manifests/2 -> 201",
-    ]
+    head, asked, put = loud.words[:3]
+    assert head == f"HEAD http://{at}/v2/team/app/manifests/2 -> 404"
+    assert asked.startswith(f"HEAD http://{at}/v2/team/app/blobs/sha256:")
+    assert put == f"PUT http://{at}/v2/team/app/manifests/2 -> 201"
 
 
 def test_plain_progress_is_lines(detlayer: CommandLine, start_strict: StartStrict, layout: Layout) -> None:
@@ -162,6 +162,38 @@ def test_a_plan_is_carried_out_unless_the_tag_moved(
         )
         assert open_server.tags("team/app") == {"1": other}
     assert stale.result["results"][0]["moved"] == ["1"]
+
+
+def test_a_check_restores_what_the_registry_lost(
+    detlayer: CommandLine, open_server: Server, index: str, layout: Layout
+) -> None:
+    at = f"{open_server.address}/team/app:1"
+    detlayer("push", "oci:layout", at)
+    child = json.loads(layout.read(index))["manifests"][0]["digest"]
+    lost = json.loads(layout.read(child))["layers"][0]["digest"]
+    open_server.lose("team/app", lost)
+    assert detlayer("push", "oci:layout", at).words[0] == f"{at} is up to date"
+    assert detlayer("plan", "oci:layout", at, "--question").exit == 0
+    planned = detlayer("plan", "oci:layout", at, "--question", "--check")
+    assert planned.exit == 1
+    rows = [(line.split()[0], line.split("  ")[-1]) for line in planned.lines[1:-1] if " present " not in line]
+    assert rows == [
+        ("upload", "not there"),
+        ("put", "lists what was missing"),
+        ("put", "names it already, and parts of it were missing"),
+    ]
+    assert detlayer("push", "oci:layout", at, "--check", "--dry-run").stdout == planned.stdout
+    said = detlayer("push", "oci:layout", at, "--check")
+    assert (said.exit, said.stdout) == (0, f"{index}\n")
+    assert said.words[0] == f"{at} pushed"
+    assert ", blobs: 1 uploaded, " in said.words[1]
+    assert_has(open_server, "team/app", "1", layout, INDEX | {"digest": index})
+    again = detlayer("push", "oci:layout", at, "--check")
+    assert again.words[0] == f"{at} is up to date"
+    assert again.words[1].startswith("9 requests, 0 bytes sent, ")
+    plan = detlayer.here / "plan.json"
+    plan.write_text(detlayer("plan", "oci:layout", at, "--json").stdout)
+    assert detlayer("push", "oci:layout", at, "--check", "--plan", plan).failure == (2, "usage")
 
 
 def test_a_plan_that_is_none(detlayer: CommandLine, open_server: Server, index: str) -> None:
@@ -287,24 +319,25 @@ def test_the_cache_is_where_it_is_said_to_be(detlayer: CommandLine, open_server:
 
     tags = itertools.count(1)
 
-    def requests(*options: str, **environment: str) -> int:
-        """Count what a new tag takes: one more where nothing is remembered."""
+    def remembers(*options: str, **environment: str) -> bool:
+        """Tell what a new tag takes: the question is for a blob, or for the image where nothing is remembered."""
         open_server.clear()
         said = detlayer("push", "oci:layout", f"{at}/app:{next(tags)}", *options, **environment)
         assert said.exit == 0
-        return len(open_server.requests)
+        assert [request.method for request in open_server.requests] == ["HEAD", "HEAD", "PUT"]
+        return "/blobs/" in open_server.requests[1].path
 
     assert detlayer("push", "oci:layout", f"{at}/app:first", "--no-cache").exit == 0
     assert not detlayer.cache.exists()
-    assert requests() == 3
+    assert not remembers()
     assert (detlayer.cache / "index.sqlite").exists()
-    assert requests() == 2
-    assert requests("--no-cache") == 3
-    assert requests("--cache-dir", "other") == 3
-    assert requests(DETLAYER_CACHE_DIR="other") == 2
+    assert remembers()
+    assert not remembers("--no-cache")
+    assert not remembers("--cache-dir", "other")
+    assert remembers(DETLAYER_CACHE_DIR="other")
     assert (detlayer.here / "other" / "index.sqlite").exists()
     # Without either it is the platform's place, below the home directory.
-    assert requests(DETLAYER_CACHE_DIR="", XDG_CACHE_HOME="") == 3
+    assert not remembers(DETLAYER_CACHE_DIR="", XDG_CACHE_HOME="")
     assert list(detlayer.home.rglob("index.sqlite"))
 
 

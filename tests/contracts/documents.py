@@ -76,7 +76,8 @@ class Documents:
             if self._rules.immutable_tags and tagged:
                 text = f"The image tag '{target}' already exists and cannot be overwritten: the tag is immutable."
                 raise RefusedError(400, "TAG_INVALID", text)
-            if missing := repository.missing(document, sparse=self._rules.sparse_indexes):
+            missing = repository.missing(document, sparse=self._rules.sparse_indexes)
+            if missing and self._rules.checks_blobs:
                 return self._unknown(repository, missing)
             _check_sizes(repository, document)
             self._check_subject(repository, document)
@@ -86,7 +87,7 @@ class Documents:
         headers = [("Location", f"{self._base}/v2/{name}/manifests/{digest}"), *self._digest(digest)]
         if (subject := document.get("subject")) and self._rules.referrers:
             headers.append(("OCI-Subject", subject["digest"]))
-        return Answer(201, tuple(headers))
+        return _blame_early(repository, missing, Answer(201, tuple(headers)))
 
     def delete(self, name: str, target: str) -> Answer:
         _check_target(target)
@@ -161,18 +162,28 @@ class Documents:
         raise RefusedError(400, "MANIFEST_INVALID", "manifest invalid")
 
     def _unknown(self, repository: Repository, missing: list[str]) -> Answer:
-        """Name all that is missing, as docker-registry does; a client is to blame if it never was here."""
-        style = self._rules.unknown_blob_detail
-        details: list[Any] = [{"digest": digest} if style == "object" else digest for digest in missing]
+        """Refuse a manifest; by default all that is missing is named, as by docker-registry."""
+        style, status, code = (
+            self._rules.unknown_blob_detail,
+            self._rules.unknown_blob_status,
+            self._rules.unknown_blob_code,
+        )
+        named = missing[: self._rules.unknown_blob_most or None]
+        details: list[Any] = [{"digest": digest} if style == "object" else digest for digest in named]
         if style == "none":
             details = [None]
-        errors = [("MANIFEST_BLOB_UNKNOWN", "blob unknown to registry", detail) for detail in details]
-        answer = error_answer(self._rules.unknown_blob_status, *errors)
-        if never := [digest for digest in missing if digest not in repository.lost]:
-            refused = RefusedError(400, "", f"a manifest whose blobs are not here: {never}", violation="manifest-early")
-            refused.answer = answer
-            raise refused
-        return answer
+        errors = [(code, "blob unknown to registry", detail) for detail in details]
+        answer = error_answer(status, *errors) if code else Answer(status, (), b"<html>something is missing</html>")
+        return _blame_early(repository, missing, answer)
+
+
+def _blame_early(repository: Repository, missing: list[str], answer: Answer) -> Answer:
+    """Answer a manifest of which something is missing; the client is to blame for what never was here."""
+    if never := [digest for digest in missing if digest not in repository.lost]:
+        refused = RefusedError(400, "", f"a manifest whose blobs are not here: {never}", violation="manifest-early")
+        refused.answer = answer
+        raise refused
+    return answer
 
 
 def _check_target(target: str) -> None:

@@ -73,16 +73,26 @@ class Client:
                 yield registries, store.memory
 
     def push(
-        self, layout: Layout | str, *names: str, source: Sequence[str] = (), plans: Sequence[Plan] | None = None
+        self,
+        layout: Layout | str,
+        *names: str,
+        source: Sequence[str] = (),
+        plans: Sequence[Plan] | None = None,
+        check: bool = False,
     ) -> PushReport:
         """Push an image to `repository:tag` names of the server; raises what kept it from being pushed."""
-        report = self.try_push(layout, *names, source=source, plans=plans)
+        report = self.try_push(layout, *names, source=source, plans=plans, check=check)
         if report.first_error is not None:
             raise report.first_error
         return report
 
     def try_push(
-        self, layout: Layout | str, *names: str, source: Sequence[str] = (), plans: Sequence[Plan] | None = None
+        self,
+        layout: Layout | str,
+        *names: str,
+        source: Sequence[str] = (),
+        plans: Sequence[Plan] | None = None,
+        check: bool = False,
     ) -> PushReport:
         image_name = layout if isinstance(layout, str) else f"oci:{layout.path}"
         with self.registries() as (registries, memory), open_image(image_name) as image:
@@ -93,13 +103,14 @@ class Client:
                 memory=memory,
                 hints=self._hints(source),
                 plans=plans,
+                check=check,
             )
 
-    def plan(self, layout: Layout | str, *names: str, source: Sequence[str] = ()) -> list[Plan]:
+    def plan(self, layout: Layout | str, *names: str, source: Sequence[str] = (), check: bool = False) -> list[Plan]:
         image_name = layout if isinstance(layout, str) else f"oci:{layout.path}"
         with self.registries() as (registries, memory), open_image(image_name) as image:
             references = [parse_reference(f"{self.server.address}/{name}") for name in names]
-            return plan_push(image, references, registries, memory=memory, hints=self._hints(source))
+            return plan_push(image, references, registries, memory=memory, hints=self._hints(source), check=check)
 
     def pull(self, name: str, target: Path, *, manifests_only: bool = False) -> Pulled:
         with self.registries() as (registries, memory):

@@ -36,6 +36,8 @@ class Rules:
     `one_at_a_time`: a request waits until the one before it has been answered. `wants_subject`: a manifest is refused
     if its subject is not there; the refusal names the subject, or not. `tag_write_s`: how long it takes until what is
     put under a tag is stored. `stale_reads`: so many reads of a tag after a write still find what it named before.
+    `checks_blobs`: a manifest is refused while something that it names is missing; by `unknown_blob_code`, without JSON
+    if that is empty, and naming at most `unknown_blob_most` of them.
     """
 
     location: Literal["absolute", "relative", "http", "elsewhere"] = "absolute"
@@ -53,7 +55,10 @@ class Rules:
     accept_counts: bool = True
     absent_status: int = 404
     head_status: int = 0
+    checks_blobs: bool = True
     unknown_blob_status: int = 400
+    unknown_blob_code: str = "MANIFEST_BLOB_UNKNOWN"
+    unknown_blob_most: int = 0
     unknown_blob_detail: Literal["text", "object", "none"] = "text"
     sparse_indexes: bool = False
     immutable_tags: bool = False
@@ -167,6 +172,14 @@ PUSH_TRAPS: dict[str, Trap] = {
     "unknown-blob-is-404": Trap({"unknown_blob_status": 404}),
     "unknown-blob-in-object": Trap({"unknown_blob_detail": "object"}),
     "unknown-blob-unnamed": Trap({"unknown_blob_detail": "none"}),
+    "unknown-blob-one-at-a-time": Trap({"unknown_blob_most": 1}),
+    "unknown-blob-is-invalid": Trap({"unknown_blob_code": "MANIFEST_INVALID", "unknown_blob_detail": "none"}),
+    "unknown-blob-is-422": Trap({"unknown_blob_status": 422, "unknown_blob_code": "BLOB_UNKNOWN"}),
+    "unknown-blob-is-name-unknown": Trap({"unknown_blob_status": 404, "unknown_blob_code": "NAME_UNKNOWN"}),
+    "unknown-blob-is-manifest-unknown": Trap({"unknown_blob_status": 404, "unknown_blob_code": "MANIFEST_UNKNOWN"}),
+    "unknown-blob-in-no-json": Trap({"unknown_blob_code": ""}),
+    "unknown-blob-in-no-json-404": Trap({"unknown_blob_status": 404, "unknown_blob_code": ""}),
+    "accepts-anything": Trap({"checks_blobs": False}),
     "no-referrers": Trap({"referrers": False}),
     "no-deletes": Trap({"deletes": False}),
     "read-only": Trap({"read_only": True}, passes=False),

@@ -128,6 +128,16 @@ class Storage:
             if lying:
                 repository.lying.add(digest)
 
+    def forget(self) -> None:
+        """Lose everything, as a registry does that keeps its data in memory and is restarted."""
+        with self.lock:
+            for repository in self.repositories.values():
+                repository.lost |= repository.blobs.keys() | repository.manifests.keys()
+                repository.blobs.clear()
+                repository.manifests.clear()
+                repository.tags.clear()
+            self.end_uploads()
+
     def end_uploads(self) -> None:
         """Give up all open sessions, as registries do after a while."""
         with self.lock:

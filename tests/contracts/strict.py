@@ -137,6 +137,9 @@ class StrictRegistry:
     def lose(self, name: str, digest: str, *, lying: bool = False) -> None:
         self.storage.lose(name, digest, lying=lying)
 
+    def forget(self) -> None:
+        self.storage.forget()
+
     def end_uploads(self) -> None:
         self.storage.end_uploads()
 

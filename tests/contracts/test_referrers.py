@@ -267,6 +267,19 @@ def test_a_push_that_puts_anything_confirms_the_list(start_strict: Start, layout
     assert digests(listed(server, subject)) == digests(about)
 
 
+def test_a_check_completes_the_list(start_strict: Start, layout: Layout, tmp_path: Path) -> None:
+    """Also where the tag names the image."""
+    server = start_strict(rules=WITHOUT_API)
+    subject = image(layout)
+    about = artifacts(layout, subject)
+    layout.tag(index(layout, subject, *about), "image")
+    client = Client(server, tmp_path / "cache")
+    client.push(layout, "team/app:1")
+    put_list(server, subject, json.dumps({"schemaVersion": 2, "manifests": about[:2]}).encode())
+    client.push(layout, "team/app:1", check=True)
+    assert digests(listed(server, subject)) == digests(about)
+
+
 def test_nothing_changed_is_one_request_if_the_image_has_no_subject(start_strict: Start, layout: Layout) -> None:
     server = start_strict(rules=WITHOUT_API)
     subject = image(layout)

@@ -179,7 +179,11 @@ def test_many_blobs_are_missing(open_server: Server, layout: Layout, tmp_path: P
     made = layout.tag(manifest(layout, *(blob(layout, b"%d" % number) for number in range(300))), "image")
     client = Client(open_server, tmp_path / "cache")
     client.push(layout, "team/app:1")
-    for digest in layout.blobs_of(made):
+    *lost, asked = [one["digest"] for one in json.loads(layout.read(made["digest"]))["layers"]]
+    for digest in (made["digest"], *lost):
         open_server.lose("team/app", digest)
+    open_server.clear()
     client.push(layout, "team/app:1")
     assert_has(open_server, "team/app", "1", layout, made)
+    assert [one.status for one in open_server.requests if "/manifests/" in one.path] == [404, 400, 201]
+    assert [one.path for one in open_server.requests if one.method == "HEAD"][1:2] == [f"/v2/team/app/blobs/{asked}"]

@@ -79,9 +79,10 @@ class Build:
         self._roots[image.name], self._manifests[image.name], self._packs[image.name] = root, manifests, packs
         goals = self._goals[image.name] = [root]
         if request.push:
-            goals.append(
-                wiring.add(publish_step(image, root, self.desk, self._turns, self._hears, is_dry=self._is_dry))
+            publish = publish_step(
+                image, root, self.desk, self._turns, self._hears, is_dry=self._is_dry, check=request.check_registry
             )
+            goals.append(wiring.add(publish))
         for output in request.outputs:
             from detlayer.building.outputs import platforms_of, write_step  # most builds only push
 

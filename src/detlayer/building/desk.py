@@ -20,6 +20,7 @@ from detlayer.store import Store
 
 if TYPE_CHECKING:
     from detlayer.layout import OpenedImage
+    from detlayer.publishing import Knowledge
     from detlayer.registry.client import Registries, Repository
 
 BaseName = Reference | str
@@ -33,6 +34,7 @@ class Desk:
         self.store = store
         self._registries = registries
         self._opened: Registries | None = None
+        self._knowledge: Knowledge | None = None
         self.traces = StoreTraces(store)
         self._documents: dict[Digest, bytes] = {}
         self._layouts: dict[str, OpenedImage] = {}
@@ -101,6 +103,16 @@ class Desk:
             return 0, 0
         counts = self._opened.transport.counts
         return counts.requests, counts.sent_bytes
+
+    @property
+    def knowledge(self) -> Knowledge:
+        """What this build knows of registries, shared by all that it publishes."""
+        from detlayer.publishing import Knowledge
+
+        with self._lock:
+            if self._knowledge is None:
+                self._knowledge = Knowledge(self.store.memory)
+            return self._knowledge
 
     def cancel(self) -> None:
         """End what waits for the network."""

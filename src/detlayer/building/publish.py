@@ -49,9 +49,19 @@ class Turns:
 
 
 def publish_step(
-    image: ImageSettings, root: str, desk: Desk, turns: Turns, reporter: TransferReporter, *, is_dry: bool
+    image: ImageSettings,
+    root: str,
+    desk: Desk,
+    turns: Turns,
+    reporter: TransferReporter,
+    *,
+    is_dry: bool,
+    check: bool,
 ) -> Step:
-    """Push an image to all its repositories and tags, of which each is asked first, once."""
+    """Push an image to all its repositories and tags, of which each is asked first, once.
+
+    With `check` the registry is asked for every blob and manifest, too.
+    """
     surveys: dict[RepositoryName, Survey] = {}
 
     def made(call: Call) -> Made:
@@ -61,7 +71,7 @@ def publish_step(
         from detlayer.publishing import open_surveys, plan_surveyed
 
         whole = made(call)
-        found = open_surveys(whole.root, image.references, desk.registries, memory=desk.store.memory)
+        found = open_surveys(whole.root, image.references, desk.registries, desk.knowledge, check=check)
         surveys.update(found)
         reasons = []
         for reference in image.references:
@@ -70,9 +80,12 @@ def publish_step(
                 reasons.append(
                     Reason("target", str(reference), str(named.digest) if named else "", str(whole.root.digest))
                 )
-        if reasons and is_dry:
+        if check or (reasons and is_dry):
             for plan in plan_surveyed(whole, found):
-                call.add("bytes", plan.upload_bytes)
+                if is_dry:
+                    call.add("bytes", plan.upload_bytes)
+                if plan.is_repair:
+                    reasons.append(Reason("output", str(plan.name)))
         return tuple(reasons) or call["image"]
 
     def run(call: Call) -> Values:
@@ -87,7 +100,6 @@ def publish_step(
                 whole,
                 image.references,
                 desk.registries,
-                memory=desk.store.memory,
                 surveys=surveys,
                 reporter=reporter,
             )

@@ -70,11 +70,15 @@ class Request(msgspec.Struct, frozen=True):
     host: Platform | None = None
     is_offline: bool = False
     """Whether the network is out of bounds, whatever the policy."""
+    check_registry: bool = False
+    """Whether a push asks the registry for every blob and manifest, also where a tag names the image."""
 
     def check(self) -> None:
         """Hold what was asked for together; raises ConfigError."""
         if self.push and self.is_offline:
             raise ConfigError("offline-push", "--offline and --push exclude each other", "leave one of them out")
+        if self.check_registry and not self.push:
+            raise ConfigError("usage", "--check needs --push", "add --push, or leave --check out")
         for image in self.images if self.push else ():
             if not image.repositories:
                 raise ConfigError(

@@ -32,6 +32,7 @@ Examples:
 )
 @project_options
 @click.option("--push", is_flag=True, help="Publish to `repositories`, sending only what they do not have.")
+@click.option("--check", is_flag=True, help="With --push: ask for every blob and manifest, and send what is missing.")
 @click.option(
     "-o",
     "--output",
@@ -100,6 +101,7 @@ def _read_request(options: dict[str, Any]) -> Request:
     return Request(
         retag(images, options["tag"]),
         push=options["push"],
+        check_registry=options["check"],
         outputs=tuple(map(parse_output, options["outputs"])),
         policy=policy,
         lock=read_lock(project) if policy != "always" else None,

@@ -55,6 +55,7 @@ Examples:
 @click.argument("image", metavar="IMAGE")
 @click.argument("references", metavar="REF...", nargs=-1, required=True)
 @click.option("--question", is_flag=True, help="Exit with 1 if a push would change anything.")
+@click.option("--check", is_flag=True, help="Ask for every blob and manifest, also where a tag is up to date.")
 @click.option("--json", "as_json", is_flag=True, help="Print a document that `push --plan` carries out.")
 @source_options
 @network_options
@@ -79,7 +80,7 @@ def plan(ctx: click.Context, /, **options: Any) -> None:
             open_memory(options, console) as memory,
             open_image_named(options, registries, memory) as image,
         ):
-            plans = plan_push(image, references, registries, memory=memory, hints=hints)
+            plans = plan_push(image, references, registries, memory=memory, hints=hints, check=options["check"])
     finally:
         console.close()
     show_plan(console, plans, as_json=options["as_json"])

@@ -26,12 +26,14 @@ Examples:
   detlayer push oci:image registry.example/team/app:1.2 registry.example/team/app:latest
   detlayer push docker-archive:app.tar 127.0.0.1:5000/app:dev --json
   detlayer push docker://old.example/app:1.2 new.example/app:1.2
+  detlayer push oci:image registry.example/team/app:1.2 --check
 """
 )
 @click.argument("image", metavar="IMAGE")
 @click.argument("references", metavar="REF...", nargs=-1, required=True)
 @click.option("--dry-run", is_flag=True, help="Say what would be done, as `plan` does, and do nothing.")
 @click.option("--plan", "plan_file", metavar="FILE", help="Carry out what `plan --json` wrote, if nothing moved since.")
+@click.option("--check", is_flag=True, help="Ask for every blob and manifest, and send what is missing.")
 @click.option("--json", "as_json", is_flag=True, help="Print events and the result as lines of JSON.")
 @source_options
 @network_options
@@ -42,7 +44,8 @@ def push(ctx: click.Context, /, **options: Any) -> None:
     """Push IMAGE under each REF, sending only what the registry does not have, and print its digest.
 
     IMAGE is oci:DIR[:TAG], oci-archive:FILE[:TAG], docker-archive:FILE[:NAME], docker://REF in a registry, or a layer
-    file with --as-blob. REF is registry/repository[:tag]. A push that changes nothing is one request.
+    file with --as-blob. REF is registry/repository[:tag]. A push that changes nothing is one request. --check finds and
+    restores what the registry lost of an image that a tag still names.
     """
     from detlayer.publishing import plan_push
     from detlayer.publishing import push as push_image
@@ -60,11 +63,18 @@ def push(ctx: click.Context, /, **options: Any) -> None:
             open_image_named(options, registries, memory) as image,
         ):
             if options["dry_run"]:
-                made = plan_push(image, references, registries, memory=memory, hints=hints)
+                made = plan_push(image, references, registries, memory=memory, hints=hints, check=options["check"])
                 show_plan(console, made, as_json=options["as_json"])
                 return
             report = push_image(
-                image, references, registries, memory=memory, hints=hints, plans=plans, reporter=transfers
+                image,
+                references,
+                registries,
+                memory=memory,
+                hints=hints,
+                plans=plans,
+                check=options["check"],
+                reporter=transfers,
             )
     finally:
         console.close()

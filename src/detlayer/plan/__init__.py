@@ -3,14 +3,15 @@
     while questions := ask(wanted, facts): learn the answers
     plan(wanted, facts)
 
-`ask` names only questions that cost less than they are expected to save; so a push that changes nothing asks one. How
-a fact was learned, and how a plan is carried out, is not known here. Carries out SPEC 11: what a tag names is complete
-at every moment, since blobs come before manifests, manifests before indexes, and tags last.
+`ask` names only questions that cost less than they are expected to save; so a push that changes nothing asks one. What
+earlier runs remembered counts only once the registry has confirmed a part of it. How a fact was learned, and how a plan
+is carried out, is not known here. Carries out SPEC 11: what a tag names is complete at every moment, since blobs come
+before manifests, manifests before indexes, and tags last.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Any, Literal
 
 import msgspec
@@ -24,6 +25,7 @@ from detlayer.ports import Proof
 # not have is most likely new, and only a large blob is worth one.
 ASK_FROM_BYTES = 1 << 20
 ASK_NEW_FROM_BYTES = 16 << 20
+TELLING_FROM_BYTES = 128  # smaller ones, such as empty layers and configs, are in images that share nothing else
 
 _LAST_TAGS = frozenset(("latest", "stable", "main", "master", "edge", "nightly", "current"))
 
@@ -51,12 +53,14 @@ class Wanted(msgspec.Struct, frozen=True):
 
 
 class Facts(msgspec.Struct):
-    """What is known of one repository, and how."""
+    """What this run knows of one repository, and how; and apart from that, what earlier runs remembered of it."""
 
     tags: dict[str, Descriptor | None] = {}
     """What each destination tag names now; None if nothing."""
     proofs: dict[Digest, Proof] = {}
     """Blobs and manifests that are there."""
+    remembered: dict[Digest, Proof] = {}
+    """Blobs and manifests that were there in earlier runs: no plan depends on them until one is confirmed."""
     absent: set[Digest] = set()
     """What was asked for in this run and is not there."""
     documents: dict[Digest, Document | None] = {}
@@ -75,16 +79,25 @@ class Facts(msgspec.Struct):
             self.elsewhere.pop(digest, None)
             self.absent.add(digest)
 
+    def settle(self, *, holds: bool) -> None:
+        """Believe what is remembered, or drop it."""
+        for digest, proof in self.remembered.items() if holds else ():
+            if digest not in self.absent:
+                self.proofs.setdefault(digest, proof)
+        self.remembered.clear()
+
 
 class Question(msgspec.Struct, frozen=True):
     """Something to ask the registry: what a tag names, whether it has a manifest or a blob, or what a manifest says.
 
-    `free` allows no request: it is to be answered from memory, or not at all.
+    `free` allows no request: it is to be answered from memory, or not at all. `confirms` asks for something that is
+    remembered: by the answer all that is remembered is believed, or dropped (`Facts.settle`).
     """
 
     about: Literal["tag", "manifest", "blob", "document"]
     target: str
     free: bool = False
+    confirms: bool = False
 
     @property
     def digest(self) -> Digest:
@@ -139,6 +152,11 @@ class Plan(msgspec.Struct, frozen=True):
     def is_done(self) -> bool:
         """Whether there is nothing to do."""
         return not any((*self.sends, *self.puts, *self.tag_puts))
+
+    @property
+    def is_repair(self) -> bool:
+        """Whether it restores parts of an image that a tag names already."""
+        return any(one.seen == self.root for one in self.tag_puts)
 
     @property
     def sends(self) -> tuple[BlobStep, ...]:
@@ -215,27 +233,65 @@ class Plan(msgspec.Struct, frozen=True):
 # -- questions
 
 
-def ask(wanted: Wanted, tags: Sequence[str], facts: Facts) -> tuple[Question, ...]:
+def ask(wanted: Wanted, tags: Sequence[str], facts: Facts, *, check: bool = False) -> tuple[Question, ...]:
     """Say what is worth asking next, all of it at once; nothing when a plan can be made.
 
-    A push by the image's digest alone has that for its only tag.
+    A push by the image's digest alone has that for its only tag. With `check` everything is asked for.
     """
     if unasked := [tag for tag in tags if tag not in facts.tags]:
         return tuple(Question("tag", tag) for tag in unasked)
+    if check:
+        return tuple(_about_everything(wanted, facts))
     _conclude(wanted, facts)
     if wanted.root.digest in facts.proofs:
         return ()
+    believed = _believe(wanted, facts)
+    if wanted.root.digest in believed.proofs:
+        return confirm(wanted, facts)
     old = [named for tag in tags if (named := facts.tags[tag]) is not None]
-    if questions := tuple(_about_old(wanted, old, facts)):
+    if questions := tuple(_about_old(wanted, old, believed)):
         return questions
     if not old:
         # Nothing to go by. Is the image here under another name, or a part of it?
-        if unknown := _unknown_document(wanted, (wanted.root,), facts):
+        if unknown := _unknown_document(wanted, (wanted.root,), believed):
             return unknown
-        if unknown := _unknown_document(wanted, wanted.documents[:-1], facts):
+        if unknown := _unknown_document(wanted, wanted.documents[:-1], believed):
             return unknown
     is_known = any(facts.documents.get(one.digest) is not None for one in old)
-    return tuple(_about_blobs(wanted, is_known, facts))
+    return (*_about_blobs(wanted, is_known, believed), *confirm(wanted, facts))
+
+
+def confirm(wanted: Wanted, facts: Facts) -> tuple[Question, ...]:
+    """Ask for one thing of those that are remembered, if a plan would depend on any.
+
+    The topmost layer of them: others may have brought the lower ones back since, with images on the same base.
+    """
+    _conclude(wanted, facts)
+    doubtful = _believe(wanted, facts).proofs.keys() - facts.proofs.keys()
+    blobs = [blob for blob in _open(wanted, facts) if blob.digest in doubtful]
+    if not blobs and not doubtful.intersection(one.digest for one in wanted.documents[:-1]):
+        return ()
+    if blobs := [blob for blob in blobs if blob.digest in facts.remembered]:
+        telling = [blob for blob in blobs if blob.size_bytes >= TELLING_FROM_BYTES] or blobs
+        return (Question("blob", str(telling[-1].digest), confirms=True),)
+    documents = [one.digest for one in wanted.documents if one.digest in doubtful and one.digest in facts.remembered]
+    return tuple(Question("manifest", str(digest), confirms=True) for digest in documents[-1:])
+
+
+def _believe(wanted: Wanted, facts: Facts) -> Facts:
+    """Give the facts as they are if all that is remembered holds."""
+    believed = msgspec.structs.replace(facts, proofs={**facts.remembered, **facts.proofs})
+    _conclude(wanted, believed)
+    return believed
+
+
+def _about_everything(wanted: Wanted, facts: Facts) -> Iterator[Question]:
+    """Ask for all that this run did not see; the root is what the tags name, or is put."""
+    answered = facts.proofs.keys() | facts.absent | wanted.fresh
+    documents = [one.digest for one in wanted.documents[:-1] if one.digest not in answered]
+    blobs = [one.digest for one in wanted.blobs if one.digest not in answered and not one.is_foreign]
+    yield from (Question("manifest", str(digest)) for digest in documents)
+    yield from (Question("blob", str(digest)) for digest in blobs)
 
 
 def _unknown_document(wanted: Wanted, documents: Iterable[Document], facts: Facts) -> tuple[Question, ...]:
@@ -327,13 +383,25 @@ def plan(name: RepositoryName, wanted: Wanted, tags: Sequence[str], facts: Facts
     _conclude(wanted, facts)
     root = wanted.root
     is_whole = root.digest in facts.proofs
+    broken = _broken(wanted, facts)
     blobs = sorted(
         (_blob_step(blob, facts, is_whole) for blob in wanted.blobs),
         key=lambda step: (step.action != "mount", -step.size_bytes, step.digest.hex),
     )
-    manifests = tuple(_manifest_step(one, facts, is_whole) for one in wanted.documents[:-1])
-    steps = [_tag_step(tag, root.digest, facts) for tag in sorted(tags, key=lambda tag: (tag in _LAST_TAGS, tag))]
+    manifests = tuple(_manifest_step(one, facts, is_whole, broken) for one in wanted.documents[:-1])
+    order = sorted(tags, key=lambda tag: (tag in _LAST_TAGS, tag))
+    steps = [_tag_step(tag, root.digest, facts, is_broken=root.digest in broken) for tag in order]
     return Plan(name, root.digest, tuple(blobs), manifests, tuple(steps), len(root.data), asked)
+
+
+def _broken(wanted: Wanted, facts: Facts) -> set[Digest]:
+    """Find documents that list something that is not there, at any depth: a registry has to see them again."""
+    broken: set[Digest] = set()
+    for document in wanted.documents:
+        listed = {one.digest for one in (*document.children, *document.blobs)}
+        if not listed.isdisjoint(facts.absent) or not listed.isdisjoint(broken):
+            broken.add(document.digest)
+    return broken
 
 
 _REASONS: dict[Proof, str] = {
@@ -349,7 +417,7 @@ def _blob_step(blob: Descriptor, facts: Facts, is_whole: bool) -> BlobStep:
     proof = facts.proofs.get(blob.digest)
     if proof is not None:
         return BlobStep(*about, "inferred" if proof == "inferred" else "present", _REASONS[proof])
-    if is_whole:
+    if is_whole and blob.digest not in facts.absent:
         return BlobStep(*about, "inferred", _REASONS["inferred"])
     if blob.is_foreign:
         return BlobStep(*about, "foreign", "registries do not take foreign layers")
@@ -358,16 +426,23 @@ def _blob_step(blob: Descriptor, facts: Facts, is_whole: bool) -> BlobStep:
     return BlobStep(*about, "upload", "not there" if blob.digest in facts.absent else "not known to be there")
 
 
-def _manifest_step(one: Document, facts: Facts, is_whole: bool) -> ManifestStep:
-    proof = facts.proofs.get(one.digest, "inferred" if is_whole else None)
-    reason = _REASONS[proof] if proof else ("not there" if one.digest in facts.absent else "not known to be there")
-    return ManifestStep(one.digest, len(one.data), one.media_type, "present" if proof else "put", reason)
+def _manifest_step(one: Document, facts: Facts, is_whole: bool, broken: Collection[Digest]) -> ManifestStep:
+    about = (one.digest, len(one.data), one.media_type)
+    is_absent = one.digest in facts.absent
+    proof = facts.proofs.get(one.digest, "inferred" if is_whole and not is_absent else None)
+    if proof is None:
+        return ManifestStep(*about, "put", "not there" if is_absent else "not known to be there")
+    if one.digest in broken:
+        return ManifestStep(*about, "put", "lists what was missing")
+    return ManifestStep(*about, "present", _REASONS[proof])
 
 
-def _tag_step(tag: str, root: Digest, facts: Facts) -> TagStep:
+def _tag_step(tag: str, root: Digest, facts: Facts, *, is_broken: bool) -> TagStep:
     named = facts.tags.get(tag)
     if named is None:
         return TagStep(tag, "put", "new", None)
-    if named.digest == root:
-        return TagStep(tag, "present", "names it already", named.digest)
-    return TagStep(tag, "put", f"names {named.digest} now", named.digest)
+    if named.digest != root:
+        return TagStep(tag, "put", f"names {named.digest} now", named.digest)
+    if is_broken:
+        return TagStep(tag, "put", "names it already, and parts of it were missing", named.digest)
+    return TagStep(tag, "present", "names it already", named.digest)

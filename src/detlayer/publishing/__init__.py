@@ -10,7 +10,8 @@ from detlayer.errors import ConfigError, DetlayerError
 from detlayer.names import Reference, RepositoryName
 from detlayer.oci import Descriptor, Digest
 from detlayer.plan import Plan, Wanted
-from detlayer.ports import Amnesia, Body, Memory, SilentTransfers, TransferReporter
+from detlayer.ports import Body, Memory, SilentTransfers, TransferReporter
+from detlayer.publishing.knowledge import Knowledge
 from detlayer.publishing.results import PushReport, PushResult, TagResult
 from detlayer.publishing.survey import Hints, Survey
 from detlayer.remote import gather
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Hints",
     "Image",
+    "Knowledge",
     "PushReport",
     "PushResult",
     "Survey",
@@ -53,19 +55,25 @@ def plan_push(
     *,
     memory: Memory | None = None,
     hints: Hints | None = None,
+    check: bool = False,
 ) -> list[Plan]:
     """Say what a push would do, changing nothing; raises RegistryError, IntegrityError, LayerError and ConfigError."""
-    surveys = open_surveys(image.root, references, registries, memory=memory)
+    surveys = open_surveys(image.root, references, registries, Knowledge(memory), check=check)
     return plan_surveyed(image, surveys, hints=hints)
 
 
 def open_surveys(
-    root: Document, references: Sequence[Reference], registries: Registries, *, memory: Memory | None = None
+    root: Document,
+    references: Sequence[Reference],
+    registries: Registries,
+    knowledge: Knowledge,
+    *,
+    check: bool = False,
 ) -> dict[RepositoryName, Survey]:
     """Ask what the tags of each repository name now, one request each; raises RegistryError and ConfigError."""
     surveys = {}
     for name, tags in _by_repository(references, root.digest).items():
-        surveys[name] = Survey(registries.repository(name), tags, memory or Amnesia())
+        surveys[name] = Survey(registries.repository(name), tags, knowledge, check=check)
         surveys[name].ask_tags(Wanted((root,)))
     return surveys
 
@@ -96,15 +104,21 @@ def push(
     plans: Sequence[Plan] | None = None,
     surveys: Mapping[RepositoryName, Survey] | None = None,
     fresh: frozenset[Digest] = frozenset(),
+    check: bool = False,
     reporter: TransferReporter | None = None,
 ) -> PushReport:
     """Push an image under references, one repository after the other; what fails for one does not stop the others.
 
     With `plans` those are carried out, unless the registry has moved since: then nothing is done for that repository,
     and the result says which tags. `surveys` have asked what the tags name already. `fresh` names blobs that were made
-    just now. Raises ConfigError, and what the image raises.
+    just now. With `check` the registry is asked for every blob and manifest, also where a tag names the image. Raises
+    ConfigError, and what the image raises.
     """
-    memory, reporter = memory or Amnesia(), reporter or SilentTransfers()
+    if check and plans is not None:
+        raise ConfigError(
+            "usage", "a plan that was made already can't be checked", "make the plan with `detlayer plan --check`"
+        )
+    knowledge, reporter = Knowledge(memory), reporter or SilentTransfers()
     hints = _with_origin(image, hints)
     own = (image.origin,) if image.origin is not None else ()
     origins = tuple(registries.repository(source) for source in dict.fromkeys((*own, *hints.sources)))
@@ -114,10 +128,11 @@ def push(
     whole: Wanted | None = None
     results = []
     for name, tags in places.items():
-        survey = (surveys or {}).get(name) or Survey(registries.repository(name), tags, memory)
-        plan = None
+        survey = (surveys or {}).get(name) or Survey(registries.repository(name), tags, knowledge, check=check)
+        plan = given.get(name)
         try:
-            if survey.ask_tags(Wanted((root,))):
+            is_repair = survey.check or (plan is not None and plan.is_repair)
+            if survey.ask_tags(Wanted((root,))) and not is_repair:
                 if root.subject is not None:
                     # Whether it is listed is not said by a tag, and a push that ended early may have left it unlisted.
                     from detlayer.registry.referrers import confirm_referrers
@@ -126,17 +141,15 @@ def push(
                 results.append(PushResult(name, root.digest, tuple(TagResult(tag, "present") for tag in tags)))
                 hints = Hints((*hints.sources, name))
                 continue
-            if moved := _moved(given.get(name), survey):
-                results.append(PushResult(name, root.digest, (), given[name], moved=moved))
+            if moved := _moved(plan, survey):
+                results.append(PushResult(name, root.digest, (), plan, moved=moved))
                 continue
             whole = whole or Wanted(gather(image, root).documents, fresh)
-            plan = given.get(name)
             if plan is not None:
                 from detlayer.plan.document import agree
 
                 agree(plan, whole, tags)
-                survey.adopt(plan)
-            else:
+            if plan is None or not survey.adopt(plan, whole):
                 survey.investigate(whole, hints)
                 plan = survey.plan(whole)
             from detlayer.publishing.carry import Carrier  # most pushes have nothing to carry
@@ -146,7 +159,7 @@ def push(
                 image,
                 whole,
                 survey.facts,
-                memory,
+                survey.knowledge,
                 reporter,
                 origins,
             )

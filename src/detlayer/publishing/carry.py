@@ -14,7 +14,8 @@ from detlayer.lanes import Job, work_off
 from detlayer.names import RepositoryName
 from detlayer.oci import Descriptor, Digest
 from detlayer.plan import BlobStep, Facts, Plan, TagStep, Wanted
-from detlayer.ports import Body, ImageSource, Memory, Place, Proof, Session, TransferReporter
+from detlayer.ports import Body, ImageSource, Proof, Session, TransferReporter
+from detlayer.publishing.knowledge import Knowledge
 from detlayer.publishing.results import TagResult
 from detlayer.registry.answer import RefusedError
 from detlayer.registry.client import Repository
@@ -26,6 +27,8 @@ from detlayer.remote import gather
 _SMALL_BYTES = 64 << 10  # goes in the lane for what is small
 _PIECE_BYTES = 1 << 20
 _MAX_SUBJECTS = 32  # that have to be brought, each for the one before
+# Refusals of a document that may mean that the registry lacks what it names. Registries agree on no code for that.
+_MAY_LACK = frozenset(("blobs-missing", "registry-refused", "repository-missing"))
 
 
 class Carrier:
@@ -37,7 +40,7 @@ class Carrier:
         image: ImageSource,
         wanted: Wanted,
         facts: Facts,
-        memory: Memory,
+        knowledge: Knowledge,
         reporter: TransferReporter,
         origins: Sequence[Repository],
     ) -> None:
@@ -45,12 +48,15 @@ class Carrier:
         self._image = image
         self._wanted = wanted
         self._facts = facts
-        self._memory = memory
+        self._knowledge = knowledge
+        self._memory = knowledge.memory
         self._reporter = reporter
         self._origins = origins
         self._descriptors = {blob.digest: blob for blob in wanted.blobs}
+        self._restored: set[Digest] = set()
+        self._found: set[Digest] = set()
+        self._restoring = RLock()
         self._subjects: set[Digest] = set()
-        self._subject_lock = RLock()
 
     def carry_out(self, plan: Plan) -> list[TagResult]:
         """Do what the plan says; a tag that fails does not keep the others from being pushed.
@@ -168,38 +174,66 @@ class Carrier:
     def _put_tag(self, step: TagStep) -> TagResult:
         if step.action == "present":
             return TagResult(step.tag, "present")
+        root = self._wanted.root
         try:
-            self._put(self._wanted.root, step.tag)
+            try:
+                self._put(root, step.tag)
+            except RefusedError as refused:
+                if refused.code != "tag-immutable" or step.seen != root.digest:
+                    raise
+                self._put(root, str(root.digest))  # the tag names it already: the registry sees it again all the same
         except DetlayerError as error:
             return TagResult(step.tag, "failed", error)
         return TagResult(step.tag, "pushed")
 
     def _put(self, document: Document, target: str) -> None:
-        """Put a document; where the registry lost what was believed to be there, bring that first, once."""
-        try:
-            self._send(document, target)
-        except RefusedError as refused:
-            if refused.code != "blobs-missing":
-                raise
-            missing = self._missing(document, refused)
-            proofs = {digest: self._facts.proofs.get(digest) for digest in missing}
-            self._restore(missing)
+        """Put a document; where the registry refuses it and lacks what it names, bring that first, while it helps."""
+        needed = self._needed(document)
+        while True:
+            before = self._restored.intersection(needed)
             try:
                 self._send(document, target)
-            except RefusedError as again:
-                if again.code != "blobs-missing":
+                break
+            except (RefusedError, NotFoundError) as refused:
+                if refused.code not in _MAY_LACK:
                     raise
-                raise self._lost(document, again, proofs) from again
+                with self._restoring:
+                    self._restore(self._find_lost(needed, refused))
+                if self._restored.intersection(needed) == before:  # another document may have needed the same
+                    raise
         self._learn({document.digest: "uploaded"})
 
-    def _missing(self, document: Document, refused: RefusedError) -> list[Digest]:
-        """What a refusal says is missing; if it says nothing of use, all that is there by inference."""
-        named = [one.digest for one in (*document.children, *document.blobs)]
-        listed = [digest for digest in named if digest in refused.refusal.digests]
-        return listed or [digest for digest in named if self._facts.proofs.get(digest) != "uploaded"]
+    def _needed(self, document: Document) -> list[Digest]:
+        """Name what the registry may want to have before a document."""
+        named = [one.digest for one in (*document.children, *document.blobs) if not one.is_foreign]
+        if document.subject is not None and document.subject.digest in self._wanted.by_digest:
+            named.append(document.subject.digest)
+        return list(dict.fromkeys(named))
+
+    def _find_lost(self, needed: Collection[Digest], refused: RefusedError | NotFoundError) -> list[Digest]:
+        """Tell which of these the registry lost: those that it names, and those that it lacks when asked.
+
+        A refusal may have any code, and name all of them, one, or none. Nothing is asked for or restored twice.
+        """
+        said = set(refused.refusal.digests if isinstance(refused, RefusedError) else ())
+        sent = self._knowledge.known(self._repository.name)
+        unsent = [one for one in needed if one not in self._restored and sent.get(one) != "uploaded"]
+        doubtful = [one for one in unsent if one not in said and one not in self._found]
+        answers = work_off([Job(lambda digest=digest: self._is_there(digest)) for digest in doubtful])  # type: ignore[misc]
+        lost = {digest for digest, is_there in zip(doubtful, answers, strict=True) if not is_there}
+        self._found.update(set(doubtful) - lost)
+        if refused.code == "blobs-missing" and not lost and not said.intersection(needed):
+            return unsent  # its HEAD knows less than its PUT
+        return [one for one in needed if one not in self._restored and (one in said or one in lost)]
+
+    def _is_there(self, digest: Digest) -> bool:
+        if digest in self._wanted.by_digest:
+            return self._repository.head_manifest(str(digest)) is not None
+        return self._repository.head_blob(digest) is not None
 
     def _restore(self, missing: Collection[Digest]) -> None:
-        self._memory.forget(self._repository.principal, self._repository.name, missing)
+        """Send again what the registry lost, whatever was known of it."""
+        self._knowledge.forget(self._repository, missing)
         self._facts.demote(missing)
         documents = self._wanted.by_digest
         blobs = [self._descriptors[digest] for digest in missing if digest in self._descriptors]
@@ -207,23 +241,12 @@ class Carrier:
             [
                 Job(lambda blob=blob: self._upload(blob), blob.size_bytes > _SMALL_BYTES)  # type: ignore[misc]
                 for blob in blobs
-                if not blob.is_foreign
             ]
         )
         for digest in missing:
             if digest in documents:
                 self._put(documents[digest], str(digest))
-
-    def _lost(self, document: Document, refused: RefusedError, proofs: dict[Digest, Proof | None]) -> RejectedError:
-        named = ", ".join(
-            f"{digest} ({proofs.get(digest) or 'sent just now'})"
-            for digest in (refused.refusal.digests or tuple(proofs))[:10]
-        )
-        return RejectedError(
-            "blobs-missing",
-            f"{self._repository.name} does not take {document.digest}: it lacks {named}, though all of it was sent",
-            "the registry loses blobs: see its log, and whether its garbage collection runs now",
-        )
+        self._restored.update(missing)
 
     # -- subjects
 
@@ -243,7 +266,7 @@ class Carrier:
         named = refused.refusal.digests if isinstance(refused, RefusedError) else ()
         if subject.digest not in named and any(one.digest in named for one in (*document.children, *document.blobs)):
             return False
-        with self._subject_lock:
+        with self._restoring:
             if self._repository.head_manifest(str(subject.digest)) is not None:
                 return subject.digest in self._subjects
             try:
@@ -288,10 +311,7 @@ class Carrier:
 
     def _learn(self, found: dict[Digest, Proof]) -> None:
         self._facts.proofs.update(found)
-        name = self._repository.name
-        self._memory.remember(
-            self._repository.principal, [Place(name, digest, proof) for digest, proof in found.items()]
-        )
+        self._knowledge.learn(self._repository, found)
 
 
 def _levels(wanted: Wanted) -> Iterator[Sequence[Digest]]:

@@ -12,8 +12,8 @@ from detlayer.errors import AuthError, ConfigError, LayerError, NotFoundError
 from detlayer.lanes import Job, work_off
 from detlayer.names import RepositoryName, parse_reference
 from detlayer.oci import BASE_NAME
-from detlayer.plan import Facts, Plan, Question, Wanted, ask, plan
-from detlayer.ports import Memory
+from detlayer.plan import Facts, Plan, Question, Wanted, ask, confirm, plan
+from detlayer.publishing.knowledge import Knowledge
 
 if TYPE_CHECKING:
     from detlayer.registry.client import Repository
@@ -26,13 +26,16 @@ class Hints(msgspec.Struct, frozen=True):
 
 
 class Survey:
-    """What is found out about one repository, on behalf of one image."""
+    """What is found out about one repository, on behalf of one image. `check` asks for everything by request."""
 
-    def __init__(self, repository: Repository, tags: Sequence[str], memory: Memory) -> None:
+    def __init__(
+        self, repository: Repository, tags: Sequence[str], knowledge: Knowledge, *, check: bool = False
+    ) -> None:
         self.repository = repository
         self.tags = tuple(tags)
+        self.knowledge = knowledge
+        self.check = check
         self.facts = Facts()
-        self._memory = memory
         self._asked = 0
         # From the start: with less than the right to push, a token service may know nothing of a repository that is
         # still to be made.
@@ -48,17 +51,23 @@ class Survey:
     def investigate(self, wanted: Wanted, hints: Hints) -> None:
         """Recall what is known, then ask for what is worth it; raises RegistryError."""
         self._recall(wanted, hints)
-        while questions := ask(wanted, self.tags, self.facts):
+        self._doubt()
+        while questions := ask(wanted, self.tags, self.facts, check=self.check):
             self._answer(questions)
+            self._doubt()
 
-    def adopt(self, plan: Plan) -> None:
-        """Take a plan that was made earlier for what is known, instead of asking again."""
-        for blob in plan.blobs:
-            if blob.action in ("present", "inferred"):
-                self.facts.proofs[blob.digest] = "inferred"
-        for document in plan.manifests:
-            if document.action == "present":
-                self.facts.proofs[document.digest] = "inferred"
+    def adopt(self, plan: Plan, wanted: Wanted) -> bool:
+        """Take what a plan says to be there for remembered; tells whether it holds. Raises RegistryError."""
+        there = [blob.digest for blob in plan.blobs if blob.action in ("present", "inferred")]
+        there += [document.digest for document in plan.manifests if document.action == "present"]
+        known = self.knowledge.known(self.repository.name)
+        self.facts.remembered |= dict.fromkeys(there, "inferred")
+        self.facts.proofs |= {digest: known[digest] for digest in there if digest in known}
+        while free := [question for question in ask(wanted, self.tags, self.facts) if question.free]:
+            self._answer(free)
+        questions = confirm(wanted, self.facts)
+        self._answer(questions)
+        return not questions or self.knowledge.holds(self.repository.name) is True
 
     def plan(self, wanted: Wanted) -> Plan:
         return plan(self.repository.name, wanted, self.tags, self.facts, asked=self._asked)
@@ -67,16 +76,19 @@ class Survey:
 
     def _recall(self, wanted: Wanted, hints: Hints) -> None:
         facts, here = self.facts, self.repository.name
-        principal = self.repository.principal
+        principal, memory = self.repository.principal, self.knowledge.memory
+        known = self.knowledge.known(here)
         blobs = {one.digest for one in wanted.blobs if not one.is_foreign}
         elsewhere: dict[RepositoryName, None] = {}
-        for place in self._memory.places(here.registry, principal, [*blobs, *wanted.by_digest]):
+        for digest in known.keys() & (blobs | wanted.by_digest.keys()):
+            facts.proofs.setdefault(digest, known[digest])
+        for place in memory.places(here.registry, principal, [*blobs, *wanted.by_digest]):
             if place.name == here:
-                facts.proofs.setdefault(place.digest, place.proof)
+                facts.remembered.setdefault(place.digest, place.proof)
             elif place.digest in blobs:
                 facts.elsewhere.setdefault(place.digest, place.name)
-        for digest in blobs - facts.proofs.keys():
-            if self._memory.session(principal, here, digest) is not None:
+        for digest in blobs - facts.proofs.keys() - facts.remembered.keys():
+            if memory.session(principal, here, digest) is not None:
                 facts.begun.add(digest)
         for source in (*hints.sources, *_bases(wanted)):
             if source.registry == here.registry and source != here:
@@ -87,6 +99,15 @@ class Survey:
                 facts.guessed.add(digest)
         for digest in (*facts.begun, *wanted.fresh):
             facts.elsewhere.pop(digest, None)
+        holds = self.knowledge.holds(here)
+        if holds is not None and not self.check:
+            facts.settle(holds=holds)
+
+    def _doubt(self) -> None:
+        """Drop all that is remembered where a part of it is not there any more."""
+        if self.facts.remembered.keys() & self.facts.absent:
+            self.facts.settle(holds=False)
+            self.knowledge.refute(self.repository)
 
     # -- from the registry
 
@@ -104,23 +125,32 @@ class Survey:
         if question.about == "tag":
             facts.tags[question.target] = repository.head_manifest(question.target)
             return
+        if question.confirms:
+            facts.settle(holds=self.knowledge.confirm(repository, lambda: self._look(question)))
+        else:
+            self._look(question)
+
+    def _look(self, question: Question) -> bool:
+        """Ask whether a blob or manifest is there, and take note of it."""
         digest = question.digest
         if question.about == "manifest":
-            named = repository.head_manifest(question.target)
+            named = self.repository.head_manifest(question.target)
             is_there = named is not None and named.digest == digest
         else:
-            is_there = repository.head_blob(digest) is not None
+            is_there = self.repository.head_blob(digest) is not None
         if is_there:
-            facts.proofs[digest] = "seen"
+            self.facts.proofs[digest] = "seen"
+            self.knowledge.learn(self.repository, {digest: "seen"})
         else:
-            facts.absent.add(digest)
+            self.facts.absent.add(digest)
+        return is_there
 
     def _read_old(self, question: Question) -> None:
         """Learn what an old image lists. That it can't be read is no failure: then there is less to go by."""
         digest = question.digest
         try:
             if question.free:
-                data = self._memory.document(digest)
+                data = self.knowledge.memory.document(digest)
                 self.facts.documents[digest] = None if data is None else parse_document(data, question.target)
                 return
             document = self.repository.get_manifest(question.target)
@@ -129,7 +159,7 @@ class Survey:
             self.facts.absent.add(digest)
             return
         self.facts.documents[digest] = document
-        self._memory.keep_document(document.data)
+        self.knowledge.memory.keep_document(document.data)
 
 
 def _bases(wanted: Wanted) -> list[RepositoryName]:

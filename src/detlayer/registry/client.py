@@ -196,11 +196,13 @@ class Repository:
         if answer.status not in (200, 201, 202):
             refusal = answer.refusal()
             if refusal.says("MANIFEST_BLOB_UNKNOWN", "BLOB_UNKNOWN", "MANIFEST_UNKNOWN"):
+                named = ", ".join(map(str, refusal.digests[:10]))
                 raise RefusedError(
                     refusal,
                     "blobs-missing",
-                    f"{self.name.registry} lacks blobs of {document.digest} ({refusal})",
-                    "push again; if it stays so, the registry lost them",
+                    f"{self.name} lacks parts of {document.digest}, though all of them were sent or found there"
+                    f"{f': {named}' if named else ''} ({refusal})",
+                    "see the registry's log, and whether garbage collection runs now; then push again",
                 )
             raise error_of(refusal, what, self.name.registry)
         said = read_digest(answer.header("docker-content-digest"))

@@ -63,8 +63,12 @@ class RegistryMemory:
             ("INSERT OR REPLACE INTO place (registry,principal,digest,repository,proof,at) VALUES (?,?,?,?,?,?)", rows),
         )
 
-    def forget(self, principal: str, name: RepositoryName, digests: Collection[Digest]) -> None:
-        """Drop facts that proved wrong."""
+    def forget(self, principal: str, name: RepositoryName, digests: Collection[Digest] | None = None) -> None:
+        """Drop facts that proved wrong; without `digests` all facts of the repository."""
+        if digests is None:
+            key = (name.registry, principal, name.repository)
+            self._index.write(("DELETE FROM place WHERE registry=? AND principal=? AND repository=?", [key]))
+            return
         rows = [(name.registry, principal, one.hex, name.repository) for one in digests]
         if rows:
             self._index.write(
