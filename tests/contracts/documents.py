@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from typing import Any
 from urllib.parse import quote
 
@@ -46,6 +47,8 @@ class Documents:
         with self._storage.lock:
             repository = self._storage.repositories.get(name, Repository())
             digest = repository.tags.get(target, target)
+            if old := repository.old_tags.get(target):
+                digest = old.pop()
             stored = repository.manifests.get(digest)
         if stored is None or not self._accepted(stored.media_type, request):
             raise RefusedError(self._rules.absent_status, "MANIFEST_UNKNOWN", "manifest unknown", detail=target)
@@ -65,6 +68,8 @@ class Documents:
             raise RefusedError(400, "DIGEST_INVALID", text, violation="digest")
         kind = request.header("content-type")
         document = _parse(data, kind)
+        if not DIGEST.match(target):
+            time.sleep(self._rules.tag_write_s)
         with self._storage.lock:
             repository = self._storage.repository(name)
             tagged = repository.tags.get(target)
@@ -75,6 +80,9 @@ class Documents:
             if missing and self._rules.checks_blobs:
                 return self._unknown(repository, missing)
             _check_sizes(repository, document)
+            self._check_subject(repository, document)
+            if not DIGEST.match(target):
+                repository.old_tags[target] = [tagged or ""] * self._rules.stale_reads
             self._storage.put_manifest(name, data, kind, "" if DIGEST.match(target) else target)
         headers = [("Location", f"{self._base}/v2/{name}/manifests/{digest}"), *self._digest(digest)]
         if (subject := document.get("subject")) and self._rules.referrers:
@@ -144,6 +152,14 @@ class Documents:
             case "wrong":
                 return (("Docker-Content-Digest", sha256(digest.encode())),)
         return (("Docker-Content-Digest", digest),)
+
+    def _check_subject(self, repository: Repository, document: dict[str, Any]) -> None:
+        subject = (document.get("subject") or {}).get("digest")
+        if self._rules.wants_subject == "no" or subject is None or subject in repository.manifests:
+            return
+        if self._rules.wants_subject == "named":
+            raise RefusedError(404, "MANIFEST_UNKNOWN", "subject unknown to registry", detail=subject)
+        raise RefusedError(400, "MANIFEST_INVALID", "manifest invalid")
 
     def _unknown(self, repository: Repository, missing: list[str]) -> Answer:
         """Refuse a manifest; by default all that is missing is named, as by docker-registry."""

@@ -8,7 +8,7 @@ import ssl
 import threading
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Self
+from typing import IO, Self
 
 _MAX_HEAD_BYTES = 1 << 20
 
@@ -44,12 +44,18 @@ class RawServer:
         *,
         family: socket.AddressFamily = socket.AF_INET,
         tls: ssl.SSLContext | None = None,
+        take: Callable[[IO[bytes], int], bytes] = lambda stream, length: stream.read(length),
+        receive_bytes: int = 0,
     ) -> None:
+        """`take` reads a body of a length; `receive_bytes` is how much the system takes before that."""
         self.script = script
         self._tls = tls
+        self._take = take
         self.asked: list[Asked] = []
         self.over = threading.Event()
         self._socket = socket.create_server(("::1" if family == socket.AF_INET6 else "127.0.0.1", 0), family=family)
+        if receive_bytes:
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_bytes)
         self._threads: list[threading.Thread] = []
         self._connections: list[socket.socket] = []
         self._lock = threading.Lock()
@@ -58,6 +64,12 @@ class RawServer:
     @property
     def port(self) -> int:
         return int(self._socket.getsockname()[1])
+
+    @property
+    def connections(self) -> int:
+        """How many connections were made."""
+        with self._lock:
+            return len(self._connections)
 
     @property
     def address(self) -> str:
@@ -115,7 +127,7 @@ class RawServer:
             while line := stream.readline(_MAX_HEAD_BYTES).strip():
                 name, _, value = line.decode("latin-1").partition(":")
                 headers[name.lower()] = value.strip()
-            body = stream.read(int(headers.get("content-length", "0")))
+            body = self._take(stream, int(headers.get("content-length", "0")))
             shown = isinstance(connection, ssl.SSLSocket) and connection.getpeercert() is not None
             asked = Asked(words[0], words[1], headers, body, shown)
             self.asked.append(asked)

@@ -32,6 +32,10 @@ class Rules:
     `location`: `absolute`, `relative`, `http` (also where the registry has TLS), `elsewhere` (another host, without
     authorization). `location_query`: Location has a `_state` that has to come back. `blobs`: `here`, or `elsewhere`:
     GET is a redirect to another host, which asks for credentials if it `fishes`. `digest_header`: of manifests.
+
+    `one_at_a_time`: a request waits until the one before it has been answered. `wants_subject`: a manifest is refused
+    if its subject is not there; the refusal names the subject, or not. `tag_write_s`: how long it takes until what is
+    put under a tag is stored. `stale_reads`: so many reads of a tag after a write still find what it named before.
     `checks_blobs`: a manifest is refused while something that it names is missing; by `unknown_blob_code`, without JSON
     if that is empty, and naming at most `unknown_blob_most` of them.
     """
@@ -64,6 +68,10 @@ class Rules:
     referrers: bool = True
     page_entries: int = 0
     denied_status: int = 401
+    one_at_a_time: bool = False
+    wants_subject: Literal["no", "named", "unnamed"] = "no"
+    tag_write_s: float = 0.0
+    stale_reads: int = 0
 
 
 @dataclass(frozen=True, slots=True)

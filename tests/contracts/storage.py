@@ -67,6 +67,9 @@ class Repository:
     blobs: dict[str, bytes] = field(default_factory=dict)
     manifests: dict[str, Stored] = field(default_factory=dict)
     tags: dict[str, str] = field(default_factory=dict)
+    old_tags: dict[str, list[str]] = field(
+        default_factory=dict
+    )  # what the next reads of a tag still find ("": nothing)
     lost: set[str] = field(default_factory=set)  # once here, then taken away behind the client's back
     lying: set[str] = field(default_factory=set)  # lost, and HEAD still says that they are here
 

@@ -53,7 +53,7 @@ class StrictRegistry:
         self.account: Account | None = accounts[0] if self.auth != "open" else None
         self._accounts = accounts
         self._anonymous = anonymous
-        self.server = WireServer(self, tls=context)
+        self.server = WireServer(self, tls=context, one_at_a_time=self.rules.one_at_a_time)
         self.elsewhere = Elsewhere(self.storage, context, self.server.url)
         self.uploads = Uploads(
             self.storage, self.rules, base=self.server.url, elsewhere=self.elsewhere.server.url + "/elsewhere"

@@ -5,14 +5,25 @@ from __future__ import annotations
 import gzip
 import itertools
 import json
+import socket
+import threading
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing, contextmanager
+from typing import IO, Any
 
 import pytest
 
-from detlayer.errors import DetlayerError
+from detlayer.errors import DetlayerError, UnavailableError
 from detlayer.names import RepositoryName
+from detlayer.oci import Descriptor, digest_of
 from detlayer.registry import Network, Registries, Transport
-from tests.contracts.raw import RawServer, answer
+from detlayer.registry.download import RemoteReader
+from detlayer.registry.transport import Request, Stretch
+from detlayer.registry.upload import upload
+from tests.contracts.certificates import ca_path, server_context
+from tests.contracts.pushing import FastPace
+from tests.contracts.raw import Asked, RawServer, answer
+from tests.contracts.test_addresses import Bytes
 
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/vnd.oci.image.manifest.v1+json\r\n"
 
@@ -94,3 +105,140 @@ def test_answers_that_are_none(name: str) -> None:
     assert error.code == code
     assert error.message.isprintable()
     assert len(error.message) < 600
+
+
+# -- transfers: 64 KiB within each timeout
+
+LONG = bytes(range(256)) * 16384  # 4 MiB: more than the systems of both sides hold
+SHORT = LONG[: 600 << 10]
+
+
+class Trickle:
+    """Reads the bodies of requests a piece at a time, with a pause after each."""
+
+    def __init__(self, piece_bytes: int, pause_s: float) -> None:
+        self._piece_bytes = piece_bytes
+        self._pause_s = pause_s
+        self.over = threading.Event()
+
+    def __call__(self, stream: IO[bytes], length: int) -> bytes:
+        body = bytearray()
+        while len(body) < length and not self.over.wait(self._pause_s):
+            body += stream.read(min(self._piece_bytes, length - len(body)))
+        return bytes(body)
+
+
+@contextmanager
+def trickling(piece_bytes: int, pause_s: float, *, tls: bool = False) -> Iterator[RawServer]:
+    """A server that takes bodies so, and says 201."""
+    take = Trickle(piece_bytes, pause_s)
+    context = server_context() if tls else None
+    with RawServer(lambda asked: answer(201), take=take, tls=context, receive_bytes=16 << 10) as server:
+        yield server
+        take.over.set()
+
+
+def send(server: RawServer, data: bytes, read_s: float, *, tls: bool = False) -> int:
+    """Send data in one request; returns the status."""
+    network = Network(read_s=read_s, retries=0, ca_file=str(ca_path()) if tls else None)
+    transport = Transport(network)
+    try:
+        body = Stretch(Bytes(data), 0, len(data), lambda count_bytes: None)
+        url = f"{'https' if tls else 'http'}://{server.address}/"
+        said = transport.send(Request("PUT", url, content=body, repeat=False))
+        said.drain()
+        return said.status
+    finally:
+        transport.close()
+
+
+@pytest.mark.parametrize("tls", [False, True])
+def test_a_peer_that_takes_a_few_bytes_now_and_then_is_given_up(tls: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each read is in time, and the whole is not: without a minimum rate the test would take minutes."""
+    connect = socket.create_connection
+
+    def connect_narrowly(*arguments: Any, **options: Any) -> socket.socket:
+        made = connect(*arguments, **options)
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)  # so that each read of the peer is felt here
+        return made
+
+    monkeypatch.setattr(socket, "create_connection", connect_narrowly)
+    with trickling(1600, 0.02, tls=tls) as server, pytest.raises(UnavailableError) as caught:
+        send(server, LONG, 0.5, tls=tls)
+    assert caught.value.code == "registry-timeout"
+    assert "64 KiB" in caught.value.message
+
+
+@pytest.mark.parametrize("tls", [False, True])
+def test_a_slow_link_has_the_time_that_it_needs(tls: bool) -> None:
+    """As a whole it takes longer than the timeout, also after the last byte was handed to the system."""
+    with trickling(16 << 10, 0.05, tls=tls) as server:
+        assert send(server, SHORT, 1.0, tls=tls) == 201
+        assert server.asked[0].body == SHORT
+
+
+def fetch(say: Callable[[RawServer, Asked], bytes | Iterable[bytes]], data: bytes, read_s: float) -> bytes:
+    """Fetch a blob from whoever answers so."""
+    transport = Transport(Network(read_s=read_s, retries=0), pace=FastPace())
+    with RawServer(lambda asked: say(server, asked)) as server, Registries(transport) as registries:
+        repository = registries.repository(RepositoryName(server.address, "team/app"))
+        with closing(RemoteReader(repository, Descriptor("", digest_of(data), len(data)))) as reader:
+            return b"".join(iter(lambda: reader.read(1 << 20), b""))
+
+
+def part(asked: Asked, data: bytes) -> tuple[bytes, bytes]:
+    """The head of the answer to a GET of a blob, and what comes behind it."""
+    start = int(asked.headers.get("range", "bytes=0-")[6:-1])
+    return answer(206 if start else 200, content_length=str(len(data) - start)), data[start:]
+
+
+def test_a_peer_that_sends_a_few_bytes_now_and_then_is_given_up() -> None:
+    def say(server: RawServer, asked: Asked) -> Iterable[bytes]:
+        head, rest = part(asked, LONG)
+        return itertools.chain([head], trickle(server, (rest[at : at + 1] for at in range(len(rest)))))
+
+    with pytest.raises(UnavailableError) as caught:
+        fetch(say, LONG, 0.2)
+    assert caught.value.code == "registry-timeout"
+    assert "64 KiB" in caught.value.message
+
+
+def test_a_peer_that_sends_a_few_bytes_on_each_connection_is_given_up() -> None:
+    """Each connection brings something, and ends long before its time is over."""
+
+    def say(server: RawServer, asked: Asked) -> Iterable[bytes]:
+        head, rest = part(asked, LONG)
+        return itertools.chain([head], trickle(server, [rest[:1]]))
+
+    with pytest.raises(UnavailableError) as caught:
+        fetch(say, LONG, 0.1)
+    assert caught.value.code == "registry-broke-off"
+
+
+def test_a_slow_sender_has_the_time_that_it_needs() -> None:
+    def say(server: RawServer, asked: Asked) -> Iterable[bytes]:
+        head, rest = part(asked, SHORT)
+        return itertools.chain([head], trickle(server, (rest[at : at + 20000] for at in range(0, len(rest), 20000))))
+
+    assert fetch(say, SHORT, 1.0) == SHORT
+
+
+def test_an_upload_that_gains_a_few_bytes_on_each_connection_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is resumed again and again, and each time a byte further."""
+    monkeypatch.setattr("detlayer.registry.upload.CHUNKED_FROM_BYTES", 1)
+    taken = 1
+
+    def say(asked: Asked) -> bytes | Iterable[bytes]:
+        nonlocal taken
+        if asked.method == "HEAD":
+            return answer(404)
+        if asked.method == "PATCH":
+            taken += 1
+            return trickle(server, [b""])  # hangs up after a while
+        return answer(204 if asked.method == "GET" else 202, location="/u", range=f"0-{taken}")
+
+    with RawServer(say) as server, Registries(Transport(Network(read_s=0.1, retries=0))) as registries:
+        repository = registries.repository(RepositoryName(server.address, "team/app"))
+        with pytest.raises(UnavailableError):
+            upload(repository, Descriptor("", digest_of(SHORT), len(SHORT)), lambda: Bytes(SHORT))
+        assert taken < 100

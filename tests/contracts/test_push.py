@@ -142,6 +142,7 @@ def test_foreign_layers_stay_where_they_are(start_strict: Start, layout: Layout)
 def test_referrers_are_found(start_strict: Start, layout: Layout, has_api: bool) -> None:
     """distribution-spec, "Pushing Manifests with Subject": without the API a tag lists them."""
     from detlayer.oci import parse_digest
+    from detlayer.registry.referrers import find_referrers
     from tests.contracts.rules import Rules
 
     server = start_strict(rules=Rules(referrers=has_api))
@@ -156,9 +157,8 @@ def test_referrers_are_found(start_strict: Start, layout: Layout, has_api: bool)
     with client.registries() as (registries, _):
         from detlayer.names import RepositoryName
 
-        found = registries.repository(RepositoryName(server.address, "team/app")).referrers(
-            parse_digest(subject["digest"])
-        )
+        repository = registries.repository(RepositoryName(server.address, "team/app"))
+        found = find_referrers(repository, parse_digest(subject["digest"]))
     assert {str(one.digest) for one in found} == {bom["digest"], other["digest"]}
     assert {one.artifact_type for one in found} == {"application/vnd.example.sbom.v1+json"}
     assert {"about": "it"} in [one.annotations for one in found]

@@ -122,9 +122,19 @@ class Application(Protocol):
 
 
 class WireServer:
-    """A server on a port of its own; a context manager. `host` is the name that clients use."""
+    """A server on a port of its own; a context manager. `host` is the name that clients use.
 
-    def __init__(self, application: Application, *, tls: ssl.SSLContext | None = None, host: str = "127.0.0.1") -> None:
+    With `one_at_a_time`, a request waits until the one before it has been answered, on whichever connection.
+    """
+
+    def __init__(
+        self,
+        application: Application,
+        *,
+        tls: ssl.SSLContext | None = None,
+        host: str = "127.0.0.1",
+        one_at_a_time: bool = False,
+    ) -> None:
         self.script = Script()
         self.violations: list[Violation] = []
         self.host = host
@@ -133,6 +143,9 @@ class WireServer:
         self._requests: list[Request] = []
         self._numbers = itertools.count(1)
         self._lock = threading.Lock()
+        self._turn: contextlib.AbstractContextManager[object] = contextlib.nullcontext()
+        if one_at_a_time:
+            self._turn = threading.Lock()
         self._open: dict[int, socket.socket] = {}
         self._threads: list[threading.Thread] = []
         self._closing = False
@@ -244,6 +257,10 @@ class WireServer:
         request = self._read_head(number, stream)
         if request is None or self._dead.is_set():
             return False
+        with self._turn:
+            return self._answer(request, connection, stream)
+
+    def _answer(self, request: Request, connection: socket.socket, stream: io.BufferedReader) -> bool:
         body = Incoming(stream, request, connection)
         acts = self.script.take(request)
         for act in acts:

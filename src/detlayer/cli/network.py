@@ -50,7 +50,7 @@ _NETWORK = (
         type=click.FloatRange(0.1, 3600),
         default=60.0,
         show_default=True,
-        help="How long an answer may take, and one wait for a busy registry.",
+        help="Time limit for an answer, for each 64 KiB of a transfer, and for one wait for a busy registry.",
     ),
 )
 

@@ -133,6 +133,11 @@ def push(
         try:
             is_repair = survey.check or (plan is not None and plan.is_repair)
             if survey.ask_tags(Wanted((root,))) and not is_repair:
+                if root.subject is not None:
+                    # Whether it is listed is not said by a tag, and a push that ended early may have left it unlisted.
+                    from detlayer.registry.referrers import confirm_referrers
+
+                    confirm_referrers(survey.repository, (root,))
                 results.append(PushResult(name, root.digest, tuple(TagResult(tag, "present") for tag in tags)))
                 hints = Hints((*hints.sources, name))
                 continue

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Collection, Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import ExitStack, suppress
+from graphlib import TopologicalSorter
 from threading import RLock
 
-from detlayer.documents import Document
-from detlayer.errors import AuthError, DetlayerError, IntegrityError, LayerError, NotFoundError
+from detlayer.documents import Document, parse_document
+from detlayer.errors import AuthError, DetlayerError, IntegrityError, LayerError, NotFoundError, RejectedError
 from detlayer.lanes import Job, work_off
 from detlayer.names import RepositoryName
 from detlayer.oci import Descriptor, Digest
@@ -18,11 +19,14 @@ from detlayer.publishing.knowledge import Knowledge
 from detlayer.publishing.results import TagResult
 from detlayer.registry.answer import RefusedError
 from detlayer.registry.client import Repository
-from detlayer.registry.download import RemoteBody
+from detlayer.registry.download import RemoteBody, spooled
+from detlayer.registry.referrers import confirm_referrers
 from detlayer.registry.upload import Progress, upload
+from detlayer.remote import gather
 
 _SMALL_BYTES = 64 << 10  # goes in the lane for what is small
 _PIECE_BYTES = 1 << 20
+_MAX_SUBJECTS = 32  # that have to be brought, each for the one before
 # Refusals of a document that may mean that the registry lacks what it names. Registries agree on no code for that.
 _MAY_LACK = frozenset(("blobs-missing", "registry-refused", "repository-missing"))
 
@@ -52,6 +56,7 @@ class Carrier:
         self._restored: set[Digest] = set()
         self._found: set[Digest] = set()
         self._restoring = RLock()
+        self._subjects: set[Digest] = set()
 
     def carry_out(self, plan: Plan) -> list[TagResult]:
         """Do what the plan says; a tag that fails does not keep the others from being pushed.
@@ -59,6 +64,7 @@ class Carrier:
         Raises RegistryError, IntegrityError and LayerError for what concerns all tags.
         """
         if plan.is_done:
+            confirm_referrers(self._repository, self._wanted.documents)
             return [TagResult(step.tag, "present") for step in plan.tags]
         self._repository.expect_push(one.source for one in plan.sends if one.source is not None)
         bodies = self._find_bodies(plan)
@@ -69,7 +75,10 @@ class Carrier:
             documents = [wanted[digest] for digest in level if digest in puts]
             if documents:
                 work_off([Job(self._put_by_digest(one)) for one in documents])
+        confirm_referrers(self._repository, self._wanted.documents[:-1])
         results = [self._put_tag(step) for step in plan.tags]
+        if any(one.state != "failed" for one in results):
+            confirm_referrers(self._repository, (self._wanted.root,))
         for document in wanted.values():
             self._memory.keep_document(document.data)
         return results
@@ -96,14 +105,15 @@ class Carrier:
 
         self._reporter.transfer(label, blob.size_bytes)
         try:
-            outcome = upload(
-                self._repository,
-                blob,
-                lambda: body or self._body(blob),
-                mount_from=mount_from,
-                resume=self._memory.session(principal, name, blob.digest),
-                progress=Progress(lambda count: self._reporter.advance(label, count), keep),
-            )
+            with ExitStack() as stack:
+                outcome = upload(
+                    self._repository,
+                    blob,
+                    lambda: self._at_rest(body or self._body(blob), stack),
+                    mount_from=mount_from,
+                    resume=self._memory.session(principal, name, blob.digest),
+                    progress=Progress(lambda count: self._reporter.advance(label, count), keep),
+                )
         except IntegrityError as error:
             self._memory.keep_session(principal, name, blob.digest, None)
             if error.code == "blob-refused":
@@ -112,6 +122,12 @@ class Carrier:
         self._learn({blob.digest: outcome})
         self._memory.keep_session(principal, name, blob.digest, None)
         self._reporter.done(label, outcome)
+
+    def _at_rest(self, body: Body, stack: ExitStack) -> Body:
+        """Fetch a blob that comes from the registry that it goes to: a mount that is refused is no reason to stream."""
+        if isinstance(body, RemoteBody) and body.repository.name.host == self._repository.name.host:
+            return stack.enter_context(spooled(body))
+        return body
 
     def _body(self, blob: Descriptor) -> Body:
         body = self._image.body(blob) or self._remote_body(blob)
@@ -176,7 +192,7 @@ class Carrier:
         while True:
             before = self._restored.intersection(needed)
             try:
-                put = self._repository.put_manifest(target, document)
+                self._send(document, target)
                 break
             except (RefusedError, NotFoundError) as refused:
                 if refused.code not in _MAY_LACK:
@@ -185,17 +201,6 @@ class Carrier:
                     self._restore(self._find_lost(needed, refused))
                 if self._restored.intersection(needed) == before:  # another document may have needed the same
                     raise
-        if document.subject is not None and not put.has_referrers:
-            described = document.descriptor()
-            if not described.artifact_type and document.config is not None:
-                # "Listing Referrers": without an artifactType it is that of the config.
-                described = Descriptor(
-                    described.media_type,
-                    described.digest,
-                    described.size_bytes,
-                    artifact_type=document.config.media_type,
-                )
-            self._repository.add_referrer(document.subject.digest, described, document.annotations or {})
         self._learn({document.digest: "uploaded"})
 
     def _needed(self, document: Document) -> list[Digest]:
@@ -243,14 +248,85 @@ class Carrier:
                 self._put(documents[digest], str(digest))
         self._restored.update(missing)
 
+    # -- subjects
+
+    def _send(self, document: Document, target: str) -> None:
+        """Put a document; if it is refused and its subject is not there, put that first, once."""
+        try:
+            self._repository.put_manifest(target, document)
+        except (RefusedError, NotFoundError) as refused:
+            if document.subject is None or not self._bring_subject(document, document.subject, refused):
+                raise
+            self._repository.put_manifest(target, document)
+
+    def _bring_subject(self, document: Document, subject: Descriptor, refused: RefusedError | NotFoundError) -> bool:
+        """Put the subject of a document that was refused; tells whether that document is worth another try."""
+        if isinstance(refused, RefusedError) and refused.code not in ("blobs-missing", "registry-refused"):
+            return False  # a subject would not help against an immutable tag, for example
+        named = refused.refusal.digests if isinstance(refused, RefusedError) else ()
+        if subject.digest not in named and any(one.digest in named for one in (*document.children, *document.blobs)):
+            return False
+        with self._restoring:
+            if self._repository.head_manifest(str(subject.digest)) is not None:
+                return subject.digest in self._subjects
+            try:
+                found = self._find_subject(subject)
+            except (LayerError, NotFoundError, AuthError) as error:
+                message = f"{refused.message}; it has no subject {subject.digest} either ({error.message})"
+                hint = "push the subject first"
+                if subject.digest in named:
+                    raise RejectedError("subject-missing", message, hint) from error
+                if isinstance(refused, RefusedError):  # blobs may be missing, too
+                    raise RefusedError(refused.refusal, refused.code, message, hint) from error
+                raise NotFoundError(refused.code, message, hint) from error
+            self._subjects.add(subject.digest)
+            self._carry(found)
+        return True
+
+    def _find_subject(self, subject: Descriptor) -> Wanted:
+        """Read a subject and all that it lists; raises what the image raises where that does not have it."""
+        known = self._wanted.by_digest.get(subject.digest)
+        if known is None:
+            if len(self._subjects) == _MAX_SUBJECTS:
+                raise LayerError("document-invalid", "subjects have subjects without end", "push them one by one")
+            known = parse_document(self._image.document(subject), str(subject.digest), subject.media_type)
+        return gather(self._image, known)
+
+    def _carry(self, found: Wanted) -> None:
+        """Bring documents and blobs that the plan does not have, or that it takes for present."""
+        here = self._repository.name
+        sources = [one.name for one in self._origins if one.name.registry == here.registry and one.name != here]
+        self._repository.expect_push(sources[:1])
+        blobs = [one for one in found.blobs if not one.is_foreign]
+        self._descriptors.update({one.digest: one for one in blobs})
+
+        def bring(blob: Descriptor) -> None:
+            if self._repository.head_blob(blob.digest) is None:
+                self._upload(blob, sources[0] if sources else None)
+
+        work_off([Job(lambda blob=blob: bring(blob), blob.size_bytes > _SMALL_BYTES) for blob in blobs])  # type: ignore[misc]
+        for one in found.documents:
+            self._put(one, str(one.digest))
+        confirm_referrers(self._repository, found.documents)
+
     def _learn(self, found: dict[Digest, Proof]) -> None:
         self._facts.proofs.update(found)
         self._knowledge.learn(self._repository, found)
 
 
-def _levels(wanted: Wanted) -> Iterable[Sequence[Digest]]:
-    """Documents below the root in groups that can go at the same time: what a document lists is in an earlier group."""
-    depth: dict[Digest, int] = {}
-    for document in wanted.documents[:-1]:
-        depth[document.digest] = 1 + max((depth.get(child.digest, 0) for child in document.children), default=0)
-    return [[digest for digest, at in depth.items() if at == level] for level in sorted(set(depth.values()))]
+def _levels(wanted: Wanted) -> Iterator[Sequence[Digest]]:
+    """Documents below the root in groups that can go at the same time.
+
+    What a document lists is in an earlier group, and so is its subject, where the image has that. Digests make a cycle
+    impossible.
+    """
+    below = {one.digest: one for one in wanted.documents[:-1]}
+    sorter = TopologicalSorter[Digest]()
+    for digest, document in below.items():
+        named = (*document.children, *((document.subject,) if document.subject else ()))
+        sorter.add(digest, *(one.digest for one in named if one.digest in below))
+    sorter.prepare()
+    while sorter.is_active():
+        level = sorter.get_ready()
+        yield level
+        sorter.done(*level)

@@ -1,4 +1,4 @@
-"""The distribution API, one repository at a time: manifests, blobs, tags, referrers. Uploads are `upload`'s.
+"""The distribution API, one repository at a time: manifests, blobs, tags. `upload` and `referrers` are beside it.
 
 Source: distribution-spec 1.1. Never plans, and never remembers from run to run. Answers are not trusted: sizes are
 bounded, digests computed here, credentials stay with the host that they are for.
@@ -7,7 +7,7 @@ bounded, digests computed here, credentials stay with the host that they are for
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import urlsplit, urlunsplit
 
@@ -28,10 +28,8 @@ from detlayer.oci import (
     INDEX_TYPES,
     MANIFEST_TYPES,
     MAX_DOCUMENT_BYTES,
-    MEDIA_TYPE_INDEX,
     Descriptor,
     Digest,
-    canonical_json,
     digest_of,
 )
 from detlayer.registry.address import checked, join, origin
@@ -52,10 +50,11 @@ _MAX_PAGE_BYTES = 16 << 20
 _MAX_TAGS = 1_000_000
 
 
-class Put(NamedTuple):
-    """What a registry says to a manifest: whether it lists it among the referrers of its subject."""
+class Listing(NamedTuple):
+    """What this process adds to the referrers of one subject: JSON by digest. `lock` is held by whoever does so."""
 
-    has_referrers: bool
+    lock: threading.Lock
+    own: dict[Digest, bytes]
 
 
 class Registries:
@@ -102,6 +101,10 @@ class Repository:
         self._base = transport.base_url(name.host)
         self._wants_push = False
         self._sources: frozenset[Scope] = frozenset()
+        self._listings: dict[Digest, Listing] = {}
+        self._lock = threading.Lock()
+        self.lists_referrers: bool | None = None
+        """Whether the registry keeps the lists of referrers itself; None if that is not known yet."""
 
     @property
     def principal(self) -> str:
@@ -148,6 +151,14 @@ class Repository:
 
         Raises RegistryError, IntegrityError, and LayerError for what is no such document.
         """
+        data, media_type = self.get_manifest_data(target)
+        if media_type == "text/html":
+            raise garbage(self.name.registry, "a request for a manifest with a web page")
+        known = media_type in INDEX_TYPES | MANIFEST_TYPES or media_type.startswith("application/vnd.docker.dist")
+        return parse_document(data, f"{self.name}:{target}", media_type if known else "")
+
+    def get_manifest_data(self, target: str) -> tuple[bytes, str]:
+        """Fetch an index or manifest as it is, and its media type; raises RegistryError and IntegrityError."""
         what = f"pull {self._named(target)}"
         for left in range(self.transport.network.retries, -1, -1):
             answer = self.fetch("GET", f"manifests/{target}", {"accept": ACCEPT})
@@ -172,14 +183,13 @@ class Repository:
                 f"{self.name.registry} sent {digest_of(data)} as {self.name}@{wanted}",
                 "the registry, or something before it, changes manifests",
             )
-        media_type = answer.media_type
-        if media_type == "text/html":
-            raise garbage(self.name.registry, "a request for a manifest with a web page")
-        known = media_type in INDEX_TYPES | MANIFEST_TYPES or media_type.startswith("application/vnd.docker.dist")
-        return parse_document(data, f"{self.name}:{target}", media_type if known else "")
+        return data, answer.media_type
 
-    def put_manifest(self, target: str, document: Document) -> Put:
-        """Put a document under a tag or its own digest; raises RefusedError with what is missing, and RegistryError."""
+    def put_manifest(self, target: str, document: Document) -> None:
+        """Put a document under a tag or its own digest; raises RefusedError with what is missing, and RegistryError.
+
+        Of one with a subject it is learned whether the registry lists it ("Pushing Manifests with Subject").
+        """
         headers = {"content-type": document.media_type}
         answer = self.call(Request("PUT", self.url(f"manifests/{target}"), headers, document.data))
         what = f"push {self._named(target)}"
@@ -196,7 +206,7 @@ class Repository:
                 )
             raise error_of(refusal, what, self.name.registry)
         said = read_digest(answer.header("docker-content-digest"))
-        subject = answer.header("oci-subject")
+        listed = read_digest(answer.header("oci-subject"))
         answer.drain()
         if said is not None and said != document.digest:
             raise IntegrityError(
@@ -204,7 +214,9 @@ class Repository:
                 f"{self.name.registry} took {document.digest} for {said}",
                 "the registry, or something before it, changes manifests",
             )
-        return Put(has_referrers=bool(subject))
+        if document.subject is not None:
+            with self._lock:
+                self.lists_referrers = listed == document.subject.digest and self.lists_referrers is not False
 
     # -- blobs
 
@@ -227,14 +239,17 @@ class Repository:
             return answer
         raise self._refused(answer, f"pull {self.name}@{digest}")
 
-    # -- tags and referrers
+    def listing(self, subject: Digest) -> Listing:
+        """Find what this process adds to the referrers of a subject."""
+        with self._lock:
+            return self._listings.setdefault(subject, Listing(threading.Lock(), {}))
+
+    # -- tags
 
     def tags(self) -> list[str]:
         """List all tags, page by page; raises RegistryError."""
         found: list[str] = []
-        url = self.url("tags/list?n=1000")
-        for _ in range(_MAX_PAGES):
-            answer = self.call(Request("GET", url))
+        for answer in self.pages("tags/list?n=1000", "a list of tags"):
             if answer.status != 200:
                 raise error_of(answer.refusal(), f"list the tags of {self.name}", self.name.registry)
             data = answer.read(_MAX_PAGE_BYTES)
@@ -244,40 +259,22 @@ class Repository:
                 raise garbage(self.name.registry, "a list of tags with something else") from error
             if len(found) > _MAX_TAGS:
                 raise garbage(self.name.registry, f"with over {_MAX_TAGS:,} tags")
+        return found
+
+    def pages(self, path: str, what: str, headers: Mapping[str, str] | None = None) -> Iterator[Answer]:
+        """GET a list page by page (RFC 8288), each answer yet to be read; raises RegistryError."""
+        url = self.url(path)
+        for _ in range(_MAX_PAGES):
+            answer = self.call(Request("GET", url, headers or {}))
+            yield answer
             link = _next_link(answer.header("link"))
             if not link:
-                return found
+                return
             after = self.trusted(join(url, link))
             if not self._is_own(after) or after == url:
-                raise garbage(self.name.registry, "a list of tags that goes on elsewhere")
+                raise garbage(self.name.registry, f"{what} that goes on elsewhere")
             url = after
-        raise garbage(self.name.registry, "a list of tags without end")
-
-    def referrers(self, subject: Digest) -> list[Descriptor]:
-        """List what refers to a manifest, by the API or else by the fallback tag; raises RegistryError."""
-        answer = self.fetch("GET", f"referrers/{subject}", {"accept": MEDIA_TYPE_INDEX})
-        if answer.status == 200 and answer.media_type == MEDIA_TYPE_INDEX:
-            data = answer.read(MAX_DOCUMENT_BYTES)
-            if data is not None:
-                return list(parse_document(data, f"the referrers of {subject}", MEDIA_TYPE_INDEX).children)
-        answer.drain()
-        try:
-            return list(self.get_manifest(fallback_tag(subject)).children)
-        except NotFoundError:
-            return []
-
-    def add_referrer(self, subject: Digest, one: Descriptor, annotations: Mapping[str, str]) -> None:
-        """Add to the fallback tag of a registry without the referrers API ("Pushing Manifests with Subject").
-
-        Raises RegistryError.
-        """
-        known = self.referrers(subject)
-        if any(other.digest == one.digest for other in known):
-            return
-        listed = [other.to_document() for other in known]
-        listed.append({**one.to_document(), **({"annotations": dict(annotations)} if annotations else {})})
-        data = canonical_json({"schemaVersion": 2, "mediaType": MEDIA_TYPE_INDEX, "manifests": listed})
-        self.put_manifest(fallback_tag(subject), parse_document(data, "the referrers", MEDIA_TYPE_INDEX))
+        raise garbage(self.name.registry, f"{what} without end")
 
     # -- requests
 
@@ -372,11 +369,6 @@ class Repository:
 
     def _is_own(self, url: str) -> bool:
         return origin(url) == origin(self._base)
-
-
-def fallback_tag(subject: Digest) -> str:
-    """Name the tag that lists referrers where there is no API for it ("Referrers Tag Schema")."""
-    return f"sha256-{subject.hex}"
 
 
 class _Tags(msgspec.Struct):

@@ -1,7 +1,7 @@
-"""Connections to hosts, by way of httpx: TLS, proxies, patience, and its errors as ours. Never what is asked.
+"""Connections to hosts, by way of httpx: TLS, proxies, time limits, and its errors as ours. Never what is asked.
 
-Nothing but this module and `transport` knows httpx. Sources: `truststore` for what the system trusts; the environment's
-proxies as httpx reads them.
+Nothing but this module, `backend` and `transport` knows httpx. Sources: `truststore` for what the system trusts; the
+environment's proxies as httpx reads them.
 """
 
 from __future__ import annotations
@@ -9,8 +9,7 @@ from __future__ import annotations
 import re
 import ssl
 import sys
-import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -20,6 +19,7 @@ import msgspec
 
 from detlayer.errors import ConfigError, RejectedError, UnavailableError, printable
 from detlayer.registry.address import join
+from detlayer.registry.allowance import MIN_BYTES
 from detlayer.registry.answer import garbage
 
 if TYPE_CHECKING:
@@ -35,7 +35,8 @@ class Network(msgspec.Struct, frozen=True):
     """How hosts are reached. Times in seconds.
 
     `insecure` names hosts (with ports) that are spoken to over plain HTTP. `retries` bounds how often a request is sent
-    again, `max_wait_s` how long one wait may be, whatever the registry asks for.
+    again, `max_wait_s` how long one wait may be, whatever the registry asks for. `read_s` is the time for the head
+    of an answer, and for each 64 KiB of a body, either way.
     """
 
     insecure: frozenset[str] = frozenset()
@@ -59,31 +60,12 @@ class Kind(NamedTuple):
     is_registry: bool
 
 
-class Patience(threading.local):
-    """How long this thread has been waiting for what it waits for now, however it trickles in.
-
-    A timeout of a socket is renewed by each byte. So that nobody is kept for ever by one byte now and then, the head of
-    an answer, and each piece of its body, has to come within the timeout as a whole.
-    """
-
-    def __init__(self, now: Callable[[], float]) -> None:
-        self._now = now
-        self._ends: float | None = None
-
-    def renew(self) -> None:
-        self._ends = None
-
-    def left(self, timeout_s: float) -> float:
-        """Say how many of the seconds are left; the time runs from the first call."""
-        if self._ends is None:
-            self._ends = self._now() + timeout_s
-        return self._ends - self._now()
-
-
-def make_client(network: Network, kind: Kind, patience: Patience) -> httpx.Client:
+def make_client(network: Network, kind: Kind) -> httpx.Client:
     """Make what sends requests of one kind; raises ConfigError for certificates and proxies that are none."""
     load_httpx()
     import httpx
+
+    from detlayer.registry.backend import Backend  # it imports httpcore, which `load_httpx` has to come before
 
     # No cookies: those of a load balancer would tie requests together that have nothing to do with each other.
     context = _context(network, kind)
@@ -104,61 +86,17 @@ def make_client(network: Network, kind: Kind, patience: Patience) -> httpx.Clien
             f"the environment names a proxy that can't be used ({type(error).__name__})",
             "check HTTPS_PROXY, HTTP_PROXY and ALL_PROXY: http://HOST:PORT",
         ) from error
-    # There is no public way to it; a later httpx may have none at all, and then timeouts are renewed by each byte.
+    # httpx has no public way to set the backend. Should a later httpx have none at all, each byte renews the timeouts.
     for transport in {client._transport, *client._mounts.values()} - {None}:
         pool: Any = getattr(transport, "_pool", None)
         if (inner := getattr(pool, "_network_backend", None)) is not None:
-            pool._network_backend = _backend(inner, patience)
+            pool._network_backend = Backend(inner)
     return client
 
 
 def _check_location(response: httpx.Response) -> None:
     if response.has_redirect_location:
         join(str(response.request.url), response.headers["location"])
-
-
-def _backend(inner: Any, patience: Patience) -> Any:
-    """Make a network backend whose streams are waited for with patience."""
-    import httpcore
-
-    class Stream(httpcore.NetworkStream):
-        def __init__(self, stream: httpcore.NetworkStream) -> None:
-            self._stream = stream
-
-        def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
-            left_s = patience.left(timeout) if timeout is not None else None
-            if left_s is not None and left_s <= 0:
-                raise httpcore.ReadTimeout
-            return self._stream.read(max_bytes, left_s)
-
-        def write(self, buffer: bytes, timeout: float | None = None) -> None:
-            patience.renew()
-            self._stream.write(buffer, timeout)
-
-        def close(self) -> None:
-            self._stream.close()
-
-        def start_tls(
-            self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: float | None = None
-        ) -> httpcore.NetworkStream:
-            return Stream(self._stream.start_tls(ssl_context, server_hostname, timeout))
-
-        def get_extra_info(self, info: str) -> Any:
-            return self._stream.get_extra_info(info)
-
-    class Backend(httpcore.NetworkBackend):
-        def connect_tcp(
-            self,
-            host: str,
-            port: int,
-            timeout: float | None = None,
-            local_address: str | None = None,
-            socket_options: Iterable[httpcore.SOCKET_OPTION] | None = None,
-        ) -> httpcore.NetworkStream:
-            patience.renew()
-            return Stream(inner.connect_tcp(host, port, timeout, local_address, socket_options))
-
-    return Backend()
 
 
 def load_httpx() -> None:
@@ -202,8 +140,8 @@ def _context(network: Network, kind: Kind) -> ssl.SSLContext:
 
 
 @contextmanager
-def translated(url: str) -> Iterator[None]:
-    """Turn httpx's errors into ours."""
+def translated(url: str, timeout_s: float, *, in_body: bool = False) -> Iterator[None]:
+    """Turn httpx's errors into ours. `timeout_s` is for messages, and so is `in_body`: an answer's body is read."""
     load_httpx()
     import httpx
 
@@ -230,9 +168,11 @@ def translated(url: str) -> Iterator[None]:
             "check the name, the port and the network",
         ) from error
     except httpx.TimeoutException as error:
-        raise UnavailableError(
-            "registry-timeout", f"{shown} takes too long to answer", "try again later, or raise --timeout"
-        ) from error
+        what = "takes too long to answer"
+        if in_body or isinstance(error, httpx.WriteTimeout):
+            verb = "sends" if in_body else "accepts"
+            what = f"{verb} data too slowly: less than {MIN_BYTES >> 10} KiB in {timeout_s:g} s"
+        raise UnavailableError("registry-timeout", f"{shown} {what}", "try again later, or raise --timeout") from error
     except httpx.ProxyError as error:
         raise UnavailableError(
             "proxy-failed", f"the proxy did not lead to {shown}: {_plain(error)}", "check HTTPS_PROXY and NO_PROXY"

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import msgspec
 
-from detlayer.errors import IntegrityError, UnavailableError
+from detlayer.errors import IntegrityError, OutputError, UnavailableError
 from detlayer.oci import Descriptor
 from detlayer.ports import Readable
+from detlayer.registry.allowance import Allowance
 from detlayer.registry.client import Repository
 from detlayer.registry.transport import Answer
 
 _MAX_BREAKS = 5  # without any byte in between
+_PIECE_BYTES = 1 << 20
 
 
 class RemoteBody(msgspec.Struct, frozen=True):
@@ -37,6 +40,53 @@ class RemoteBody(msgspec.Struct, frozen=True):
             reader.close()
 
 
+class SpooledBody(msgspec.Struct, frozen=True):
+    """A blob in an open file, as a body to send."""
+
+    fd: int
+    size_bytes: int
+
+    @contextmanager
+    def open(self, offset: int = 0) -> Iterator[Readable]:
+        yield _FileReader(self.fd, offset)
+
+
+class _FileReader:
+    def __init__(self, fd: int, offset: int) -> None:
+        self._fd = fd
+        self._at = offset
+
+    def read(self, size: int, /) -> bytes:
+        piece = os.pread(self._fd, size, self._at)
+        self._at += len(piece)
+        return piece
+
+
+@contextmanager
+def spooled(body: RemoteBody) -> Iterator[SpooledBody]:
+    """Fetch a blob whole into an unnamed temporary file, which is gone after the block.
+
+    A blob that goes back to the host that it comes from must not be read while it is written: a server that handles one
+    request at a time would answer neither. Raises RegistryError, IntegrityError, and OutputError (`spool-full`).
+    """
+    import tempfile
+
+    with ExitStack() as stack:
+        try:
+            file = stack.enter_context(tempfile.TemporaryFile(prefix="detlayer-", buffering=0))
+            with body.open() as source:
+                while piece := source.read(_PIECE_BYTES):
+                    while piece:
+                        piece = piece[file.write(piece) :]
+        except OSError as error:
+            raise OutputError(
+                "spool-full",
+                f"{body.blob.digest} can't be kept in a temporary file: {error.strerror}",
+                "set TMPDIR to a directory with more room",
+            ) from error
+        yield SpooledBody(file.fileno(), body.size_bytes)
+
+
 class RemoteReader:
     """Reads a blob from an offset to its end.
 
@@ -52,6 +102,8 @@ class RemoteReader:
         self._answer: Answer | None = None
         self._pieces: Iterator[bytes] = iter(())
         self._held = b""
+        self._pace = repository.transport.pace
+        self._allowance = Allowance(repository.transport.network.read_s * (_MAX_BREAKS + 1))
 
     def read(self, size: int, /) -> bytes:
         if not self._held:
@@ -68,20 +120,25 @@ class RemoteReader:
             return b""
         breaks = 0
         while True:
+            began = self._pace.now()
             try:
                 if self._answer is None:
                     self._connect()
                 piece = next(self._pieces, b"")
             except (UnavailableError, _WrongLengthError) as error:
-                if isinstance(error, _WrongLengthError) and breaks >= _MAX_BREAKS:
-                    raise self._wrong(str(error)) from error
                 piece = b""
                 breaks += 1
-                if breaks > _MAX_BREAKS:
+                self._allowance.spend(self._pace.now() - began)
+                if self._is_over(breaks):
+                    if isinstance(error, _WrongLengthError):
+                        raise self._wrong(str(error)) from error
                     raise
+            else:
+                self._allowance.spend(self._pace.now() - began)
             if piece:
+                self._allowance.advance(len(piece))
                 break
-            if breaks > _MAX_BREAKS:
+            if self._is_over(breaks):
                 raise UnavailableError(
                     "blob-cut-off",
                     f"{self._repository.name.registry} sends only a part of {self._blob.digest}",
@@ -97,6 +154,10 @@ class RemoteReader:
             if self._at == self._blob.size_bytes:
                 self._check()
         return piece
+
+    def _is_over(self, breaks: int) -> bool:
+        """Tell whether to give up: too many connections broke off in a row, or all of them bring too little."""
+        return breaks > _MAX_BREAKS or self._allowance.left_s <= 0
 
     def _connect(self) -> None:
         answer = self._repository.get_blob(self._blob.digest, self._at)

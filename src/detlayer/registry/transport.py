@@ -9,9 +9,10 @@ import base64
 import random
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import closing, suppress
 from email.utils import parsedate_to_datetime
+from itertools import chain
 from typing import TYPE_CHECKING, Literal, NamedTuple
 from urllib.parse import parse_qsl, urlsplit
 
@@ -21,7 +22,7 @@ from detlayer.errors import IntegrityError, RegistryError, RejectedError, Unavai
 from detlayer.ports import Body
 from detlayer.registry.address import is_loopback, join, origin, shown_url
 from detlayer.registry.answer import MAX_ERROR_BYTES, Refusal, garbage, read_faults
-from detlayer.registry.connections import Kind, Network, Patience, make_client, translated
+from detlayer.registry.connections import Kind, Network, make_client, translated
 
 if TYPE_CHECKING:
     import httpx
@@ -142,10 +143,15 @@ class Answer:
 
     def pieces(self) -> Iterator[bytes]:
         """Read the body as it comes, undecoded; raises UnavailableError when it breaks off."""
-        with translated(self.url):
-            self._transport.renew_patience()
+        from detlayer.registry.backend import body_stream
+
+        stream = body_stream(self._response.extensions)
+        if stream is not None:
+            stream.begin_body()
+        with translated(self.url, self._transport.network.read_s, in_body=True):
             for piece in self._response.iter_raw():
-                self._transport.renew_patience()
+                if stream is not None:
+                    stream.advance(len(piece))
                 self._transport.pace.check()
                 yield piece
 
@@ -213,7 +219,6 @@ class Transport:
         self.pace = pace or Pace()
         self.counts = Counts()
         self._log = log
-        self._patience = Patience(self.pace.now)
         self._clients: dict[Kind, httpx.Client] = {}
         self._registries: set[str] = set()
         self._hosts: dict[str, _Host] = {}
@@ -226,10 +231,6 @@ class Transport:
         for client in clients:
             with suppress(Exception):  # connections in use by threads that are being left behind
                 client.close()
-
-    def renew_patience(self) -> None:
-        """Begin to wait anew: what was waited for has come."""
-        self._patience.renew()
 
     def base_url(self, host: str) -> str:
         """Say how a registry is spoken to: plain HTTP only on loopback, or where it was asked for."""
@@ -267,27 +268,30 @@ class Transport:
 
     def _send_once(self, request: Request) -> Answer:
         self.pace.check()
-        method, url = request.method, request.url
+        if not isinstance(request.content, Stretch):
+            self.counts.add(sent_bytes=len(request.content or b""))
+            length = 0 if request.content is None and request.method in ("POST", "PUT", "PATCH") else None
+            return self._exchange(request, request.content, length)
+        with closing(self._stream(request.content)) as pieces:
+            # The source is asked first. While the request is open, a server that handles one at a time, and that the
+            # source may be on, too, would not answer; and a source that fails leaves no request half sent.
+            first = next(pieces, b"")
+            return self._exchange(request, chain((first,), pieces), request.content.end - request.content.start)
+
+    def _exchange(self, request: Request, content: Iterator[bytes] | bytes | None, length: int | None) -> Answer:
         headers = {"user-agent": self.network.user_agent, "accept-encoding": "identity", **request.headers}
-        client = self._client(url)
-        content: Iterator[bytes] | bytes | None
-        if isinstance(request.content, Stretch):
-            headers["content-length"] = str(request.content.end - request.content.start)
-            content = self._stream(request.content)
-        else:
-            content = request.content
-            self.counts.add(sent_bytes=len(content or b""))
-            if content is None and method in ("POST", "PUT", "PATCH"):
-                headers["content-length"] = "0"
+        if length is not None:
+            headers["content-length"] = str(length)
+        client = self._client(request.url)
         self.counts.add(requests=0 if request.auth else 1)
-        self._patience.renew()
-        with translated(url):
-            response = client.send(client.build_request(method, url, headers=headers, content=content), stream=True)
+        with translated(request.url, self.network.read_s):
+            built = client.build_request(request.method, request.url, headers=headers, content=content)
+            response = client.send(built, stream=True)
         if self._log is not None:
             self._log(f"{request} -> {response.status_code}")
-        return Answer(response, self, url)
+        return Answer(response, self, request.url)
 
-    def _stream(self, stretch: Stretch) -> Iterator[bytes]:
+    def _stream(self, stretch: Stretch) -> Generator[bytes, None, None]:
         with stretch.body.open(stretch.start) as source:
             left = stretch.end - stretch.start
             while left:
@@ -337,7 +341,7 @@ class Transport:
                 is_registry=parts.netloc in self._registries,
             )
             if kind not in self._clients:
-                self._clients[kind] = make_client(self.network, kind, self._patience)
+                self._clients[kind] = make_client(self.network, kind)
             return self._clients[kind]
 
 

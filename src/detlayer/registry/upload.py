@@ -18,6 +18,7 @@ from detlayer.names import RepositoryName
 from detlayer.oci import Descriptor
 from detlayer.ports import Body, Session
 from detlayer.registry.address import with_query
+from detlayer.registry.allowance import Allowance
 from detlayer.registry.answer import Refusal, error_of
 from detlayer.registry.client import Repository
 from detlayer.registry.transport import Answer, Request, Stretch
@@ -78,6 +79,8 @@ class _Upload:
         self._sent = 0
         self._reached = 0
         self._is_resumed = False
+        self._allowance = Allowance(repository.transport.network.read_s * (_MAX_STARTS + 1))
+        self._counted_to_s = repository.transport.pace.now()
         self._in_chunks = self._may_chunk() and blob.size_bytes >= CHUNKED_FROM_BYTES
         self._chunk_bytes = min(_CHUNK_BYTES, _LONGEST_CHUNK_BYTES.get(repository.name.host, _CHUNK_BYTES))
 
@@ -122,7 +125,9 @@ class _Upload:
                 before = self._reached
                 session = self._recover(session) if session is not None and self._in_chunks else None
                 if session is not None and session.offset > before:
-                    continue  # it goes on, however slowly
+                    self._gain(session.offset - before)
+                    if self._allowance.left_s > 0:
+                        continue  # it moves
             else:
                 self._progress.on_session(None)
                 return "uploaded"
@@ -239,6 +244,7 @@ class _Upload:
                 answer.drain()
                 raise _Lost
             self._take_back(end - reached)
+            self._gain(reached - session.offset)
             self._reached = max(self._reached, reached)
             return self._session(answer, reached, session.location)
         raise self._error(answer, "PATCH")
@@ -276,6 +282,13 @@ class _Upload:
         ):
             return _Lost(refusal)
         return error_of(refusal, f"push to {self._repository.name.repository}", self._repository.name.registry)
+
+    def _gain(self, count_bytes: int) -> None:
+        """Count what the registry has confirmed, and the time that it took."""
+        now_s = self._repository.transport.pace.now()
+        self._allowance.spend(now_s - self._counted_to_s)
+        self._allowance.advance(count_bytes)
+        self._counted_to_s = now_s
 
     def _advance(self, count_bytes: int) -> None:
         self._sent += count_bytes

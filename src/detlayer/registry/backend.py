@@ -1,0 +1,149 @@
+"""The connections under httpx: each holds its peer to time limits that no slow trickle of bytes can renew.
+
+A timeout of a socket is renewed by each byte. Here the head of an answer has to come within the timeout as a whole, and
+so has each MIN_BYTES of a body, both ways.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import socket
+import ssl
+import sys
+import termios
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import httpcore
+
+from detlayer.registry.allowance import MIN_BYTES, Allowance
+
+_TLS_RECORD_BYTES = 16 << 10
+
+
+class Backend(httpcore.NetworkBackend):
+    """Makes connections as the backend that it is made of does."""
+
+    def __init__(self, inner: httpcore.NetworkBackend) -> None:
+        self._inner = inner
+
+    def connect_tcp(
+        self,
+        host: str,
+        port: int,
+        timeout: float | None = None,
+        local_address: str | None = None,
+        socket_options: Iterable[httpcore.SOCKET_OPTION] | None = None,
+    ) -> httpcore.NetworkStream:
+        return Stream(self._inner.connect_tcp(host, port, timeout, local_address, socket_options))
+
+
+class Stream(httpcore.NetworkStream):
+    """A connection. httpx uses it for one request and its answer at a time, from one thread."""
+
+    def __init__(self, stream: httpcore.NetworkStream, tls_layers: int = 0) -> None:
+        self._stream = stream
+        self._tls_layers = tls_layers
+        self._phase: Literal["new", "write", "head", "body"] = "new"
+        self._allowance = Allowance(0)
+        self._unsent_bytes = 0
+
+    def begin_body(self) -> None:
+        """Hear that the head of an answer has come; `advance` then says how much of its body has."""
+        self._phase = "body"
+        self._allowance.renew()
+
+    def advance(self, count_bytes: int) -> None:
+        """Count bytes of a body that have come or gone."""
+        self._allowance.advance(count_bytes)
+
+    def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
+        if timeout is None:
+            return self._stream.read(max_bytes)
+        if self._phase in ("new", "write"):
+            self._await_head(timeout)
+        while True:
+            try:
+                with self._spending(httpcore.ReadTimeout) as left_s:
+                    return self._stream.read(max_bytes, left_s)
+            except httpcore.ReadTimeout:
+                # The system may still be sending what was written. Until that is done, it is a transfer like others.
+                before = self._unsent_bytes
+                if self._phase != "head" or not before or before - self._unsent() < min(MIN_BYTES, before):
+                    raise
+                self._await_head(timeout)
+
+    def _await_head(self, timeout_s: float) -> None:
+        self._phase = "head"
+        self._allowance = Allowance(timeout_s)
+        self._unsent_bytes = self._unsent()
+
+    def write(self, buffer: bytes, timeout: float | None = None) -> None:
+        if timeout is None:
+            self._stream.write(buffer)
+            return
+        if self._phase != "write":
+            self._phase = "write"
+            self._allowance = Allowance(timeout)
+        view = memoryview(buffer)
+        while view:
+            with self._spending(httpcore.WriteTimeout) as left_s:
+                count = self._send(view, left_s)
+            self.advance(count)
+            view = view[count:]
+
+    def _send(self, view: memoryview, timeout_s: float) -> int:
+        """Send what the system takes at once: the stream's own `write` gives each part the whole time anew."""
+        if self._tls_layers > 1:  # TLS in the TLS of a proxy is written as a whole, and within the time
+            piece = bytes(view[:_TLS_RECORD_BYTES])
+            self._stream.write(piece, timeout_s)
+            return len(piece)
+        connection: socket.socket = self._stream.get_extra_info("socket")
+        try:
+            connection.settimeout(timeout_s)
+            return connection.send(view)
+        except TimeoutError as error:
+            raise httpcore.WriteTimeout(str(error)) from error
+        except OSError as error:
+            raise httpcore.WriteError(str(error)) from error
+
+    @contextmanager
+    def _spending(self, too_late: type[Exception]) -> Iterator[float]:
+        """Say how many seconds are left, and count those that the block takes."""
+        if self._allowance.left_s <= 0:
+            raise too_late
+        began = time.monotonic()
+        try:
+            yield self._allowance.left_s
+        finally:
+            self._allowance.spend(time.monotonic() - began)
+
+    def _unsent(self) -> int:
+        """Say how many written bytes the peer has not acknowledged; 0 where the system does not tell."""
+        if not sys.platform.startswith("linux"):
+            return 0
+        count = bytearray(4)
+        try:
+            fcntl.ioctl(self._stream.get_extra_info("socket").fileno(), termios.TIOCOUTQ, count)
+        except (OSError, ValueError):
+            return 0
+        return int.from_bytes(count, sys.byteorder)
+
+    def close(self) -> None:
+        self._stream.close()
+
+    def start_tls(
+        self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: float | None = None
+    ) -> httpcore.NetworkStream:
+        return Stream(self._stream.start_tls(ssl_context, server_hostname, timeout), self._tls_layers + 1)
+
+    def get_extra_info(self, info: str) -> Any:
+        return self._stream.get_extra_info(info)
+
+
+def body_stream(extensions: dict[str, Any]) -> Stream | None:
+    """Find the connection of an answer; None where a later httpx does not say."""
+    stream = extensions.get("network_stream")
+    return stream if isinstance(stream, Stream) else None
