@@ -18,7 +18,7 @@ import pytest
 
 from detlayer import presence
 from detlayer.building.revision import describe
-from detlayer.errors import ConfigError
+from detlayer.errors import ConfigError, OutputError
 from detlayer.store import Store
 from detlayer.store.keeping import collect
 from tests.support import Words, make_tree, program
@@ -239,8 +239,10 @@ def test_leases_that_cannot_be_listed_are_in_use(tmp_path: Path, monkeypatch: py
 
         with Store(str(tmp_path / "cache"), reporter=Words()) as other:
             monkeypatch.setattr(os, "stat", stat)
-            collect(other, max_bytes=0)
+            with pytest.raises(OutputError) as caught:
+                collect(other, max_bytes=0)
             monkeypatch.undo()
+        assert caught.value.code == "cache-closed"
         assert one.blobs.get(digest) == b"needed"
 
 

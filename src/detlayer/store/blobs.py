@@ -129,7 +129,7 @@ class Blobs:
                 if os.fstat(file.fileno()).st_size > most_bytes:
                     return None
                 data = file.read()
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return None
         except OSError:
             data = b""
@@ -273,11 +273,16 @@ class Blobs:
         # What makes a directory a layout comes last.
         for name, document in (("index.json", index), ("oci-layout", {"imageLayoutVersion": OCI_LAYOUT_VERSION})):
             path = self._new_path()
-            with open(path, "xb") as file:
-                file.write(canonical_json(document))
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(path, os.path.join(self._layout, name))
+            try:
+                with open(path, "xb") as file:
+                    file.write(canonical_json(document))
+                    file.flush()
+                    os.fsync(file.fileno())
+                os.replace(path, os.path.join(self._layout, name))
+            except BaseException:
+                with suppress(OSError):
+                    os.unlink(path)
+                raise
 
 
 class _StoredBody:
@@ -335,7 +340,7 @@ class StoredBlobReader:
 
 def _lost(blobs: Blobs, digest: Digest, error: OSError | None, file: BinaryIO | None = None) -> LostBlobError:
     """Drop a blob that cannot be read, and say so; one that is gone already is not corrupt."""
-    if isinstance(error, FileNotFoundError):
+    if isinstance(error, FileNotFoundError | NotADirectoryError):
         blobs.forget([digest])
         message = f"{digest} was removed from the cache while it was in use"
         return LostBlobError("cache-vanished", message, "try again", digest)
