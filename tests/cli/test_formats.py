@@ -178,8 +178,8 @@ def test_what_the_system_does_not_say_is_no_absence(tmp_path: Path, monkeypatch:
     def failing(path: object) -> object:
         raise OSError(5, "Input/output error")
 
-    with monkeypatch.context() as patch, pytest.raises(LayerError) as caught:
-        patch.setattr("detlayer.layout.file.look", failing)
+    monkeypatch.setattr("detlayer.layout.file.look", failing)
+    with pytest.raises(LayerError) as caught:
         find_kind(str(tmp_path / "x"))
     assert caught.value.code == "input-unreadable"
 
