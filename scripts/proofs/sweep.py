@@ -263,7 +263,9 @@ class Sweep:
         elif not fault.is_kill:
             if said.exit == 1 and self.case.may_say_no:
                 return None
-            if fault.is_rot:
+            # strace damages what each thread reads, so also the blob that is made again: that is an error in the end.
+            is_lost_again = fault.kind != "rot" and said.code in ("cache-corrupt", "cache-vanished")
+            if fault.is_rot and not is_lost_again:
                 return "a damaged blob of the cache is an error", text
             if said.exit not in _ERROR_EXITS or not said.code:
                 return "neither a right result nor a clear error", text

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Iterable
+from contextlib import suppress
 
 from detlayer.entry import ContentReader
 from detlayer.errors import OutputError
@@ -46,7 +47,8 @@ class Spool:
             raise _unreadable(error) from error
 
     def close(self) -> None:
-        self._file.close()
+        with suppress(OSError):  # nobody needs what is still to be written
+            self._file.close()
 
 
 def _full(error: OSError) -> OutputError:

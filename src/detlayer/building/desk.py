@@ -16,7 +16,7 @@ from detlayer.errors import LayerError, UnavailableError
 from detlayer.names import Reference, RepositoryName
 from detlayer.oci import Descriptor, Digest, digest_of
 from detlayer.ports import Body
-from detlayer.store import Store
+from detlayer.store import LostBlobError, Store
 
 if TYPE_CHECKING:
     from detlayer.layout import OpenedImage
@@ -37,6 +37,7 @@ class Desk:
         self._knowledge: Knowledge | None = None
         self.traces = StoreTraces(store)
         self._documents: dict[Digest, bytes] = {}
+        self._packed: set[Digest] = set()
         self._layouts: dict[str, OpenedImage] = {}
         self._stack = ExitStack()
         self._lock = RLock()
@@ -138,12 +139,23 @@ class Desk:
 
     # -- blobs
 
+    def packed(self, digest: Digest) -> None:
+        """Note that a layer of this build is in the store: it is nowhere else."""
+        self._packed.add(digest)
+
     def body(self, blob: Descriptor) -> Body | None:
-        """Name a blob's bytes in the store; None if it has not as many of them, intact."""
+        """Open a blob in the store; None if it has not as many bytes, intact.
+
+        Raises LostBlobError for a layer of this build that was there.
+        """
         body = self.store.blobs.body(blob.digest)
         if body is not None and body.size_bytes == blob.size_bytes:
             return body
         data = self._documents.get(blob.digest)  # the store may not be able to keep any
+        if data is None and blob.digest in self._packed:
+            raise LostBlobError(
+                "cache-vanished", f"{blob.digest} is not in the cache any more", "build again", blob.digest
+            )
         return BytesBody(data) if data is not None else None
 
 

@@ -155,6 +155,7 @@ class Packer:
             )
 
     def _done(self, made: Layer, watch: _Watch) -> None:
+        self._desk.packed(made.digest)
         for code, message in watch.warnings:
             self._warn(code, message)
         watch.warnings.clear()

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 from detlayer.graph import Done, Event, Outcome
 from detlayer.graph.outcome import Report
 from detlayer.oci import Digest
 from detlayer.store import LostBlobError
+
+_MOST_TIMES = 2  # that a blob is made again in one run: a disk that loses it more often is broken
 
 
 class Rounds:
@@ -16,7 +20,7 @@ class Rounds:
         self._done: dict[str, Done] = {}
         self._held: dict[str, Event] = {}
         """Steps that failed for want of a lost blob, and those that need them: another round may run them."""
-        self._lost: set[Digest] = set()
+        self._lost: Counter[Digest] = Counter()
 
     def hear(self, event: Event) -> None:
         """Pass on what another round will not repeat."""
@@ -27,14 +31,14 @@ class Rounds:
             self._report(event)
 
     def is_over(self, outcome: Outcome) -> bool:
-        """Take in a round; False if a further one may heal it: blobs were lost that were not lost before."""
+        """Take in a round; False if a further one may heal it: blobs were lost, none of them too often."""
         for name, done in outcome.steps.items():
             before = self._done.get(name)
             if before is None or before.state != "ran" or done.state != "hit":
                 self._done[name] = done
         lost = {error.digest for error in outcome.errors if isinstance(error, LostBlobError)}
-        if not lost <= self._lost:
-            self._lost |= lost
+        self._lost.update(lost)
+        if lost and all(self._lost[digest] <= _MOST_TIMES for digest in lost):
             self._held.clear()
             return False
         for event in self._held.values():

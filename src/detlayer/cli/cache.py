@@ -160,6 +160,7 @@ def export(**options: Any) -> None:
     The same holdings give the same bytes.
     """
     from detlayer.sink import FileOutput, StreamOutput
+    from detlayer.store import LostBlobError
     from detlayer.store.archive import export as export_store
 
     only: list[Digest] | None = [_named(text) for text in options["only"]] or None
@@ -169,7 +170,14 @@ def export(**options: Any) -> None:
     with _opened(options) as (store, console):
         output = StreamOutput(stdout_stream()) if to_stdout else FileOutput(options["file"])
         try:
-            count = export_store(store, output, only=only)
+            while True:
+                try:
+                    count = export_store(store, output, only=only)
+                    break
+                except LostBlobError:  # it is gone from the store now
+                    if not output.can_restart:
+                        raise
+                    output.restart()
             output.settle()
             output.commit()
         finally:

@@ -19,6 +19,7 @@ from detlayer.errors import LayerError, OutputError, UnreadableError, printable
 from detlayer.layer import BytesContent, pack
 from detlayer.oci import MEDIA_TYPE_INDEX, OCI_LAYOUT_VERSION, Digest, canonical_json, parse_digest
 from detlayer.ports import Body, Readable, Sink
+from detlayer.store.blobs import LostBlobError
 from detlayer.store.index import unseal
 from detlayer.store.traces import Spot
 from detlayer.untar import Member, TarReader
@@ -144,7 +145,9 @@ def _entries(store: Store, blobs: list[str], document: bytes) -> Iterator[Entry]
     for one in blobs:
         body = store.blobs.body(Digest(one))
         if body is None:
-            raise OutputError("cache-lacks", f"sha256:{one} was removed from the cache meanwhile", "try again")
+            raise LostBlobError(
+                "cache-vanished", f"sha256:{one} was removed from the cache meanwhile", "try again", Digest(one)
+            )
         content = _BlobContent(body) if body.size_bytes else None
         yield Entry(_BLOBS + b"/" + one.encode(), "file", size_bytes=body.size_bytes, content=content)
     index = canonical_json({"schemaVersion": 2, "mediaType": MEDIA_TYPE_INDEX, "manifests": []})

@@ -96,8 +96,7 @@ class Lease:
                             os.unlink(os.path.join(home, name))
 
     def close(self) -> None:
-        if self._fd >= 0:
-            self.sweep()
+        self.sweep()
         with self._lock:
             if self._fd >= 0:
                 fd, self._fd = self._fd, -1
