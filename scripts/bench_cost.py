@@ -30,11 +30,11 @@ from typing import Any
 
 from blake3 import blake3
 
-from detlayer import layer
-from detlayer.chunk import CHUNK_MAX_BYTES, CHUNK_MIN_BYTES
-from detlayer.codec import Codec
-from detlayer.ports import Bytes
-from detlayer.pyc import source_name
+from detlayer.layer import writer
+from detlayer.layer.bytecode import source_name
+from detlayer.layer.chunking import CHUNK_MAX_BYTES, CHUNK_MIN_BYTES
+from detlayer.layer.codec import Codec
+from detlayer.layer.ports import Bytes
 from detlayer.tree import Source, walk
 
 _DIR = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
@@ -149,7 +149,7 @@ def main(path: str, runs: int) -> None:
     for _ in range(runs + 1):
         user = getrusage(RUSAGE_SELF).ru_utime
         started = process_time_ns()
-        entries = layer.pack(walk([Source(os.fsencode(path))]), Nowhere(), codec=Codec("none"), jobs=1).entries
+        entries = writer.pack(walk([Source(os.fsencode(path))]), Nowhere(), codec=Codec("none"), jobs=1).entries
         full = process_time_ns() - started
         user = getrusage(RUSAGE_SELF).ru_utime - user
         calls = run_floor(path, plan, hashing=False)

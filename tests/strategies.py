@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from hypothesis import strategies as st
 
-from detlayer.entry import MAX_MTIME, MAX_OWNER, Entry, Kind, Mtime, Owner, Profile, order_key
-from detlayer.layer import BytesContent
+from detlayer.layer.entry import MAX_MTIME, MAX_OWNER, Entry, Kind, Mtime, Owner, Profile, order_key
+from detlayer.layer.writer import BytesContent
 
 # Few letters, so that names meet; bytes around `/` and `.`, which orders go wrong by; control characters and Unicode.
 _LETTERS = "ab.A- 0\n\x01é日\u0301!,/"

@@ -18,12 +18,12 @@ from typing import Any
 
 import pytest
 
-from detlayer import packing
-from detlayer.codec import Codec
-from detlayer.entry import DEFAULT_MTIME, Entry, Kind, Profile
-from detlayer.layer import BytesContent, Layer
-from detlayer.layer import pack as pack_layer
-from detlayer.ports import Bytes
+from detlayer.layer.codec import Codec
+from detlayer.layer.entry import DEFAULT_MTIME, Entry, Kind, Profile
+from detlayer.layer.ports import Bytes
+from detlayer.layer.writer import BytesContent, Layer
+from detlayer.layer.writer import pack as pack_layer
+from detlayer.packing import packer
 from detlayer.tree import Selection, Source, walk
 
 ROOT = Path(__file__).parent.parent
@@ -160,14 +160,14 @@ class Packed:
 def pack_tree(*sources: Source | str | Path, compression: str = "none", **options: Any) -> Packed:
     """Pack in memory by the public function; an uncompressed tar unless said otherwise."""
     stream, words = io.BytesIO(), Words()
-    made = packing.pack(sources, output=stream, compression=compression, reporter=words, **options)
+    made = packer.pack(sources, output=stream, compression=compression, reporter=words, **options)
     return Packed(made, stream.getvalue(), words.warnings)
 
 
 def walk_tree(
     *sources: Source | str | Path, profile: Profile | None = None, selection: Selection | None = None
 ) -> Iterator[Entry]:
-    named = [item if isinstance(item, Source) else packing.parse_source(os.fspath(item)) for item in sources]
+    named = [item if isinstance(item, Source) else packer.parse_source(os.fspath(item)) for item in sources]
     return walk(named, profile=profile, selection=selection)
 
 

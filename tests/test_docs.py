@@ -13,12 +13,12 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from detlayer.finding import TRAPS
-from tests import saved
+from detlayer.checks.findings import TRAPS
 from tests.contracts.claims import broken_tags, seed
 from tests.contracts.fixtures import StartStrict
 from tests.contracts.images import Layout, layer_tar, platforms
 from tests.contracts.strict import StrictRegistry
+from tests.images import saved
 
 ROOT = Path(__file__).parent.parent
 SOURCES = sorted((ROOT / "src").rglob("*.py"))

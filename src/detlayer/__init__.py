@@ -17,12 +17,8 @@ if TYPE_CHECKING:
     from detlayer.building import BuildReport as BuildReport
     from detlayer.building.single import assemble_image as assemble_image
     from detlayer.building.single import assemble_index as assemble_index
-    from detlayer.codec import Codec as Codec
     from detlayer.difference import DiffReport as DiffReport
     from detlayer.difference import diff as diff
-    from detlayer.entry import Mtime as Mtime
-    from detlayer.entry import Owner as Owner
-    from detlayer.entry import Profile as Profile
     from detlayer.errors import AuthError as AuthError
     from detlayer.errors import ConfigError as ConfigError
     from detlayer.errors import DetlayerError as DetlayerError
@@ -36,22 +32,26 @@ if TYPE_CHECKING:
     from detlayer.errors import UnavailableError as UnavailableError
     from detlayer.inspection import LayerContents as LayerContents
     from detlayer.inspection import inspect as inspect
-    from detlayer.layer import Layer as Layer
-    from detlayer.names import Reference as Reference
-    from detlayer.names import parse_reference as parse_reference
-    from detlayer.normalisation import normalize as normalize
-    from detlayer.oci import Descriptor as Descriptor
-    from detlayer.oci import Digest as Digest
-    from detlayer.oci import Platform as Platform
-    from detlayer.packing import pack as pack
-    from detlayer.packing import parse_source as parse_source
-    from detlayer.platforms import parse_platform as parse_platform
-    from detlayer.ports import Reporter as Reporter
-    from detlayer.publishing import PushReport as PushReport
-    from detlayer.publishing import plan_push as plan_push
-    from detlayer.publishing import push as push
-    from detlayer.pulling import pull as pull
-    from detlayer.pulling import resolve as resolve
+    from detlayer.layer.codec import Codec as Codec
+    from detlayer.layer.entry import Mtime as Mtime
+    from detlayer.layer.entry import Owner as Owner
+    from detlayer.layer.entry import Profile as Profile
+    from detlayer.layer.ports import Reporter as Reporter
+    from detlayer.layer.writer import Layer as Layer
+    from detlayer.normalization import normalize as normalize
+    from detlayer.oci.platforms import parse_platform as parse_platform
+    from detlayer.oci.references import Reference as Reference
+    from detlayer.oci.references import parse_reference as parse_reference
+    from detlayer.oci.types import Descriptor as Descriptor
+    from detlayer.oci.types import Digest as Digest
+    from detlayer.oci.types import Platform as Platform
+    from detlayer.packing.packer import pack as pack
+    from detlayer.packing.packer import parse_source as parse_source
+    from detlayer.transfer.pull import pull as pull
+    from detlayer.transfer.pull import resolve as resolve
+    from detlayer.transfer.push import PushReport as PushReport
+    from detlayer.transfer.push import plan_push as plan_push
+    from detlayer.transfer.push import push as push
     from detlayer.tree import Selection as Selection
     from detlayer.tree import Source as Source
     from detlayer.verification import VerifyReport as VerifyReport
@@ -60,11 +60,18 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
-    "building": ("Build", "BuildReport"),
-    "building.single": ("assemble_image", "assemble_index"),
-    "codec": ("Codec",),
-    "difference": ("DiffReport", "diff"),
-    "entry": ("Mtime", "Owner", "Profile"),
+    "building": (
+        "Build",
+        "BuildReport",
+    ),
+    "building.single": (
+        "assemble_image",
+        "assemble_index",
+    ),
+    "difference": (
+        "DiffReport",
+        "diff",
+    ),
     "errors": (
         "AuthError",
         "ConfigError",
@@ -78,18 +85,50 @@ _HOMES = {
         "TreeError",
         "UnavailableError",
     ),
-    "inspection": ("LayerContents", "inspect"),
-    "layer": ("Layer",),
-    "names": ("Reference", "parse_reference"),
-    "normalisation": ("normalize",),
-    "oci": ("Descriptor", "Digest", "Platform"),
-    "packing": ("pack", "parse_source"),
-    "platforms": ("parse_platform",),
-    "ports": ("Reporter",),
-    "publishing": ("PushReport", "plan_push", "push"),
-    "pulling": ("pull", "resolve"),
-    "tree": ("Selection", "Source"),
-    "verification": ("VerifyReport", "verify"),
+    "inspection": (
+        "LayerContents",
+        "inspect",
+    ),
+    "layer.codec": ("Codec",),
+    "layer.entry": (
+        "Mtime",
+        "Owner",
+        "Profile",
+    ),
+    "layer.ports": ("Reporter",),
+    "layer.writer": ("Layer",),
+    "normalization": ("normalize",),
+    "oci.platforms": ("parse_platform",),
+    "oci.references": (
+        "Reference",
+        "parse_reference",
+    ),
+    "oci.types": (
+        "Descriptor",
+        "Digest",
+        "Platform",
+    ),
+    "packing.packer": (
+        "pack",
+        "parse_source",
+    ),
+    "transfer.pull": (
+        "pull",
+        "resolve",
+    ),
+    "transfer.push": (
+        "PushReport",
+        "plan_push",
+        "push",
+    ),
+    "tree": (
+        "Selection",
+        "Source",
+    ),
+    "verification": (
+        "VerifyReport",
+        "verify",
+    ),
 }
 __all__ = sorted(name for names in _HOMES.values() for name in names)
 

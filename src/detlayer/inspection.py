@@ -8,12 +8,12 @@ from dataclasses import dataclass, field
 from heapq import heappush, heappushpop
 from typing import Any, BinaryIO
 
-from detlayer.blob import BlobFacts, BlobReader, Readable
-from detlayer.entry import Entry
 from detlayer.errors import printable
-from detlayer.layout import open_layer
-from detlayer.packing import Path
-from detlayer.untar import Member, TarReader
+from detlayer.images.files import open_layer
+from detlayer.layer.decompress import BlobFacts, BlobReader, Readable
+from detlayer.layer.entry import Entry
+from detlayer.layer.reader import Member, TarReader
+from detlayer.packing.packer import Path
 
 _DIR_DEPTH = 4  # directories are summed up this deep; below that, their sizes tell little and their number much
 

@@ -15,11 +15,11 @@ import msgspec
 import pytest
 from click.testing import CliRunner
 
-from detlayer.config import load, schema
-from detlayer.config.tables import FileTable, ImageTable, LayerTable
+from detlayer.building.settings import load, schema
+from detlayer.building.settings.tables import FileTable, ImageTable, LayerTable
 from tests.building.bench import Bench
+from tests.building.test_settings import MemoryFiles
 from tests.support import ROOT, make_tree, program
-from tests.test_config import MemoryFiles
 
 DOCS = ROOT / "docs"
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from detlayer.layout import open_image
+from detlayer.images.source import open_image
 from tests.building.bench import APP, FILES, PLATFORMS, Bench, directory
 from tests.contracts.claims import broken_tags
 from tests.support import as_nobody, counter_bytes, make_tree

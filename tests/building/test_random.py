@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from detlayer.building import Build, Request
 from detlayer.building.files import ProjectFiles
-from detlayer.config import load
-from detlayer.graph import Outcome
+from detlayer.building.graph import Outcome
+from detlayer.building.settings import load
 from detlayer.store import Store
 
 PROJECT = """

@@ -13,13 +13,13 @@ from typing import Any
 import pytest
 
 from detlayer.cli import run
-from detlayer.oci import Digest
+from detlayer.oci.types import Digest
 from detlayer.store import LostBlobError, Store
 from detlayer.store.keeping import examine
 from detlayer.store.proof import prove
 from detlayer.store.stamp import stamp_of
 from tests.building.bench import APP, Bench, Built
-from tests.reuse.warm import pack_cold, pack_warm
+from tests.packing.warm import pack_cold, pack_warm
 from tests.support import Words, counter_bytes, make_tree, program
 
 Rot = Callable[[Path, Digest], None]

@@ -13,7 +13,7 @@ import pytest
 
 from detlayer.store import Store
 from tests.cli.test_pack import Caller, call, detlayer
-from tests.reuse.warm import next_tick
+from tests.packing.warm import next_tick
 from tests.support import counter_bytes, make_tree, program
 
 __all__ = ["call"]
@@ -90,7 +90,7 @@ def test_gc_verify_and_clear(project: Path, call: Caller) -> None:
 
 
 def test_gc_leaves_what_is_in_use(project: Path, call: Caller) -> None:
-    from detlayer.oci import parse_digest
+    from detlayer.oci.types import parse_digest
 
     digest = pack(call)
     with Store(str(project / "cache")) as store:

@@ -19,13 +19,13 @@ from pathlib import Path
 import pytest
 
 import detlayer
-from detlayer.audit import audit
+from detlayer.checks.audit import audit
 from detlayer.errors import LayerError
-from detlayer.layout import find_kind
-from detlayer.magic import ArchiveSigns, format_of, is_layer
-from tests import saved
+from detlayer.images.files import find_kind
+from detlayer.layer.formats import ArchiveSigns, format_of, is_layer
 from tests.cli.command import CommandLine
-from tests.crafted import Bytes, member, sealed, tar
+from tests.images import saved
+from tests.layer.crafted import Bytes, member, sealed, tar
 from tests.support import program
 
 # Each makes OUT from `tree`; those of bsdtar know the format by --format, the others compress `plain.tar`.
@@ -178,7 +178,7 @@ def test_what_the_system_does_not_say_is_no_absence(tmp_path: Path, monkeypatch:
     def failing(path: object) -> object:
         raise OSError(5, "Input/output error")
 
-    monkeypatch.setattr("detlayer.layout.file.look", failing)
+    monkeypatch.setattr("detlayer.images.files.look", failing)
     with pytest.raises(LayerError) as caught:
         find_kind(str(tmp_path / "x"))
     assert caught.value.code == "input-unreadable"

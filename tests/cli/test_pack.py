@@ -22,9 +22,10 @@ from pathlib import Path
 
 import pytest
 
-from detlayer import __version__, packing
+from detlayer import __version__
 from detlayer.cli import run
-from detlayer.oci import canonical_json
+from detlayer.oci.types import canonical_json
+from detlayer.packing import packer
 from tests.support import File, counter_bytes, list_files, make_tree, pack_tree, read_headers, read_members
 
 COMMAND = [sys.executable, "-m", "detlayer"]
@@ -577,7 +578,7 @@ def test_no_bar_for_short_work(app: Path) -> None:
 
 def test_recipe_is_where_it_is_patched() -> None:
     """The bug test replaces what the command really calls."""
-    assert vars(importlib.import_module("detlayer.cli.pack"))["pack_sources"] is packing.pack
+    assert vars(importlib.import_module("detlayer.cli.pack"))["pack_sources"] is packer.pack
 
 
 def test_nobody_reads_stderr(src: Path) -> None:

@@ -17,7 +17,6 @@ from pathlib import Path
 
 import pytest
 
-from tests import saved
 from tests.cli.command import CommandLine
 from tests.contracts.claims import assert_has, broken_tags, seed
 from tests.contracts.faults import SESSION, Fault, Reply
@@ -26,6 +25,7 @@ from tests.contracts.images import Layout, compress, image, layer_tar, platforms
 from tests.contracts.rules import Rules, busy
 from tests.contracts.servers import Server
 from tests.contracts.storage import INDEX as INDEX_TYPE
+from tests.images import saved
 
 INDEX = {"mediaType": INDEX_TYPE}
 

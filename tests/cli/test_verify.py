@@ -14,9 +14,9 @@ import pytest
 from click.testing import CliRunner
 
 import detlayer
-from detlayer.audit import Findings
+from detlayer.checks.audit import Findings
+from detlayer.checks.findings import Finding
 from detlayer.cli.report import to_github, to_junit, to_text
-from detlayer.finding import Finding
 from detlayer.verification import TargetReport, VerifyReport
 
 

@@ -7,17 +7,17 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from detlayer.layout import open_image
-from detlayer.names import RepositoryName, parse_reference
-from detlayer.plan import Plan
-from detlayer.ports import Memory
-from detlayer.publishing import Hints, PushReport, plan_push, push
-from detlayer.pulling import Pulled, pull
+from detlayer.images.layout_writer import LayoutWriter
+from detlayer.images.source import open_image
+from detlayer.oci.ports import Memory
+from detlayer.oci.references import RepositoryName, parse_reference
 from detlayer.registry import Network, Registries, Transport
 from detlayer.registry.credentials import Credentials
 from detlayer.registry.transport import Pace
-from detlayer.sink import LayoutWriter
 from detlayer.store import Store
+from detlayer.transfer.plan import Plan
+from detlayer.transfer.pull import Pulled, pull
+from detlayer.transfer.push import Hints, PushReport, plan_push, push
 from tests.contracts.images import Layout
 from tests.contracts.records import Request
 from tests.contracts.servers import Server

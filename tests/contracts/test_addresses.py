@@ -11,9 +11,9 @@ from dataclasses import dataclass
 import pytest
 
 from detlayer.errors import AuthError, RegistryError
-from detlayer.names import RepositoryName
-from detlayer.oci import Descriptor, digest_of
-from detlayer.ports import Session
+from detlayer.oci.ports import Session
+from detlayer.oci.references import RepositoryName
+from detlayer.oci.types import Descriptor, digest_of
 from detlayer.registry import Network, Registries, Repository, Transport
 from detlayer.registry.credentials import Credentials
 from detlayer.registry.upload import CHUNKED_FROM_BYTES, upload

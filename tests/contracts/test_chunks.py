@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 import pytest
 
 from detlayer.errors import IntegrityError, RegistryError
-from detlayer.oci import digest_of
-from detlayer.ports import Session
+from detlayer.oci.ports import Session
+from detlayer.oci.types import digest_of
 from detlayer.registry.upload import Progress, upload
 from tests.contracts.raw import Asked, RawServer, answer
 from tests.contracts.test_addresses import BLOB, DATA, Bytes, repository

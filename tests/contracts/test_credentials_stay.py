@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from detlayer.errors import AuthError, RegistryError, UnavailableError
-from detlayer.names import RepositoryName
+from detlayer.oci.references import RepositoryName
 from detlayer.registry.credentials import Credentials
 from detlayer.registry.transport import Request
 from detlayer.registry.upload import upload

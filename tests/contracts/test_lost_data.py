@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from detlayer.errors import AuthError, RegistryError, RejectedError
-from detlayer.layout import open_image
-from detlayer.names import RepositoryName, parse_reference
-from detlayer.oci import canonical_json, parse_digest
-from detlayer.plan.document import parse_plans, plans_document
-from detlayer.publishing import Knowledge, open_surveys, push
+from detlayer.images.source import open_image
+from detlayer.oci.references import RepositoryName, parse_reference
+from detlayer.oci.types import canonical_json, parse_digest
+from detlayer.transfer.plan_document import parse_plans, plans_document
+from detlayer.transfer.push import Knowledge, open_surveys, push
 from tests.contracts.claims import assert_has, broken_tags, seed
 from tests.contracts.faults import Fault, Reply
 from tests.contracts.fixtures import StartStrict

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from detlayer.errors import IntegrityError, OutputError
-from detlayer.ports import Readable
+from detlayer.oci.ports import Readable
 from detlayer.registry import Network, Transport
 from detlayer.registry.transport import Request, Stretch
 from tests.contracts.claims import assert_has, seed

@@ -14,8 +14,8 @@ from typing import IO, Any
 import pytest
 
 from detlayer.errors import DetlayerError, UnavailableError
-from detlayer.names import RepositoryName
-from detlayer.oci import Descriptor, digest_of
+from detlayer.oci.references import RepositoryName
+from detlayer.oci.types import Descriptor, digest_of
 from detlayer.registry import Network, Registries, Transport
 from detlayer.registry.download import RemoteReader
 from detlayer.registry.transport import Request, Stretch

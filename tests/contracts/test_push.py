@@ -11,11 +11,11 @@ import pytest
 from msgspec.structs import replace
 
 from detlayer.errors import ConfigError, IntegrityError, LayerError
-from detlayer.layout import open_image
-from detlayer.names import RepositoryName, parse_reference
-from detlayer.oci import canonical_json
-from detlayer.plan.document import parse_plans, plans_document
-from detlayer.publishing import Hints, push
+from detlayer.images.source import open_image
+from detlayer.oci.references import RepositoryName, parse_reference
+from detlayer.oci.types import canonical_json
+from detlayer.transfer.plan_document import parse_plans, plans_document
+from detlayer.transfer.push import Hints, push
 from tests.contracts.claims import assert_has, broken_tags, seed
 from tests.contracts.faults import Fault, Reply
 from tests.contracts.images import Layout, artifact, base_of, image, platforms
@@ -141,8 +141,8 @@ def test_foreign_layers_stay_where_they_are(start_strict: Start, layout: Layout)
 @pytest.mark.parametrize("has_api", [True, False])
 def test_referrers_are_found(start_strict: Start, layout: Layout, has_api: bool) -> None:
     """distribution-spec, "Pushing Manifests with Subject": without the API a tag lists them."""
-    from detlayer.oci import parse_digest
-    from detlayer.registry.referrers import find_referrers
+    from detlayer.oci.types import parse_digest
+    from detlayer.transfer.referrers import find_referrers
     from tests.contracts.rules import Rules
 
     server = start_strict(rules=Rules(referrers=has_api))
@@ -155,7 +155,7 @@ def test_referrers_are_found(start_strict: Start, layout: Layout, has_api: bool)
     client.push(f"oci:{layout.path}:other", "team/app:other")
     client.push(f"oci:{layout.path}:bom", "team/app:bom-again")
     with client.registries() as (registries, _):
-        from detlayer.names import RepositoryName
+        from detlayer.oci.references import RepositoryName
 
         repository = registries.repository(RepositoryName(server.address, "team/app"))
         found = find_referrers(repository, parse_digest(subject["digest"]))

@@ -12,13 +12,13 @@ from typing import Any
 import pytest
 
 from detlayer.errors import DetlayerError, RegistryError
-from detlayer.layout import open_image
-from detlayer.names import RepositoryName, parse_reference
-from detlayer.oci import parse_digest
-from detlayer.publishing import push
+from detlayer.images.source import open_image
+from detlayer.oci.references import RepositoryName, parse_reference
+from detlayer.oci.types import parse_digest
 from detlayer.registry import Network, Registries, Transport
-from detlayer.registry.referrers import find_referrers
-from detlayer.remote import RemoteImage
+from detlayer.transfer.push import push
+from detlayer.transfer.referrers import find_referrers
+from detlayer.transfer.remote import RemoteImage
 from tests.contracts.claims import assert_has, seed
 from tests.contracts.faults import Call, Fault, Kill
 from tests.contracts.images import Descriptor, Layout, artifact, image

@@ -7,8 +7,8 @@ import threading
 import pytest
 
 from detlayer.errors import RegistryError
-from detlayer.names import RepositoryName
-from detlayer.oci import Descriptor, digest_of
+from detlayer.oci.references import RepositoryName
+from detlayer.oci.types import Descriptor, digest_of
 from detlayer.registry import Network, Registries, Transport
 from detlayer.registry.transport import Request, Stretch
 from detlayer.registry.upload import upload

@@ -168,7 +168,7 @@ def test_contradictions(name: str, open_server: Server, layout: Layout) -> None:
 def test_documents_without_end(open_server: Server, layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
     """As many as an index may list, of 4 MiB each, would be more than fits into memory."""
     layout.tag(index(layout, *(manifest(layout, annotations={"n": str(number)}) for number in range(20))), "image")
-    monkeypatch.setattr("detlayer.remote._MAX_ALL_BYTES", 5000)
+    monkeypatch.setattr("detlayer.transfer.remote._MAX_ALL_BYTES", 5000)
     with pytest.raises(LayerError) as caught:
         Client(open_server).push(layout, "team/app:1")
     assert caught.value.code == "document-invalid"

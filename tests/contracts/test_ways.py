@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from detlayer.errors import ConfigError, RegistryError
-from detlayer.names import RepositoryName
-from detlayer.oci import digest_of
+from detlayer.oci.references import RepositoryName
+from detlayer.oci.types import digest_of
 from detlayer.registry import Network, Registries, Transport
 from detlayer.registry.credentials import Credentials
 from tests.contracts.certificates import authority, ca_path

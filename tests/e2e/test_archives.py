@@ -11,13 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from detlayer.documents import ConfigFacts, Document, parse_config
-from detlayer.layout import OpenedImage, open_image
-from detlayer.names import parse_reference
-from detlayer.oci import Descriptor, Digest, digest_of
-from detlayer.plan import Wanted
-from detlayer.sink import FileOutput, LayoutWriter
-from detlayer.sink.archive import write_docker_archive, write_oci_archive
+from detlayer.images.archive_writer import write_docker_archive, write_oci_archive
+from detlayer.images.layout_writer import LayoutWriter
+from detlayer.images.source import OpenedImage, open_image
+from detlayer.oci.documents import ConfigFacts, Document, Wanted, parse_config
+from detlayer.oci.references import parse_reference
+from detlayer.oci.types import Descriptor, Digest, digest_of
+from detlayer.output.files import FileOutput
 from tests.e2e.commands import pack, run
 from tests.e2e.images import reference, write_image
 from tests.e2e.test_oci_tools import copy, inspect, unpack

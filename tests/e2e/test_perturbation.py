@@ -122,7 +122,7 @@ def test_what_is_input_is_kept(tree: Path, options: dict[str, Any]) -> None:
 
 
 def test_rules_go_along(tree: Path) -> None:
-    from detlayer.patterns import parse_mode_rules, parse_owner_rules
+    from detlayer.tree.patterns import parse_mode_rules, parse_owner_rules
 
     rules = detlayer.Profile(
         mode_rule=parse_mode_rules(["*.py=0600"]), owner_rule=parse_owner_rules(["/srv/app/**=7:8"])
@@ -159,16 +159,16 @@ def test_what_pack_warns_of_is_noted(tree: Path) -> None:
 FAULTS = {
     # names stay as the file system lists them
     "readdir-order": """
-import detlayer.layer
+import detlayer.layer.writer
 from detlayer.tree.walk import Walker
 class Unsorted(list):
     def sort(self): pass
 listed = Walker._list
 Walker._list = lambda self, directory: Unsorted(listed(self, directory))
-detlayer.layer.Order.check = lambda self, entry: None
+detlayer.layer.writer.Order.check = lambda self, entry: None
 """,
     "mtime": """
-from detlayer.entry import Profile
+from detlayer.layer.entry import Profile
 Profile.time_of = lambda self, seconds, path: max(seconds, 0)
 """,
     "owner": """
@@ -213,7 +213,7 @@ FileContent.read_into = leaky
     # something goes by the time zone, in the blob alone
     "chunking": """
 import time
-from detlayer.codec import Codec
+from detlayer.layer.codec import Codec
 compressor = Codec.compressor
 def leaky(self):
     made = compressor(self)

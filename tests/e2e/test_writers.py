@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 
 import detlayer
-from detlayer.audit import LayerReport, audit
-from detlayer.blob import BlobReader
-from detlayer.untar import Member, TarReader
+from detlayer.checks.audit import LayerReport, audit
+from detlayer.layer.decompress import BlobReader
+from detlayer.layer.reader import Member, TarReader
 from tests.support import need_root, program
 
 _LONG = "long-" + "n" * 120

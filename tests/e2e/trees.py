@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
-from detlayer.entry import DEFAULT_MTIME
+from detlayer.layer.entry import DEFAULT_MTIME
 
 PACKAGES = ("click", "msgspec", "pathspec", "pygments", "zstandard")
 

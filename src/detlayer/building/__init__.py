@@ -1,8 +1,8 @@
-"""The recipe of image builds: steps from references and trees to images where they were asked for. Never the terminal.
+"""Image builds: steps from references and trees to images in registries, layouts, archives and engines.
 
-`files` finds and reads a project; `request` is what is asked for and what became of it; `steps` and `outputs` wire the
-graph, whose threads share a `desk`; `bases`, `fetching` and `packing` do what the steps are named after; `lock` pins;
-`single` makes an image of files alone.
+`files` finds a project and `settings` reads it; `request` is what is asked for and what became of it; `steps`,
+`base_steps`, `pack_step`, `publish_step` and `write_step` wire the `graph`, whose threads share a `context`; `rounds`
+runs it; `lock` pins; `single` makes an image of files alone.
 """
 
 from __future__ import annotations
@@ -10,18 +10,18 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
-from detlayer.building.desk import Desk
+from detlayer.building.context import Desk
+from detlayer.building.graph import Done, Event, Step, closure, execute
 from detlayer.building.lock import ANY_PLATFORM, Lock, LockedBase, LockedLayer, differences
-from detlayer.building.publish import Turns, publish_step
+from detlayer.building.publish_step import Turns, publish_step
 from detlayer.building.request import STAGES, BuildReport, BuildReporter, BuiltImage, Request, SilentBuild, label
 from detlayer.building.rounds import Rounds
+from detlayer.building.settings import ImageSettings
 from detlayer.building.steps import Wiring, locked_layer
-from detlayer.config import ImageSettings
 from detlayer.errors import DetlayerError
-from detlayer.graph import Done, Event, Step, closure, execute
-from detlayer.names import Reference
-from detlayer.oci import parse_digest
-from detlayer.packing import default_jobs
+from detlayer.oci.references import Reference
+from detlayer.oci.types import parse_digest
+from detlayer.packing.packer import default_jobs
 from detlayer.store import Store
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ class Build:
             )
             goals.append(wiring.add(publish))
         for output in request.outputs:
-            from detlayer.building.outputs import platforms_of, write_step  # most builds only push
+            from detlayer.building.write_step import platforms_of, write_step  # most builds only push
 
             platforms = platforms_of(image, output, request.host)
             downloads = [wiring.bases.download(image.base, one) for one in platforms] if image.base is not None else []

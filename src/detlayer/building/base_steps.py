@@ -6,17 +6,17 @@ from collections.abc import Callable
 from functools import partial
 
 from detlayer.building.bases import choose_manifest, read_base
-from detlayer.building.desk import BaseName, Desk
-from detlayer.building.fetching import ask_now, bring
+from detlayer.building.context import BaseName, Desk
+from detlayer.building.fetch import ask_now, bring
+from detlayer.building.graph import Call, Step, Values
 from detlayer.building.request import Request, label
 from detlayer.building.versions import VERSIONS
-from detlayer.documents import parse_document
 from detlayer.errors import IntegrityError
-from detlayer.graph import Call, Step, Values
-from detlayer.lanes import Job, work_off
-from detlayer.names import Reference
-from detlayer.oci import Descriptor, Platform, parse_digest
-from detlayer.ports import TransferReporter
+from detlayer.oci.documents import parse_document
+from detlayer.oci.ports import TransferReporter
+from detlayer.oci.references import Reference
+from detlayer.oci.types import Descriptor, Platform, parse_digest
+from detlayer.transfer.workers import Job, work_off
 
 
 class BaseSteps:

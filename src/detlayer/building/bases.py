@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from detlayer.documents import Document, parse_document
 from detlayer.errors import LayerError, NotFoundError
-from detlayer.image import Base, parse_base
-from detlayer.oci import Descriptor, Platform
-from detlayer.platforms import listed, select
-from detlayer.ports import ImageSource
+from detlayer.oci.assembly import Base, parse_base
+from detlayer.oci.documents import Document, parse_document
+from detlayer.oci.platforms import listed, select
+from detlayer.oci.ports import ImageSource
+from detlayer.oci.types import Descriptor, Platform
 
 
 def choose_manifest(root: Document, platform: Platform, name: str, document: Callable[[Descriptor], bytes]) -> Document:

@@ -7,15 +7,15 @@ import fnmatch
 import os
 import stat
 
-from detlayer.config import FILE_NAME, PYPROJECT, read_tables
+from detlayer.building.settings import FILE_NAME, PYPROJECT, read_tables
 from detlayer.errors import ConfigError, printable
-from detlayer.presence import is_dir, is_file
+from detlayer.filesystem import is_dir, is_file
 
 _MAX_BYTES = 64 << 20
 
 
 class ProjectFiles:
-    """Files by paths relative to the working directory (`config.Files`)."""
+    """Files by paths relative to the working directory (`settings.Files`)."""
 
     def read(self, path: str) -> bytes | None:
         """Read a file; None if there is none. Raises ConfigError, also for what is no regular file, or too large."""

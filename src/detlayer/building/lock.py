@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 
 from detlayer.errors import ConfigError, IntegrityError, printable
-from detlayer.oci import Digest, parse_digest
+from detlayer.oci.types import Digest, parse_digest
 
 FILE_NAME = "detlayer.lock"
 FORMAT = "detlayer-lock/1"

@@ -7,13 +7,13 @@ from typing import Any, Literal, Protocol, get_args
 
 import msgspec
 
+from detlayer.building.graph import Outcome
 from detlayer.building.lock import Lock
-from detlayer.config import ImageSettings
+from detlayer.building.settings import ImageSettings
 from detlayer.errors import ConfigError, DetlayerError, printable
-from detlayer.graph import Outcome
-from detlayer.names import Reference, parse_reference
-from detlayer.oci import Digest, Platform
-from detlayer.ports import SilentTransfers, TransferReporter
+from detlayer.oci.ports import SilentTransfers, TransferReporter
+from detlayer.oci.references import Reference, parse_reference
+from detlayer.oci.types import Digest, Platform
 
 Policy = Literal["always", "locked", "offline"]
 """Bases are asked for anew in every build, taken from the lock, or from the lock and what is remembered."""

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections import Counter
 
-from detlayer.graph import Done, Event, Outcome
-from detlayer.graph.outcome import Report
-from detlayer.oci import Digest
+from detlayer.building.graph import Done, Event, Outcome
+from detlayer.building.graph.outcome import Report
+from detlayer.oci.types import Digest
 from detlayer.store import LostBlobError
 
 _MOST_TIMES = 2  # that a blob is made again in one run: a disk that loses it more often is broken

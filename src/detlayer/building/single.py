@@ -10,18 +10,19 @@ import msgspec
 
 from detlayer.building.bases import choose_manifest, read_base
 from detlayer.building.files import ProjectFiles
-from detlayer.config import ImageSettings, read_image
-from detlayer.config.settings import read_settings
-from detlayer.depfile import rule
-from detlayer.documents import Document, decode_object, parse_descriptor, parse_document
+from detlayer.building.settings import ImageSettings, read_image
+from detlayer.building.settings.settings import read_settings
 from detlayer.errors import ConfigError, LayerError, printable
-from detlayer.image import Base, Part, assemble, configure, index, runs_on, scratch
-from detlayer.layer import ANNOTATION_PREFIX
-from detlayer.layout import SOURCE, OpenedImage, open_image
-from detlayer.oci import BASE_DIGEST, Descriptor, Platform, parse_digest
-from detlayer.platforms import parse_platform
-from detlayer.presence import is_file
-from detlayer.sink import LayoutWriter, write_file
+from detlayer.filesystem import is_file
+from detlayer.images.layout_writer import LayoutWriter
+from detlayer.images.source import SOURCE, OpenedImage, open_image
+from detlayer.layer.writer import ANNOTATION_PREFIX
+from detlayer.oci.assembly import Base, Part, assemble, configure, index, runs_on, scratch
+from detlayer.oci.documents import Document, decode_object, parse_descriptor, parse_document
+from detlayer.oci.platforms import parse_platform
+from detlayer.oci.types import BASE_DIGEST, Descriptor, Platform, parse_digest
+from detlayer.output.depfile import rule
+from detlayer.output.files import write_file
 
 Path = str | os.PathLike[str]
 

@@ -19,16 +19,16 @@ from msgspec.structs import replace
 
 from detlayer.building.base_steps import BaseSteps
 from detlayer.building.bases import read_base
-from detlayer.building.desk import BaseName, Desk
+from detlayer.building.context import BaseName, Desk
+from detlayer.building.graph import Call, Step, Values
 from detlayer.building.lock import LockedLayer, check
-from detlayer.building.packing import Packer, part_of
+from detlayer.building.pack_step import Packer, part_of
 from detlayer.building.request import BuildReporter, Request, label
+from detlayer.building.settings import ImageSettings, LayerSettings
 from detlayer.building.versions import VERSIONS
-from detlayer.config import ImageSettings, LayerSettings
-from detlayer.graph import Call, Step, Values
-from detlayer.image import Base, Part, assemble, configure, index, runs_on, scratch
-from detlayer.names import Reference
-from detlayer.oci import BASE_DIGEST, BASE_NAME, Platform, canonical_json, parse_digest
+from detlayer.oci.assembly import Base, Part, assemble, configure, index, runs_on, scratch
+from detlayer.oci.references import Reference
+from detlayer.oci.types import BASE_DIGEST, BASE_NAME, Platform, canonical_json, parse_digest
 
 
 class Wiring:

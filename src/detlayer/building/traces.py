@@ -1,4 +1,4 @@
-"""The traces of a build in the store (`graph.Traces`)."""
+"""The traces of a build in the store (`building.graph.Traces`)."""
 
 from __future__ import annotations
 

@@ -15,8 +15,8 @@ from detlayer.cli.common import cache_directory, console_options, make_console
 from detlayer.cli.console import Console, size, stdin_stream, stdout_stream
 from detlayer.cli.exits import NO
 from detlayer.errors import ConfigError, OutputError, printable
-from detlayer.oci import Digest, canonical_json, parse_digest
-from detlayer.presence import look
+from detlayer.filesystem import look
+from detlayer.oci.types import Digest, canonical_json, parse_digest
 
 if TYPE_CHECKING:
     from detlayer.store import Store
@@ -159,7 +159,7 @@ def export(**options: Any) -> None:
 
     The same holdings give the same bytes.
     """
-    from detlayer.sink import FileOutput, StreamOutput
+    from detlayer.output.files import FileOutput, StreamOutput
     from detlayer.store import LostBlobError
     from detlayer.store.archive import export as export_store
 
@@ -218,7 +218,7 @@ def _named(text: str) -> Digest:
     try:
         return parse_digest(text)
     except ValueError:
-        from detlayer.documents import decode_object, parse_descriptor
+        from detlayer.oci.documents import decode_object, parse_descriptor
 
         try:
             status = look(text)

@@ -14,7 +14,7 @@ from detlayer.errors import ConfigError, DetlayerError, OutputError
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
-    from detlayer.reuse import Explanation
+    from detlayer.packing.explanation import Explanation
 
 ProgressKind = Literal["auto", "bar", "plain", "none"]
 
@@ -113,7 +113,7 @@ class Console:
 
     def _last_line(self, code: str, message: str, hint: str) -> None:
         if self._json:
-            from detlayer.oci import canonical_json
+            from detlayer.oci.types import canonical_json
 
             document = {"type": "error", "code": code, "message": message, "hint": hint}
             with suppress(OutputError):  # the exit code still says it

@@ -8,13 +8,13 @@ from typing import Any
 
 import click
 
+from detlayer.checks.compare import Difference
+from detlayer.checks.findings import TRAPS
 from detlayer.cli.common import expansion_option, make_console, progress_option
 from detlayer.cli.console import counted
-from detlayer.compare import Difference
 from detlayer.difference import EXPLAIN_LIMIT, DiffReport
 from detlayer.difference import diff as diff_sides
-from detlayer.finding import TRAPS
-from detlayer.oci import canonical_json
+from detlayer.oci.types import canonical_json
 
 _SHOWN = 20
 _SIGNS = {"removed": "-", "added": "+", "changed": "~"}

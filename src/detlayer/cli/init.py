@@ -29,9 +29,9 @@ def init(**options: Any) -> None:
     It is there to be read and changed. A file that is there is not touched.
     """
     from detlayer.building.files import ProjectFiles
-    from detlayer.config import FILE_NAME
-    from detlayer.config.starter import KINDS, recognise, write_starter
-    from detlayer.sink import write_file
+    from detlayer.building.settings import FILE_NAME
+    from detlayer.building.settings.starter import KINDS, recognise, write_starter
+    from detlayer.output.files import write_file
 
     console = make_console(options, json=False)
     directory = options["directory"]

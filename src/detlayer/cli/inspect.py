@@ -9,11 +9,11 @@ import click
 
 from detlayer.cli.common import expansion_option
 from detlayer.cli.console import Console, size, stdin_stream
-from detlayer.entry import Entry
 from detlayer.errors import printable
 from detlayer.inspection import LayerContents, entry_document
 from detlayer.inspection import inspect as inspect_layer
-from detlayer.oci import canonical_json
+from detlayer.layer.entry import Entry
+from detlayer.oci.types import canonical_json
 
 _KEPT_TIMES = 10_000  # a layer may have as many as entries
 _LETTERS = {"dir": "d", "file": "-", "symlink": "l", "hardlink": "h", "sparse file": "S", "FIFO": "p"}

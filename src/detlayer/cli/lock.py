@@ -34,7 +34,7 @@ def lock(**options: Any) -> None:
     """
     from detlayer.building import Build
     from detlayer.building.request import Request
-    from detlayer.sink import write_file
+    from detlayer.output.files import write_file
 
     console = make_console(options, json=False)
     project, images = read_project({**options, "images": ()})

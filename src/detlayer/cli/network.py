@@ -17,8 +17,8 @@ from detlayer.cli.transfers import Transfers
 from detlayer.errors import ConfigError, printable
 
 if TYPE_CHECKING:
-    from detlayer.names import Reference, RepositoryName
-    from detlayer.ports import Memory
+    from detlayer.oci.ports import Memory
+    from detlayer.oci.references import Reference, RepositoryName
     from detlayer.registry.client import Registries
     from detlayer.registry.credentials import Credentials, CredentialStore
 
@@ -70,7 +70,7 @@ def open_registries(
 
     Credentials that were given as they are go to the registries of `references` only. Raises ConfigError.
     """
-    from detlayer.names import is_host
+    from detlayer.oci.references import is_host
     from detlayer.registry.client import Registries
     from detlayer.registry.connections import Network
     from detlayer.registry.transport import Transport
@@ -144,7 +144,7 @@ def _explicit(options: dict[str, Any]) -> tuple[str, str]:
 def open_memory(options: dict[str, Any], console: Console) -> Iterator[Memory]:
     """Open what is remembered from run to run; nothing is opened in earnest before it is asked."""
     if options["no_cache"]:
-        from detlayer.ports import Amnesia
+        from detlayer.oci.ports import Amnesia
 
         yield Amnesia()
         return

@@ -9,15 +9,8 @@ import click
 
 from detlayer.cli.common import console_options, expansion_option, make_console
 from detlayer.cli.console import stdin_stream
-from detlayer.cli.options import (
-    output_options,
-    read_output,
-    read_profile,
-    read_selection,
-    show_layer,
-    value_options,
-)
-from detlayer.normalisation import normalize as normalize_layer
+from detlayer.cli.options import output_options, read_output, read_profile, read_selection, show_layer, value_options
+from detlayer.normalization import normalize as normalize_layer
 
 
 @click.command(

@@ -11,12 +11,12 @@ import click
 
 from detlayer.cli.common import with_options
 from detlayer.cli.console import Console, counted, size, stdout_stream
-from detlayer.entry import DEFAULT_MTIME, Profile, parse_mtime
 from detlayer.errors import ConfigError, printable
-from detlayer.layer import Layer
-from detlayer.packing import parse_destination
-from detlayer.patterns import parse_mode_rules, parse_owner, parse_owner_rules
+from detlayer.layer.entry import DEFAULT_MTIME, Profile, parse_mtime
+from detlayer.layer.writer import Layer
+from detlayer.packing.packer import parse_destination
 from detlayer.tree import Selection
+from detlayer.tree.patterns import parse_mode_rules, parse_owner, parse_owner_rules
 
 _PATTERNS = ("exclude", "include")
 _Decorated = TypeVar("_Decorated", bound=Callable[..., Any])

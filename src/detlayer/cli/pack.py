@@ -19,7 +19,7 @@ from detlayer.cli.options import (
     read_selection,
     show_layer,
 )
-from detlayer.packing import pack as pack_sources
+from detlayer.packing.packer import pack as pack_sources
 
 
 @click.command(

@@ -16,11 +16,11 @@ from detlayer.cli.transfers import Transfers
 from detlayer.errors import ConfigError
 
 if TYPE_CHECKING:
-    from detlayer.names import Reference
-    from detlayer.plan import Plan
-    from detlayer.ports import Memory
-    from detlayer.publishing import Hints, Image
+    from detlayer.oci.ports import Memory
+    from detlayer.oci.references import Reference
     from detlayer.registry.client import Registries
+    from detlayer.transfer.plan import Plan
+    from detlayer.transfer.push import Hints, Image
 
 REMOTE = "docker://"
 _Decorated = TypeVar("_Decorated", bound=Callable[..., Any])
@@ -68,7 +68,7 @@ def plan(ctx: click.Context, /, **options: Any) -> None:
     For each blob: present (seen or pushed earlier), inferred (a manifest that is there lists it), mount (another
     repository of the registry has it), upload, or foreign (registries do not take it).
     """
-    from detlayer.publishing import plan_push
+    from detlayer.transfer.push import plan_push
 
     console = make_console(options, json=options["as_json"])
     transfers = Transfers(console)
@@ -90,8 +90,8 @@ def plan(ctx: click.Context, /, **options: Any) -> None:
 
 def show_plan(console: Console, plans: Sequence[Plan], *, as_json: bool) -> None:
     """Print plans: a line for each blob, manifest and tag, and what it comes to."""
-    from detlayer.oci import canonical_json
-    from detlayer.plan.document import plans_document
+    from detlayer.oci.types import canonical_json
+    from detlayer.transfer.plan_document import plans_document
 
     if as_json:
         console.result(canonical_json({"type": "result", **plans_document(plans)}).decode())
@@ -120,15 +120,15 @@ def show_plan(console: Console, plans: Sequence[Plan], *, as_json: bool) -> None
 
 def read_references(texts: Sequence[str]) -> list[Reference]:
     """Read REF arguments; raises ConfigError."""
-    from detlayer.names import parse_reference
+    from detlayer.oci.references import parse_reference
 
     return [parse_reference(text) for text in texts]
 
 
 def read_hints(options: dict[str, Any]) -> Hints:
     """Read --source; raises ConfigError."""
-    from detlayer.names import parse_reference
-    from detlayer.publishing import Hints
+    from detlayer.oci.references import parse_reference
+    from detlayer.transfer.push import Hints
 
     return Hints(tuple(parse_reference(text).name for text in options["source"]))
 
@@ -138,8 +138,8 @@ def open_image_named(options: dict[str, Any], registries: Registries, memory: Me
     """Open IMAGE, of whatever kind; raises ConfigError, TreeError, LayerError, IntegrityError and RegistryError."""
     text: str = options["image"]
     if text.startswith(REMOTE):
-        from detlayer.names import parse_reference
-        from detlayer.remote import RemoteImage
+        from detlayer.oci.references import parse_reference
+        from detlayer.transfer.remote import RemoteImage
 
         for name, flag in (("whole_index", "--index"), ("as_blob", "--as-blob")):
             if options[name]:
@@ -148,7 +148,7 @@ def open_image_named(options: dict[str, Any], registries: Registries, memory: Me
         repository = registries.repository(reference.name)
         yield RemoteImage(repository, repository.get_manifest(reference.target), memory)
         return
-    from detlayer.layout import open_image
+    from detlayer.images.source import open_image
 
     with open_image(text, whole_index=options["whole_index"], as_blob=options["as_blob"]) as image:
         yield image

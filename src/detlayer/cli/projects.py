@@ -15,8 +15,8 @@ from detlayer.errors import ConfigError, printable
 
 if TYPE_CHECKING:
     from detlayer.building.lock import Lock
-    from detlayer.config import ImageSettings, Project
-    from detlayer.oci import Platform
+    from detlayer.building.settings import ImageSettings, Project
+    from detlayer.oci.types import Platform
     from detlayer.store import Store
 
 _Decorated = TypeVar("_Decorated", bound=Callable[..., Any])
@@ -37,8 +37,8 @@ def project_options(command: _Decorated) -> _Decorated:
 def read_project(options: dict[str, Any]) -> tuple[Project, tuple[ImageSettings, ...]]:
     """Read the project, and the images that were named, for the platforms that were; raises ConfigError."""
     from detlayer.building.files import ProjectFiles, find_project
-    from detlayer.config import load
-    from detlayer.platforms import parse_platform
+    from detlayer.building.settings import load
+    from detlayer.oci.platforms import parse_platform
 
     path = options["file"] or find_project()
     epoch = os.environ.get("SOURCE_DATE_EPOCH")
@@ -65,7 +65,7 @@ def retag(images: tuple[ImageSettings, ...], tags: tuple[str, ...]) -> tuple[Ima
     """Give images other tags; raises ConfigError."""
     from msgspec.structs import replace
 
-    from detlayer.names import is_tag
+    from detlayer.oci.references import is_tag
 
     for tag in tags:
         if not is_tag(tag):
@@ -92,7 +92,7 @@ def read_lock(project: Project) -> Lock | None:
 
 def host_platform() -> Platform:
     """Name the platform of this machine, as engines on it see it."""
-    from detlayer.platforms import parse_platform
+    from detlayer.oci.platforms import parse_platform
 
     machine = os.uname().machine
     return parse_platform(f"linux/{_MACHINES.get(machine, machine)}")

@@ -38,11 +38,11 @@ def pull(**options: Any) -> None:
     What is there is not fetched again, and what broke off is gone on with. Everything is held against its digest before
     it gets its name.
     """
-    from detlayer.names import is_tag, parse_reference
-    from detlayer.oci import canonical_json
-    from detlayer.platforms import parse_platform
-    from detlayer.pulling import pull as pull_image
-    from detlayer.sink import LayoutWriter
+    from detlayer.images.layout_writer import LayoutWriter
+    from detlayer.oci.platforms import parse_platform
+    from detlayer.oci.references import is_tag, parse_reference
+    from detlayer.oci.types import canonical_json
+    from detlayer.transfer.pull import pull as pull_image
 
     console = make_console(options, json=options["as_json"])
     transfers = Transfers(console, as_events=options["as_json"])

@@ -16,8 +16,8 @@ from detlayer.cli.transfers import Transfers
 from detlayer.errors import ConfigError, DetlayerError, printable
 
 if TYPE_CHECKING:
-    from detlayer.plan import Plan
-    from detlayer.publishing import PushReport, PushResult
+    from detlayer.transfer.plan import Plan
+    from detlayer.transfer.push import PushReport, PushResult
 
 
 @click.command(
@@ -47,8 +47,8 @@ def push(ctx: click.Context, /, **options: Any) -> None:
     file with --as-blob. REF is registry/repository[:tag]. A push that changes nothing is one request. --check finds and
     restores what the registry lost of an image that a tag still names.
     """
-    from detlayer.publishing import plan_push
-    from detlayer.publishing import push as push_image
+    from detlayer.transfer.push import plan_push
+    from detlayer.transfer.push import push as push_image
 
     console = make_console(options, json=options["as_json"])
     transfers = Transfers(console, as_events=options["as_json"])
@@ -88,7 +88,7 @@ def push(ctx: click.Context, /, **options: Any) -> None:
 def _read_plans(path: str | None) -> list[Plan] | None:
     if path is None:
         return None
-    from detlayer.plan.document import parse_plans
+    from detlayer.transfer.plan_document import parse_plans
 
     try:
         with open(path, "rb") as file:
@@ -98,7 +98,7 @@ def _read_plans(path: str | None) -> list[Plan] | None:
 
 
 def _show(console: Console, report: PushReport, transfers: Transfers, *, as_json: bool, started: float) -> None:
-    from detlayer.oci import canonical_json
+    from detlayer.oci.types import canonical_json
 
     for result in report.results:
         _say(console, result, report.first_error)

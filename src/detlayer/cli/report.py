@@ -6,11 +6,11 @@ import re
 from collections.abc import Callable, Iterator
 from xml.etree import ElementTree
 
-from detlayer.audit import Findings
+from detlayer.checks.audit import Findings
+from detlayer.checks.findings import TRAPS, Finding
 from detlayer.cli.console import counted, size
 from detlayer.errors import DetlayerError, printable
-from detlayer.finding import TRAPS, Finding
-from detlayer.oci import canonical_json
+from detlayer.oci.types import canonical_json
 from detlayer.verification import LayerFacts, TargetReport, VerifyReport
 from detlayer.verification.report import INTEGRITY
 

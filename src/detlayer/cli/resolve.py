@@ -25,10 +25,10 @@ Examples:
 @console_options
 def resolve(**options: Any) -> None:
     """Print what REF names now: digest, media type and platforms, in one line."""
-    from detlayer.names import parse_reference
-    from detlayer.oci import canonical_json
-    from detlayer.platforms import parse_platform
-    from detlayer.pulling import resolve as resolve_reference
+    from detlayer.oci.platforms import parse_platform
+    from detlayer.oci.references import parse_reference
+    from detlayer.oci.types import canonical_json
+    from detlayer.transfer.pull import resolve as resolve_reference
 
     console = make_console(options, json=options["as_json"])
     platform = parse_platform(options["platform"]) if options["platform"] else None

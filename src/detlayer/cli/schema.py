@@ -20,6 +20,6 @@ def schema() -> None:
 
     Editors that go by taplo read `#:schema ./detlayer.schema.json` in the first line of a file.
     """
-    from detlayer.config import schema as make_schema
+    from detlayer.building.settings import schema as make_schema
 
     Console().result(json.dumps(make_schema(), indent=2))

@@ -10,7 +10,7 @@ from detlayer.errors import printable
 
 if TYPE_CHECKING:
     from detlayer.building import BuildReport
-    from detlayer.graph import Done, Event, Reason
+    from detlayer.building.graph import Done, Event, Reason
 
 _SHOWN_CHARACTERS = 72
 _FREE = ("resolve", "fetch", "configure", "assemble", "index")  # they take no time worth a line
@@ -36,7 +36,7 @@ class Steps(Transfers):
         if done is None or self._is_silent:
             return
         if self._as_json:
-            from detlayer.oci import canonical_json
+            from detlayer.oci.types import canonical_json
 
             self._console.result(canonical_json({"type": "step", **done_document(done)}).decode())
         self._say_moved(done)
@@ -132,7 +132,7 @@ def show_report(console: Console, report: BuildReport, *, as_json: bool, is_dry:
     """Print the result of a build."""
     steps = report.outcome.steps.values()
     if as_json:
-        from detlayer.oci import canonical_json
+        from detlayer.oci.types import canonical_json
 
         document = {
             "type": "result",

@@ -89,7 +89,7 @@ class Transfers:
 
     def _event(self, kind: str, name: str) -> None:
         if self._as_events:
-            from detlayer.oci import canonical_json
+            from detlayer.oci.types import canonical_json
 
             document = {"type": kind, "digest": name, "size": self._sizes.get(name, 0)}
             self._console.result(canonical_json(document).decode())

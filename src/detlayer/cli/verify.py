@@ -104,7 +104,7 @@ def _verify_lock(options: dict[str, Any], *, as_json: bool) -> int:
     from detlayer.building.request import Request
     from detlayer.cli.projects import lock_path, open_workshop, read_lock, read_project
     from detlayer.cli.steps import Steps
-    from detlayer.oci import canonical_json
+    from detlayer.oci.types import canonical_json
 
     if options["targets"] or options["rebuild"] or options["against"]:
         raise ConfigError("usage", "--locked is about detlayer.lock, and nothing else", "leave the others out")

@@ -12,17 +12,18 @@ from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 
-from detlayer.compare import Difference, Summary, compare, first_out_of_order
+from detlayer.checks.compare import Difference, Summary, compare, first_out_of_order
+from detlayer.checks.findings import TRAPS, Change, Finding
 from detlayer.difference.image import ImageSide, NamedLayer, diff_images
 from detlayer.difference.report import Compared, DiffReport, Verdict
 from detlayer.difference.second import explain_contents, first_offset
 from detlayer.difference.side import FormLog, LayerSide, Side, TreeSide
 from detlayer.errors import ConfigError, printable
-from detlayer.finding import TRAPS, Change, Finding
-from detlayer.layout import name_layout, open_file, open_layout
-from detlayer.ports import Reporter, Silence
-from detlayer.presence import is_dir
-from detlayer.recognise import recognise
+from detlayer.filesystem import is_dir
+from detlayer.images.files import open_file
+from detlayer.images.layout import name_layout, open_layout
+from detlayer.layer.identify import recognise
+from detlayer.layer.ports import Reporter, Silence
 from detlayer.tree import fail
 
 __all__ = ["Compared", "DiffReport", "diff"]

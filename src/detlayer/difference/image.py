@@ -7,13 +7,14 @@ from functools import partial
 from itertools import zip_longest
 from typing import Any, NamedTuple
 
-from detlayer.contents.text import token_trap
+from detlayer.checks.content_diff.text import token_trap
+from detlayer.checks.findings import Change
 from detlayer.difference.report import Compared, DiffReport, Verdict
-from detlayer.documents import decode_object
 from detlayer.errors import LayerError, printable
-from detlayer.finding import Change
-from detlayer.layout import Image, Layout, OpenFile
-from detlayer.oci import Descriptor, Digest
+from detlayer.images.files import OpenFile
+from detlayer.images.layout import Image, Layout
+from detlayer.oci.documents import decode_object
+from detlayer.oci.types import Descriptor, Digest
 
 _RANKS: tuple[Verdict, ...] = ("same", "compressor", "form", "config", "entries")
 _MAX_IMAGES = 1000

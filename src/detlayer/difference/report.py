@@ -6,8 +6,8 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from detlayer.compare import Difference
-from detlayer.finding import Change
+from detlayer.checks.compare import Difference
+from detlayer.checks.findings import Change
 
 Verdict = Literal["same", "compressor", "form", "entries", "config"]
 

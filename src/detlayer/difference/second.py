@@ -9,10 +9,10 @@ import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import IO
 
-from detlayer.compare import Difference, first_difference
-from detlayer.contents import explain
+from detlayer.checks.compare import Difference, first_difference
+from detlayer.checks.content import MAX_KEPT_BYTES
+from detlayer.checks.content_diff import explain
 from detlayer.difference.side import Pieces, Side
-from detlayer.innards import MAX_KEPT_BYTES
 
 _PIECE_BYTES = 1 << 18
 

@@ -12,22 +12,22 @@ from typing import Protocol
 from blake3 import blake3
 from msgspec import structs
 
-from detlayer.blob import BlobFacts, BlobReader
-from detlayer.compare import DIGEST_BYTES, Summary, Values, summarise, summary_key
-from detlayer.entry import Entry, Mtime, Profile, is_whiteout, marker, normalise
+from detlayer.checks.compare import DIGEST_BYTES, Summary, Values, summarise, summary_key
+from detlayer.checks.findings import Finding
+from detlayer.checks.header_form import check_form
 from detlayer.errors import ConfigError, IntegrityError, LayerError, printable
-from detlayer.finding import Finding
-from detlayer.form import check_form
-from detlayer.key import confirm, hash_content, pieces
-from detlayer.layout import OpenFile
-from detlayer.merge import Applied
-from detlayer.oci import Digest
-from detlayer.patterns import Pattern, parse_patterns, read_ignore_file
-from detlayer.ports import Reporter
-from detlayer.presence import is_file
-from detlayer.tar import END
+from detlayer.filesystem import is_file
+from detlayer.images.files import OpenFile
+from detlayer.layer.apply import Applied
+from detlayer.layer.decompress import BlobFacts, BlobReader
+from detlayer.layer.entry import Entry, Mtime, Profile, is_whiteout, marker, normalise
+from detlayer.layer.key import confirm, hash_content, pieces
+from detlayer.layer.ports import Reporter
+from detlayer.layer.reader import TarReader
+from detlayer.layer.tar import END
+from detlayer.oci.types import Digest
 from detlayer.tree import Selection, Source, read_file, walk
-from detlayer.untar import TarReader
+from detlayer.tree.patterns import Pattern, parse_patterns, read_ignore_file
 
 Pieces = Iterator[bytes | memoryview]
 IGNORE_FILE = ".detlayerignore"

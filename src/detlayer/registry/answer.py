@@ -6,15 +6,8 @@ from collections.abc import Sequence
 
 import msgspec
 
-from detlayer.errors import (
-    AuthError,
-    NotFoundError,
-    RegistryError,
-    RejectedError,
-    UnavailableError,
-    printable,
-)
-from detlayer.oci import Digest, parse_digest
+from detlayer.errors import AuthError, NotFoundError, RegistryError, RejectedError, UnavailableError, printable
+from detlayer.oci.types import Digest, parse_digest
 
 MAX_ERROR_BYTES = 4 << 20  # a registry may name each blob of a manifest, and what was in vain is sent again otherwise
 _MAX_SHOWN = 300

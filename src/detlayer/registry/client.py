@@ -13,7 +13,6 @@ from urllib.parse import urlsplit, urlunsplit
 
 import msgspec
 
-from detlayer.documents import Document, parse_document
 from detlayer.errors import (
     AuthError,
     IntegrityError,
@@ -23,15 +22,9 @@ from detlayer.errors import (
     UnavailableError,
     printable,
 )
-from detlayer.names import RepositoryName
-from detlayer.oci import (
-    INDEX_TYPES,
-    MANIFEST_TYPES,
-    MAX_DOCUMENT_BYTES,
-    Descriptor,
-    Digest,
-    digest_of,
-)
+from detlayer.oci.documents import Document, parse_document
+from detlayer.oci.references import RepositoryName
+from detlayer.oci.types import INDEX_TYPES, MANIFEST_TYPES, MAX_DOCUMENT_BYTES, Descriptor, Digest, digest_of
 from detlayer.registry.address import checked, join, origin
 from detlayer.registry.answer import RefusedError, error_of, garbage, read_digest
 from detlayer.registry.auth import Authorizer, Challenge, Scope, pull, push

@@ -22,7 +22,7 @@ import msgspec
 from blake3 import blake3
 
 from detlayer.errors import ConfigError, printable
-from detlayer.names import DEFAULT_REGISTRY, RepositoryName, host_of
+from detlayer.oci.references import DEFAULT_REGISTRY, RepositoryName, host_of
 
 _HUB_KEY = "https://index.docker.io/v1/"  # what docker has called Docker Hub from the beginning
 _HUB_HOSTS = frozenset((DEFAULT_REGISTRY, "index.docker.io", host_of(DEFAULT_REGISTRY)))

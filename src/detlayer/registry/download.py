@@ -10,8 +10,8 @@ from contextlib import ExitStack, contextmanager
 import msgspec
 
 from detlayer.errors import IntegrityError, OutputError, UnavailableError
-from detlayer.oci import Descriptor
-from detlayer.ports import Readable
+from detlayer.oci.ports import Readable
+from detlayer.oci.types import Descriptor
 from detlayer.registry.allowance import Allowance
 from detlayer.registry.client import Repository
 from detlayer.registry.transport import Answer

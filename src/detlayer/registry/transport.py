@@ -19,7 +19,7 @@ from urllib.parse import parse_qsl, urlsplit
 import msgspec
 
 from detlayer.errors import IntegrityError, RegistryError, RejectedError, UnavailableError
-from detlayer.ports import Body
+from detlayer.oci.ports import Body
 from detlayer.registry.address import is_loopback, join, origin, shown_url
 from detlayer.registry.answer import MAX_ERROR_BYTES, Refusal, garbage, read_faults
 from detlayer.registry.connections import Kind, Network, make_client, translated

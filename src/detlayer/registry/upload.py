@@ -14,9 +14,9 @@ from typing import Literal
 import msgspec
 
 from detlayer.errors import AuthError, IntegrityError, RejectedError, UnavailableError
-from detlayer.names import RepositoryName
-from detlayer.oci import Descriptor
-from detlayer.ports import Body, Session
+from detlayer.oci.ports import Body, Session
+from detlayer.oci.references import RepositoryName
+from detlayer.oci.types import Descriptor
 from detlayer.registry.address import with_query
 from detlayer.registry.allowance import Allowance
 from detlayer.registry.answer import Refusal, error_of

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from detlayer.ports import Reporter
+from detlayer.layer.ports import Reporter
 from detlayer.store.blobs import Blobs, Incoming, LostBlobError
 from detlayer.store.index import Index
 from detlayer.store.lease import Lease

@@ -13,16 +13,17 @@ from typing import TYPE_CHECKING, BinaryIO
 
 import msgspec
 
-from detlayer.codec import Codec
-from detlayer.entry import Content, ContentReader, Entry
 from detlayer.errors import LayerError, OutputError, UnreadableError, printable
-from detlayer.layer import BytesContent, pack
-from detlayer.oci import MEDIA_TYPE_INDEX, OCI_LAYOUT_VERSION, Digest, canonical_json, parse_digest
-from detlayer.ports import Body, Readable, Sink
+from detlayer.layer.codec import Codec
+from detlayer.layer.entry import Content, ContentReader, Entry
+from detlayer.layer.ports import Sink
+from detlayer.layer.reader import Member, TarReader
+from detlayer.layer.writer import BytesContent, pack
+from detlayer.oci.ports import Body, Readable
+from detlayer.oci.types import MEDIA_TYPE_INDEX, OCI_LAYOUT_VERSION, Digest, canonical_json, parse_digest
 from detlayer.store.blobs import LostBlobError
 from detlayer.store.index import unseal
 from detlayer.store.traces import Spot
-from detlayer.untar import Member, TarReader
 
 if TYPE_CHECKING:
     from detlayer.store import Store

@@ -17,8 +17,9 @@ from threading import Lock
 from typing import BinaryIO, Literal
 
 from detlayer.errors import IntegrityError, OutputError, printable
-from detlayer.oci import MEDIA_TYPE_INDEX, OCI_LAYOUT_VERSION, Digest, canonical_json, digest_of
-from detlayer.ports import Body, Bytes
+from detlayer.layer.ports import Bytes
+from detlayer.oci.ports import Body
+from detlayer.oci.types import MEDIA_TYPE_INDEX, OCI_LAYOUT_VERSION, Digest, canonical_json, digest_of
 from detlayer.store.index import Index
 from detlayer.store.lease import Lease
 from detlayer.store.place import make_directory
@@ -286,7 +287,7 @@ class Blobs:
 
 
 class _StoredBody:
-    """A blob of the store (`ports.Body`)."""
+    """A blob of the store (`oci.ports.Body`)."""
 
     def __init__(self, blobs: Blobs, digest: Digest, size_bytes: int) -> None:
         self._blobs = blobs

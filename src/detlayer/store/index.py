@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from blake3 import blake3
 
 from detlayer.errors import printable
-from detlayer.ports import Reporter, Silence
+from detlayer.layer.ports import Reporter, Silence
 from detlayer.store.locks import lock
 from detlayer.store.place import make_directory
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from detlayer.errors import OutputError, printable
-from detlayer.oci import Digest
+from detlayer.oci.types import Digest
 from detlayer.store.memory import FACT_AGE_S, SESSION_AGE_S
 
 if TYPE_CHECKING:

@@ -15,8 +15,8 @@ from threading import Lock
 
 import msgspec
 
-from detlayer.oci import Digest
-from detlayer.presence import look
+from detlayer.filesystem import look
+from detlayer.oci.types import Digest
 from detlayer.store.locks import lock, try_lock
 
 _LOCK = "gc.lock"

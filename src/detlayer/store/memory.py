@@ -1,4 +1,4 @@
-"""What is remembered of registries: the `Memory` of `ports`, kept in the index and among the blobs.
+"""What is remembered of registries: the `Memory` of `oci.ports`, kept in the index and among the blobs.
 
 Only what was seen to be there is kept, with its age; that something is missing is never kept. Nothing here is secret:
 whom a registry took us for is a name that the caller made. It forgets rather than fails.
@@ -10,9 +10,9 @@ from collections.abc import Callable, Collection
 from contextlib import suppress
 from typing import cast
 
-from detlayer.names import RepositoryName
-from detlayer.oci import Digest
-from detlayer.ports import Place, Proof, Session
+from detlayer.oci.ports import Place, Proof, Session
+from detlayer.oci.references import RepositoryName
+from detlayer.oci.types import Digest
 from detlayer.store.blobs import Blobs
 from detlayer.store.index import Index
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import msgspec
 
-from detlayer.oci import Digest
+from detlayer.oci.types import Digest
 from detlayer.store.index import Index, seal, unseal
 from detlayer.store.stamp import Stamp, is_racy, stamp_of
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from detlayer.oci import Digest
+from detlayer.oci.types import Digest
 from detlayer.store.index import Index, Statement, seal, unseal
 
 _TOUCH_S = 3600  # how exactly it is known when something was last used

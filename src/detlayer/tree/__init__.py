@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
-from detlayer.entry import Entry, Profile
-from detlayer.patterns import excluded
-from detlayer.ports import Reporter, Silence
-from detlayer.presence import is_dir as leads_to_dir
-from detlayer.presence import real_path
+from detlayer.filesystem import is_dir as leads_to_dir
+from detlayer.filesystem import real_path
+from detlayer.layer.entry import Entry, Profile
+from detlayer.layer.ports import Reporter, Silence
 from detlayer.tree.forest import plant
+from detlayer.tree.patterns import excluded
 from detlayer.tree.scan import Listing, Scan, Witness, scan
 from detlayer.tree.source import Selection, Source
 from detlayer.tree.steady import copy_file, fail, read_file

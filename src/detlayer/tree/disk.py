@@ -9,10 +9,10 @@ from __future__ import annotations
 import os
 import stat
 
-from detlayer import pyc
-from detlayer.entry import ContentReader, Profile
 from detlayer.errors import printable
-from detlayer.patterns import excluded
+from detlayer.layer import bytecode
+from detlayer.layer.entry import ContentReader, Profile
+from detlayer.tree.patterns import excluded
 from detlayer.tree.scan import Listing
 from detlayer.tree.source import Source
 from detlayer.tree.steady import CHANGED_AGAIN, changed, difference, fail, settle
@@ -246,14 +246,14 @@ class BytecodeContent(FileContent):
 
     def read_into(self, buffer: memoryview) -> int:
         count = FileContent.read_into(self, buffer)
-        if not self._started and count >= pyc.HEADER_BYTES:
+        if not self._started and count >= bytecode.HEADER_BYTES:
             self._started = True
-            recorded = pyc.recorded(buffer)
+            recorded = bytecode.recorded(buffer)
             source = self._sought() if recorded is not None else None
             if recorded is not None and source is not None:
                 mtime = seconds(source)
-                if pyc.matches(recorded, mtime, source.st_size):
-                    buffer[8:12] = pyc.mtime_field(self._profile.time_of(mtime, self.found.name))
+                if bytecode.matches(recorded, mtime, source.st_size):
+                    buffer[8:12] = bytecode.mtime_field(self._profile.time_of(mtime, self.found.name))
         return count
 
     def _sought(self) -> os.stat_result | None:
@@ -267,7 +267,7 @@ class BytecodeContent(FileContent):
         """Find the source file in this tree: a regular file that is packed, too."""
         directory = self.found.dir
         in_pycache = directory.name == b"__pycache__"
-        name = pyc.source_name(self.found.name, in_pycache)
+        name = bytecode.source_name(self.found.name, in_pycache)
         home = directory.parent if in_pycache else directory
         if name is None or home is None:
             return None

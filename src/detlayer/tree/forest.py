@@ -10,8 +10,8 @@ from typing import NoReturn
 
 import msgspec
 
-from detlayer.entry import MERGED_DIRS, OPAQUE_WHITEOUT, WHITEOUT_PREFIX, check_path
 from detlayer.errors import ConfigError, TreeError, printable
+from detlayer.layer.entry import MERGED_DIRS, OPAQUE_WHITEOUT, WHITEOUT_PREFIX, check_path
 from detlayer.tree.source import Selection, Source
 from detlayer.tree.steady import fail
 

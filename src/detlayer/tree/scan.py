@@ -14,9 +14,9 @@ from struct import Struct
 
 from blake3 import blake3
 
-from detlayer.entry import WHITEOUT_PREFIX, without_temporaries
-from detlayer.patterns import excluded
-from detlayer.presence import real_path
+from detlayer.filesystem import real_path
+from detlayer.layer.entry import WHITEOUT_PREFIX, without_temporaries
+from detlayer.tree.patterns import excluded
 from detlayer.tree.source import Source
 
 _STATUS = Struct("<xBqqqqqqqq").pack  # names have no NUL

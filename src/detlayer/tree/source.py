@@ -7,7 +7,7 @@ from typing import Literal
 import msgspec
 
 from detlayer.errors import printable
-from detlayer.patterns import Pattern
+from detlayer.tree.patterns import Pattern
 
 
 class Source(msgspec.Struct, frozen=True):

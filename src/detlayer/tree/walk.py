@@ -12,7 +12,9 @@ from collections.abc import Callable, Iterator, Mapping
 from itertools import pairwise
 from typing import Literal
 
-from detlayer.entry import (
+from detlayer.errors import ConfigError, TreeError, printable
+from detlayer.filesystem import real_path
+from detlayer.layer.entry import (
     WHITEOUT_PREFIX,
     Entry,
     Profile,
@@ -24,12 +26,10 @@ from detlayer.entry import (
     sibling_key,
     without_temporaries,
 )
-from detlayer.errors import ConfigError, TreeError, printable
-from detlayer.patterns import excluded
-from detlayer.ports import Reporter
-from detlayer.presence import real_path
+from detlayer.layer.ports import Reporter
 from detlayer.tree.disk import BytecodeContent, Dir, FileContent, Found, seconds
 from detlayer.tree.forest import Node, collide
+from detlayer.tree.patterns import excluded
 from detlayer.tree.scan import Listing, Witness
 from detlayer.tree.source import Selection, Source
 from detlayer.tree.steady import changed, fail, steady

@@ -9,15 +9,16 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping, Sequence
 
-from detlayer import packing
-from detlayer.codec import DEFAULT_CODEC, Codec, parse_compression
-from detlayer.entry import Profile
 from detlayer.errors import ConfigError, printable
-from detlayer.layout import SAVED, LayoutName, find_kind, name_layout, open_file, split_name
-from detlayer.magic import HEAD_BYTES, format_of, image_archive
-from detlayer.patterns import parse_patterns
-from detlayer.presence import is_file
+from detlayer.filesystem import is_file
+from detlayer.images.files import find_kind, open_file
+from detlayer.images.layout import SAVED, LayoutName, name_layout, split_name
+from detlayer.layer.codec import DEFAULT_CODEC, Codec, parse_compression
+from detlayer.layer.entry import Profile
+from detlayer.layer.formats import HEAD_BYTES, format_of, image_archive
+from detlayer.packing import packer
 from detlayer.tree import Selection, Source
+from detlayer.tree.patterns import parse_patterns
 from detlayer.verification.images import check_layout
 from detlayer.verification.layers import check_layer, parse_expectation
 from detlayer.verification.perturbation import check_sources
@@ -95,7 +96,7 @@ def verify(
             )
         )
     if sources:
-        resolved = packing.resolve(sources, exclude=exclude, ignore_files=ignore_files, use_ignore_file=use_ignore_file)
+        resolved = packer.resolve(sources, exclude=exclude, ignore_files=ignore_files, use_ignore_file=use_ignore_file)
         reports.append(
             check_sources(
                 resolved,

@@ -19,12 +19,12 @@ from zlib import error as ZlibError
 from blake3 import blake3
 from msgspec import structs
 
-from detlayer import pyc
-from detlayer.blob import BlobReader, Readable
-from detlayer.entry import Entry
+from detlayer.checks.findings import Finding
 from detlayer.errors import printable
-from detlayer.finding import Finding
-from detlayer.untar import TarReader
+from detlayer.layer import bytecode
+from detlayer.layer.decompress import BlobReader, Readable
+from detlayer.layer.entry import Entry
+from detlayer.layer.reader import TarReader
 
 MAX_KEPT_BYTES = 64 << 20  # of each layer's contents that differ, to say where
 _CLOCK = re.compile(rb"\d{1,2}:\d{2}(?::\d{2})?|(?:19|20)\d{2}-\d{2}-\d{2}|\b1\d{9}(?:\d{3}){0,3}\b|\b20\d{12}\b")
@@ -176,7 +176,7 @@ def _by_form(path: bytes, a: bytes, b: bytes) -> Iterator[Finding]:
     at = next((n for n, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
     where = f"content at offset {at}"
     excerpts = (_excerpt(b, at), _excerpt(a, at))
-    if path.endswith(b".pyc") and pyc.recorded(a[:16]) and pyc.recorded(b[:16]) and a[12:] == b[12:]:
+    if path.endswith(b".pyc") and bytecode.recorded(a[:16]) and bytecode.recorded(b[:16]) and a[12:] == b[12:]:
         times = (str(int.from_bytes(data[8:12], "little")) for data in (b, a))
         yield Finding("pyc-timestamp", shown, "mtime", *times)
     elif a[:2] == b[:2] == b"PK" and (zips := _zip_difference(a, b)):

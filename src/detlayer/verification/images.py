@@ -1,19 +1,19 @@
 """An OCI layout checked: every blob against its digest and size, configs against layers, each layer by an audit.
 
-Never disk (`layout` reads), never the network: foreign layers are passed by.
+Does not read the disk itself (`images.layout` does) and uses no network: foreign layers are skipped.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
-from detlayer.audit import Findings, audit
-from detlayer.entry import Profile
+from detlayer.checks.audit import Findings, audit
+from detlayer.checks.findings import Finding
 from detlayer.errors import LayerError, TreeError, UnreadableError, printable
-from detlayer.finding import Finding
-from detlayer.layout import Image, Layout, LayoutName, Measure, open_layout
-from detlayer.magic import HEAD_BYTES, is_layer
-from detlayer.oci import Descriptor, Digest
+from detlayer.images.layout import Image, Layout, LayoutName, Measure, open_layout
+from detlayer.layer.entry import Profile
+from detlayer.layer.formats import HEAD_BYTES, is_layer
+from detlayer.oci.types import Descriptor, Digest
 from detlayer.verification.layers import Expectation
 from detlayer.verification.report import LayerFacts, TargetReport, divide, facts_of
 

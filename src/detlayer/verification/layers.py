@@ -10,16 +10,16 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from detlayer.audit import audit
-from detlayer.blob import Readable
-from detlayer.entry import Profile
+from detlayer.checks.audit import audit
+from detlayer.checks.findings import Finding
 from detlayer.errors import ConfigError, LayerError, printable
-from detlayer.finding import Finding
-from detlayer.layer import ANNOTATION_PREFIX
-from detlayer.layout import open_file, read_bounded
-from detlayer.magic import image_archive, quoted
-from detlayer.oci import MAX_DOCUMENT_BYTES, parse_digest
-from detlayer.presence import is_file
+from detlayer.filesystem import is_file
+from detlayer.images.files import open_file, read_bounded
+from detlayer.layer.decompress import Readable
+from detlayer.layer.entry import Profile
+from detlayer.layer.formats import image_archive, quoted
+from detlayer.layer.writer import ANNOTATION_PREFIX
+from detlayer.oci.types import MAX_DOCUMENT_BYTES, parse_digest
 from detlayer.verification.contrast import Run, contrast
 from detlayer.verification.report import LayerFacts, TargetReport, divide, facts_of
 

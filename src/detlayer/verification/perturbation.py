@@ -16,13 +16,13 @@ from functools import partial
 
 from msgspec.structs import replace
 
-from detlayer.audit import LayerReport, audit
-from detlayer.codec import Codec
-from detlayer.entry import Profile
+from detlayer.checks.audit import LayerReport, audit
+from detlayer.checks.findings import Finding
 from detlayer.errors import ConfigError
-from detlayer.finding import Finding
-from detlayer.layout import open_file
-from detlayer.packing import default_jobs
+from detlayer.images.files import open_file
+from detlayer.layer.codec import Codec
+from detlayer.layer.entry import Profile
+from detlayer.packing.packer import default_jobs
 from detlayer.tree import Selection, Source, takes
 from detlayer.verification.contrast import Run, contrast
 from detlayer.verification.layers import Expectation

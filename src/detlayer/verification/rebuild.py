@@ -20,23 +20,17 @@ from functools import partial
 
 from msgspec.structs import replace
 
-from detlayer.audit import audit
-from detlayer.codec import Codec
-from detlayer.entry import Profile
+from detlayer.checks.audit import audit
 from detlayer.errors import ConfigError, OutputError, printable
-from detlayer.layout import open_file
-from detlayer.packing import pack, parse_source
-from detlayer.patterns import Pattern
-from detlayer.presence import look
+from detlayer.filesystem import look
+from detlayer.images.files import open_file
+from detlayer.layer.codec import Codec
+from detlayer.layer.entry import Profile
+from detlayer.packing.packer import pack, parse_source
 from detlayer.tree import Selection, copy_file, fail
+from detlayer.tree.patterns import Pattern
 from detlayer.verification.contrast import Run, contrast
-from detlayer.verification.machine import (
-    CannotView,
-    disordered,
-    find_program,
-    on_one_processor,
-    time_prefix,
-)
+from detlayer.verification.machine import CannotView, disordered, find_program, on_one_processor, time_prefix
 from detlayer.verification.report import Perturbation, TargetReport, divide, facts_of
 
 _TRUSTED = 1 << 40  # these layers are our own, however far they expand

@@ -16,11 +16,12 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
-from detlayer import errors, packing
-from detlayer.codec import Codec
-from detlayer.entry import Profile
+from detlayer import errors
 from detlayer.errors import ConfigError, DetlayerError, TreeError
-from detlayer.ports import Silence
+from detlayer.layer.codec import Codec
+from detlayer.layer.entry import Profile
+from detlayer.layer.ports import Silence
+from detlayer.packing import packer
 from detlayer.tree import Selection, Source
 
 _START = "from detlayer.verification.replica import main; main()"
@@ -95,7 +96,7 @@ def main() -> None:
     warnings = _Warnings()
     told: dict[str, Any] = {"warnings": warnings.said}
     try:
-        packing.pack(
+        packer.pack(
             request.sources,
             output=request.output,
             compression=request.codec,

@@ -10,8 +10,8 @@ from typing import Any, Literal
 
 import msgspec
 
-from detlayer.audit import Findings, LayerReport
-from detlayer.finding import Finding
+from detlayer.checks.audit import Findings, LayerReport
+from detlayer.checks.findings import Finding
 
 TargetKind = Literal["layer", "layout", "sources", "rebuild"]
 

@@ -13,11 +13,11 @@ from dataclasses import dataclass, field
 
 from blake3 import blake3
 
-from detlayer import pyc
-from detlayer.entry import Profile
 from detlayer.errors import OutputError, printable
-from detlayer.patterns import excluded
+from detlayer.layer import bytecode
+from detlayer.layer.entry import Profile
 from detlayer.tree import Selection, Source, copy_file
+from detlayer.tree.patterns import excluded
 from detlayer.verification.variation import Variation
 
 
@@ -130,7 +130,7 @@ class Twins:
         above, _, name = path.rpartition(b"/")
         home, _, last = above.rpartition(b"/")
         in_pycache = last == b"__pycache__"
-        source_name = pyc.source_name(name, in_pycache)
+        source_name = bytecode.source_name(name, in_pycache)
         if source_name is None:
             return
         place = home if in_pycache else above
@@ -140,16 +140,16 @@ class Twins:
         except (FileNotFoundError, NotADirectoryError):
             return
         with open(new, "r+b") as file:
-            recorded = pyc.recorded(file.read(pyc.HEADER_BYTES))
+            recorded = bytecode.recorded(file.read(bytecode.HEADER_BYTES))
             mtime = status.st_mtime_ns // 1_000_000_000
             if (
                 recorded is not None
                 and stat.S_ISREG(status.st_mode)
                 and not self._leaves_out(source, relative, status)
-                and pyc.matches(recorded, mtime, status.st_size)
+                and bytecode.matches(recorded, mtime, status.st_size)
             ):
                 file.seek(8)
-                file.write(pyc.mtime_field(mtime + self.variation.shift_s(relative)))
+                file.write(bytecode.mtime_field(mtime + self.variation.shift_s(relative)))
 
     def _set_values(self, old: bytes, new: bytes, status: os.stat_result, path: bytes, *, follow: bool = True) -> None:
         """Give a copy the values that are input, and others where they are not."""

@@ -1,0 +1,240 @@
+"""What the steps of a build share: documents, blobs in the store, and the bases that are open. Safe in threads."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from contextlib import ExitStack
+from threading import RLock
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from detlayer.building.traces import StoreTraces
+from detlayer.errors import LayerError, UnavailableError
+from detlayer.oci.documents import Document, parse_document
+from detlayer.oci.ports import Body
+from detlayer.oci.references import Reference, RepositoryName
+from detlayer.oci.types import Descriptor, Digest, digest_of
+from detlayer.store import LostBlobError, Store
+
+if TYPE_CHECKING:
+    from detlayer.images.source import OpenedImage
+    from detlayer.registry.client import Registries, Repository
+    from detlayer.transfer.push import Knowledge
+
+BaseName = Reference | str
+"""A reference, or a layout by its name (`oci:DIR[:TAG]`)."""
+
+
+class Desk:
+    """A context: what was opened for the build is closed with it. `registries` is None for a build without network."""
+
+    def __init__(self, store: Store, registries: Callable[[], Registries] | None) -> None:
+        self.store = store
+        self._registries = registries
+        self._opened: Registries | None = None
+        self._knowledge: Knowledge | None = None
+        self.traces = StoreTraces(store)
+        self._documents: dict[Digest, bytes] = {}
+        self._packed: set[Digest] = set()
+        self._layouts: dict[str, OpenedImage] = {}
+        self._stack = ExitStack()
+        self._lock = RLock()
+
+    def __enter__(self) -> Desk:
+        return self
+
+    def __exit__(self, *failed: object) -> None:
+        self._stack.close()
+
+    # -- documents
+
+    def put(self, data: bytes) -> Digest:
+        """Keep a document for this run, whether or not the store can keep it for the next."""
+        digest = digest_of(data)
+        with self._lock:
+            if digest in self._documents:
+                return digest
+            self._documents[digest] = data
+        self.store.memory.keep_document(data)
+        return digest
+
+    def known(self, digest: Digest) -> bytes | None:
+        """Recall a document that was put in this run or an earlier one."""
+        found = self._documents.get(digest)
+        if found is None:
+            found = self.store.memory.document(digest)
+            if found is not None:
+                self._documents[digest] = found
+        return found
+
+    def data(self, digest: Digest) -> bytes:
+        """Recall a document that an earlier step put; raises LayerError."""
+        found = self.known(digest)
+        if found is None:
+            raise LayerError("input-changed", f"{digest} is gone from the store", "run the build again")
+        return found
+
+    def document(self, digest: Digest) -> Document:
+        """Recall an index or manifest; raises LayerError."""
+        return parse_document(self.data(digest), str(digest))
+
+    # -- bases
+
+    def repository(self, name: RepositoryName) -> Repository:
+        """Reach a repository; raises UnavailableError in a build without network."""
+        return self.registries.repository(name)
+
+    @property
+    def registries(self) -> Registries:
+        if self._registries is None:
+            raise UnavailableError(
+                "offline", "a registry has to be asked, and the build is offline", "build without --offline once"
+            )
+        with self._lock:
+            if self._opened is None:
+                self._opened = self._registries()
+            return self._opened
+
+    @property
+    def counts(self) -> tuple[int, int]:
+        """Requests and bytes that went to registries."""
+        if self._opened is None:
+            return 0, 0
+        counts = self._opened.transport.counts
+        return counts.requests, counts.sent_bytes
+
+    @property
+    def knowledge(self) -> Knowledge:
+        """What this build knows of registries, shared by all that it publishes."""
+        from detlayer.transfer.push import Knowledge
+
+        with self._lock:
+            if self._knowledge is None:
+                self._knowledge = Knowledge(self.store.memory)
+            return self._knowledge
+
+    def cancel(self) -> None:
+        """End what waits for the network."""
+        if self._opened is not None:
+            self._opened.cancel()
+
+    @property
+    def is_offline(self) -> bool:
+        return self._registries is None
+
+    def layout(self, name: str) -> OpenedImage:
+        """Open a base that lies in a layout, once; raises TreeError and LayerError."""
+        from detlayer.images.source import open_image
+
+        with self._lock:
+            if name not in self._layouts:
+                self._layouts[name] = self._stack.enter_context(open_image(name))
+            return self._layouts[name]
+
+    def base_source(self, base: BaseName) -> BaseSource:
+        """Name where the documents and blobs of a base come from."""
+        return BaseSource(self, base)
+
+    # -- blobs
+
+    def packed(self, digest: Digest) -> None:
+        """Note that a layer of this build is in the store: it is nowhere else."""
+        self._packed.add(digest)
+
+    def body(self, blob: Descriptor) -> Body | None:
+        """Open a blob in the store; None if it has not as many bytes, intact.
+
+        Raises LostBlobError for a layer of this build that was there.
+        """
+        body = self.store.blobs.body(blob.digest)
+        if body is not None and body.size_bytes == blob.size_bytes:
+            return body
+        data = self._documents.get(blob.digest)  # the store may not be able to keep any
+        if data is None and blob.digest in self._packed:
+            raise LostBlobError(
+                "cache-vanished", f"{blob.digest} is not in the cache any more", "build again", blob.digest
+            )
+        return BytesBody(data) if data is not None else None
+
+
+class BytesBody(msgspec.Struct, frozen=True):
+    """A small blob's bytes (`oci.ports.Body`)."""
+
+    data: bytes
+
+    @property
+    def size_bytes(self) -> int:
+        return len(self.data)
+
+    def open(self, offset: int = 0) -> io.BytesIO:
+        return io.BytesIO(self.data[offset:])
+
+
+class BaseSource:
+    """The documents and blobs of a base (`oci.ports.ImageSource`): from what is known, the layout, or the registry."""
+
+    def __init__(self, desk: Desk, base: BaseName) -> None:
+        self._desk = desk
+        self._base = base
+
+    def document(self, descriptor: Descriptor) -> bytes:
+        """Read a manifest or config, held against its digest; raises RegistryError, LayerError, IntegrityError."""
+        known = self._desk.known(descriptor.digest)
+        if known is not None:
+            return known
+        if isinstance(self._base, str):
+            data = self._desk.layout(self._base).document(descriptor)
+        elif descriptor.is_config:
+            from detlayer.transfer.pull import fetch_blob  # most builds have nothing to fetch
+
+            data = fetch_blob(self._desk.repository(self._base.name), descriptor, self._desk.store.memory)
+        else:
+            data = self._desk.repository(self._base.name).get_manifest(str(descriptor.digest)).data
+        self._desk.put(data)
+        return data
+
+    def body(self, descriptor: Descriptor) -> Body | None:
+        """Name the bytes of a layer; None where a layout lacks them."""
+        from detlayer.registry.download import RemoteBody
+
+        found = self._desk.body(descriptor)
+        if found is not None:
+            return found
+        if isinstance(self._base, str):
+            layout = self._desk.layout(self._base)
+            body = layout.body(descriptor)
+            if body is None and layout.origin is not None:
+                return RemoteBody(self._desk.repository(layout.origin), descriptor)
+            return body
+        return RemoteBody(self._desk.repository(self._base.name), descriptor)
+
+    @property
+    def origin(self) -> RepositoryName | None:
+        """The repository that has what is not here."""
+        if isinstance(self._base, str):
+            return self._desk.layout(self._base).origin
+        return self._base.name
+
+
+class Made:
+    """An image of this build (`transfer.push.Image`): documents from the context, layers from the store or the base."""
+
+    def __init__(self, desk: Desk, root: Document, base: BaseName | None) -> None:
+        self._desk = desk
+        self.root = root
+        self._source = desk.base_source(base) if base is not None else None
+
+    @property
+    def origin(self) -> RepositoryName | None:
+        return self._source.origin if self._source is not None else None
+
+    def document(self, descriptor: Descriptor) -> bytes:
+        return self._desk.data(descriptor.digest)
+
+    def body(self, descriptor: Descriptor) -> Body | None:
+        found = self._desk.body(descriptor)
+        if found is not None or self._source is None:
+            return found
+        return self._source.body(descriptor)

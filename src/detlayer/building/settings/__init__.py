@@ -1,0 +1,27 @@
+"""`detlayer.toml`, and `[tool.detlayer]` of pyproject.toml: text in, typed settings out. Never the disk.
+
+`tables` is what may be written, and its JSON schema; `reading` turns text into tables, with errors that name file, key
+and what was meant; `words` fills in variables and placeholders; `layers` and `settings` are what a build goes by;
+`project` joins files and their members. Files and globs are read by whoever calls.
+"""
+
+from __future__ import annotations
+
+from detlayer.building.settings.layers import LayerSettings
+from detlayer.building.settings.project import Files, Project, load
+from detlayer.building.settings.reading import FILE_NAME, PYPROJECT, read_image, read_tables
+from detlayer.building.settings.settings import ImageSettings
+from detlayer.building.settings.tables import schema
+
+__all__ = [
+    "FILE_NAME",
+    "PYPROJECT",
+    "Files",
+    "ImageSettings",
+    "LayerSettings",
+    "Project",
+    "load",
+    "read_image",
+    "read_tables",
+    "schema",
+]

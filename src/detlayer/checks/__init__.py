@@ -1,0 +1,1 @@
+"""What is wrong with a layer or a content, by name. Pure."""

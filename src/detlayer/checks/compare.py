@@ -1,0 +1,211 @@
+"""Two ordered streams of summaries to differences, each with the name of its trap. Never where entries came from.
+
+A summary is what is kept of an entry once its content went by: values and a digest of 16 bytes. Order is that of SPEC
+3.4; `content_diff` explains what differs inside a content.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, NamedTuple
+
+import msgspec
+
+from detlayer.checks.content import check_name
+from detlayer.checks.findings import Change
+from detlayer.errors import printable
+from detlayer.layer.entry import WHITEOUT_PREFIX, Entry
+
+DIGEST_BYTES = 16
+
+
+class Values(NamedTuple):
+    """What many entries share; equal ones are one object."""
+
+    kind: str
+    mode: int
+    uid: int
+    gid: int
+    mtime: int
+
+
+class Summary(msgspec.Struct, frozen=True, gc=False):
+    """What is kept of an entry. `digest` is of its content; `position` is its place in the tar it was read from."""
+
+    path: bytes
+    values: Values
+    size_bytes: int = 0
+    digest: bytes = b""
+    target: bytes = b""
+    xattrs: tuple[tuple[bytes, bytes], ...] = ()
+    position: int = 0
+    extras: tuple[tuple[bytes, bytes], ...] = ()
+    """What else the entry has (`untar.Member.extras`)."""
+    is_link: bool = False
+    """Whether the content stands elsewhere in the tar."""
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """One path that differs. `content` says that its bytes do, `offset` where they begin to."""
+
+    path: str
+    kind: Literal["added", "removed", "changed"]
+    changes: tuple[Change, ...] = ()
+    what: str = ""
+    """What was added or removed."""
+    content: bool = False
+    offset: int | None = None
+    raw_path: bytes = field(default=b"", repr=False)
+
+    @property
+    def traps(self) -> tuple[str, ...]:
+        return tuple(sorted({change.trap for change in self.changes}))
+
+    def explained(self, offset: int | None, causes: Sequence[Change]) -> Difference:
+        """The same difference, with what its content differs in."""
+        kept = tuple(change for change in self.changes if change.field != "content" or not causes)
+        return replace(self, changes=(*kept, *causes), offset=offset)
+
+    def to_document(self) -> dict[str, Any]:
+        document: dict[str, Any] = {"path": self.path, "kind": self.kind, "traps": list(self.traps)}
+        if self.what:
+            document["what"] = self.what
+        if self.changes:
+            document["changes"] = [change.to_document() for change in self.changes]
+        if self.offset is not None:
+            document["offset"] = self.offset
+        return document
+
+
+def summarise(
+    entry: Entry,
+    values: dict[Values, Values],
+    position: int,
+    kind: str,
+    digest: bytes,
+    extras: tuple[tuple[bytes, bytes], ...] = (),
+) -> Summary:
+    """Keep what is compared of `entry`; `values` makes equal values one object."""
+    own = Values(kind, entry.mode, entry.uid, entry.gid, entry.mtime)
+    shared = values.setdefault(own, own)
+    return Summary(entry.path, shared, entry.size_bytes, digest, entry.target, entry.xattrs, position, extras)
+
+
+def summary_key(path: bytes) -> bytes:
+    """Order whole paths as SPEC 3.4 does, as one key: NUL sorts below every byte of a name, and is in none."""
+    if WHITEOUT_PREFIX not in path:
+        return path.replace(b"/", b"\0")
+    names = path.split(b"/")
+    return b"\0".join(b"\0" + name if name.startswith(WHITEOUT_PREFIX) else name for name in names)
+
+
+def compare(a: Iterable[Summary], b: Iterable[Summary]) -> Iterator[Difference]:
+    """Merge two streams in order, and yield what differs; paths are there once on each side."""
+    left, right = iter(a), iter(b)
+    one, other = next(left, None), next(right, None)
+    while one is not None or other is not None:
+        if other is None or (one is not None and summary_key(one.path) < summary_key(other.path)):
+            assert one is not None
+            yield _alone(one, "removed")
+            one = next(left, None)
+        elif one is None or one.path != other.path:
+            yield _alone(other, "added")
+            other = next(right, None)
+        else:
+            changes = tuple(_changes(one, other))
+            if changes:
+                content = any(change.field == "content" for change in changes)
+                yield Difference(printable(one.path), "changed", changes, content=content, raw_path=one.path)
+            one, other = next(left, None), next(right, None)
+
+
+def first_out_of_order(pairs: Iterable[tuple[Summary, Summary]]) -> tuple[bytes, bytes] | None:
+    """Find where two tars bring common paths in another order: the path, and the one that B brings only behind it."""
+    previous: Summary | None = None
+    for _, other in sorted(pairs, key=lambda pair: pair[0].position):
+        if previous is not None and other.position < previous.position:
+            return other.path, previous.path
+        previous = other
+    return None
+
+
+def content_trap(path: bytes) -> str:
+    """Name the trap of a content by the file's name alone: installers' notes, leftovers of editors and systems."""
+    return next((finding.trap for finding in check_name(path, False)), "content")
+
+
+def first_difference(a: bytes, b: bytes) -> int | None:
+    """Find the first offset that differs; None if the two are equal. One that is shorter differs where it ends."""
+    length = min(len(a), len(b))
+    step = 1 << 16
+    for at in range(0, length, step):
+        if a[at : at + step] != b[at : at + step]:
+            low, high = at, min(at + step, length)
+            while low < high:
+                middle = (low + high) // 2
+                if a[low : middle + 1] == b[low : middle + 1]:
+                    low = middle + 1
+                else:
+                    high = middle
+            return low
+    return None if len(a) == len(b) else length
+
+
+def _alone(summary: Summary, kind: Literal["added", "removed"]) -> Difference:
+    path, values = summary.path, summary.values
+    what = values.kind
+    if summary.target:
+        what += f" to {printable(summary.target)}"
+    elif what == "file":
+        what += f", {summary.size_bytes} bytes"
+    trap = next((finding.trap for finding in check_name(path, values.kind == "dir")), "content")
+    old, new = (what, "") if kind == "removed" else ("", what)
+    return Difference(printable(path), kind, (Change(trap, "entry", old, new),), what, raw_path=path)
+
+
+def _changes(a: Summary, b: Summary) -> Iterator[Change]:
+    old, new = a.values, b.values
+    if old.kind != new.kind:
+        kinds = {old.kind, new.kind}
+        special = kinds - {"dir", "file", "symlink", "hardlink"}
+        trap = "special-file" if special else "hardlink-form" if kinds == {"file", "hardlink"} else "content"
+        yield Change(trap, "kind", old.kind, new.kind)
+    if old.mode != new.mode:
+        # What differs only where a umask reaches is most likely of the umask's making.
+        masked = not (old.mode ^ new.mode) & 0o7700
+        yield Change("umask" if masked else "mode", "mode", f"{old.mode:04o}", f"{new.mode:04o}")
+    if (old.uid, old.gid) != (new.uid, new.gid):
+        yield Change("owner", "owner", f"{old.uid}:{old.gid}", f"{new.uid}:{new.gid}")
+    if old.mtime != new.mtime:
+        yield Change("mtime", "mtime", str(old.mtime), str(new.mtime))
+    if a.xattrs != b.xattrs:
+        yield from _xattr_changes(dict(a.xattrs), dict(b.xattrs))
+    if a.extras != b.extras:
+        yield from _extra_changes(dict(a.extras), dict(b.extras))
+    if a.target != b.target and old.kind == new.kind:
+        trap = "hardlink-form" if old.kind == "hardlink" else "content"
+        yield Change(trap, "target", printable(a.target), printable(b.target))
+    if a.digest != b.digest and {old.kind, new.kind} <= {"file", "hardlink"}:
+        yield Change(content_trap(a.path), "content", f"{a.size_bytes} bytes", f"{b.size_bytes} bytes")
+
+
+def _xattr_changes(a: dict[bytes, bytes], b: dict[bytes, bytes]) -> Iterator[Change]:
+    for name in sorted(a.keys() | b.keys()):
+        old, new = a.get(name), b.get(name)
+        if old != new:
+            yield Change("xattrs", f"xattr {printable(name)}", _value(old), _value(new))
+
+
+def _extra_changes(a: dict[bytes, bytes], b: dict[bytes, bytes]) -> Iterator[Change]:
+    for key in sorted(a.keys() | b.keys()):
+        old, new = a.get(key, b""), b.get(key, b"")
+        if old != new:
+            is_device = key == b"device"
+            name = "device" if is_device else f"record {printable(key)}"
+            yield Change("special-file" if is_device else "xattrs", name, printable(old[:200]), printable(new[:200]))
+
+
+def _value(raw: bytes | None) -> str:
+    return "" if raw is None else raw[:32].hex() + ("…" if len(raw) > 32 else "") or "empty"

@@ -1,0 +1,147 @@
+"""What the content of files holds that differs from build to build: times, paths, notes of installers. Never disk.
+
+Judged by name and by the bytes themselves; nothing is executed or unmarshalled.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+
+from detlayer.checks.findings import Finding
+from detlayer.errors import ConfigError, printable
+from detlayer.layer import bytecode
+
+MAX_KEPT_BYTES = 32 << 20  # of a file that has to be looked at as a whole
+_ZIP_SUFFIXES = (b".zip", b".whl", b".jar", b".war", b".ear", b".egg", b".nupkg", b".aar")
+_GZIP_SUFFIXES = (b".gz", b".tgz", b".svgz")
+_ARCHIVE_SUFFIXES = (b".tar", b".a", b".deb", b".cpio")
+_ARCHIVES = _ZIP_SUFFIXES + _GZIP_SUFFIXES + _ARCHIVE_SUFFIXES
+_ZIP_EPOCHS = frozenset(((1980, 1, 1, 0, 0, 0), (1980, 2, 1, 0, 0, 0), (2020, 2, 2, 0, 0, 0), (2000, 1, 1, 0, 0, 0)))
+_ZIP_FIELDS = (12, 14, 28, 30, 32)  # time, date; lengths of name, extra and comment
+_EDITOR_NAMES = frozenset(
+    (b".DS_Store", b".git", b".hg", b".svn", b"Thumbs.db", b"desktop.ini", b".idea", b".vscode", b".Spotlight-V100")
+)
+_EDITOR_PATTERN = re.compile(rb"\._.+|.+~|\.#.+|#.+#|\..+\.sw[nop]", re.DOTALL)
+_INSTALLER_NAMES = frozenset((b"direct_url.json", b"uv_cache.json", b"INSTALLER", b"REQUESTED", b".package-lock.json"))
+_ABSOLUTE = re.compile(
+    rb"/(?:home|root|tmp|var/tmp|build|builds|Users|private|github|__w|workspace)/[\x21-\x7e]{0,120}\.py"
+)
+
+
+class PathSearch:
+    """Looks for paths of the build in one file's content, which comes in pieces of any length."""
+
+    def __init__(self, paths: Sequence[bytes]) -> None:
+        if any(len(path.strip(b"/")) < 2 for path in paths):
+            raise ConfigError("build-path", "a build path needs two letters at least", "name the directory in full")
+        self._paths = paths
+        self._keep = max(map(len, paths)) - 1
+        self.start()
+
+    def start(self) -> None:
+        """Begin with the next file."""
+        self._tail = b""
+        self._at = 0
+        self._found = False
+
+    def feed(self, path: bytes, piece: bytes) -> Iterator[Finding]:
+        """Look at the next piece of the file at `path`; only the first place in a file is told."""
+        if self._found:
+            return
+        data = self._tail + piece
+        hits = [(at, one) for one in self._paths if (at := data.find(one)) >= 0]
+        if hits:
+            at, one = min(hits)
+            self._found = True
+            where = f"offset {self._at - len(self._tail) + at}"
+            yield Finding("build-path-in-content", printable(path), where, printable(one), "no path of the build")
+        self._at += len(piece)
+        self._tail = data[-self._keep :]
+
+
+def check_name(path: bytes, is_dir: bool) -> Iterator[Finding]:
+    """Judge a path by its last name alone."""
+    name = path.rpartition(b"/")[2]
+    if name in _EDITOR_NAMES or (not is_dir and _EDITOR_PATTERN.fullmatch(name)):
+        yield Finding("editor-and-os-files", printable(path), "name", printable(name), "not in a layer")
+    if name in _INSTALLER_NAMES and (b".dist-info/" in path or b"node_modules/" in path):
+        yield Finding("installer-files", printable(path), "name", printable(name), "not in a layer")
+
+
+def wants_content(path: bytes, size_bytes: int) -> bool:
+    """Tell whether `check_content` has to see the whole content."""
+    return size_bytes <= MAX_KEPT_BYTES and path.endswith((b".pyc", b"/RECORD", *_ARCHIVES))
+
+
+def check_content(path: bytes, data: bytes, source: tuple[int, int] | None) -> Iterator[Finding]:
+    """Judge a file's content. `source` is mtime and size of a .pyc's source as they are in the layer, None without."""
+    if path.endswith(b".pyc"):
+        yield from _check_pyc(path, data, source)
+    elif path.endswith(_ZIP_SUFFIXES) and data[:2] == b"PK":
+        yield from _check_zip(path, data)
+    elif data[:2] == b"\x1f\x8b":
+        yield from _check_gzip(path, data)
+    elif path.endswith(b"/RECORD") and b".dist-info/" in path:
+        lines = [line for line in data.split(b"\n") if line]
+        if lines != sorted(lines):
+            yield Finding("installer-files", printable(path), "order of lines", "as installed", "sorted")
+    elif data[257:262] == b"ustar" or data[:8] == b"!<arch>\n" or data[:6] in (b"070701", b"070702", b"070707"):
+        yield from _check_archive(path, data)
+
+
+def _check_pyc(path: bytes, data: bytes, source: tuple[int, int] | None) -> Iterator[Finding]:
+    recorded = bytecode.recorded(data[: bytecode.HEADER_BYTES])
+    shown = printable(path)
+    if recorded is not None:
+        if source is None:
+            yield Finding("pyc-timestamp", shown, "mtime", str(recorded.mtime), "its source beside it")
+        elif not bytecode.matches(recorded, *source):
+            found, wanted = f"{recorded.mtime}, {recorded.size_bytes} bytes", f"{source[0]}, {source[1]} bytes"
+            yield Finding("pyc-timestamp", shown, "mtime and size of the source", found, wanted)
+    match = _ABSOLUTE.search(data, bytecode.HEADER_BYTES)
+    if match is not None:
+        yield Finding("pyc-path", shown, "file name in code", printable(match[0]), "a path in the container")
+
+
+def _check_zip(path: bytes, data: bytes) -> Iterator[Finding]:
+    """Walk the central directory (APPNOTE 4.3.12) in place: the zipfile module makes an object of each of its entries,
+    and thirty megabytes hold 700 thousand."""
+    end = data.rfind(b"PK\5\6")
+    if end < 0 or end + 22 > len(data):
+        return  # what is no archive has no times
+    size, at = int.from_bytes(data[end + 12 : end + 16], "little"), int.from_bytes(data[end + 16 : end + 20], "little")
+    if data[at : at + 4] != b"PK\1\2":
+        at = max(end - size, 0)  # something stands before the archive, as a launcher
+    while data[at : at + 4] == b"PK\1\2" and at + 46 <= end:
+        time, date, name, extra, comment = (int.from_bytes(data[at + n : at + n + 2], "little") for n in _ZIP_FIELDS)
+        stamp = ((date >> 9) + 1980, date >> 5 & 15, date & 31, time >> 11, time >> 5 & 63, (time & 31) * 2)
+        if stamp not in _ZIP_EPOCHS:
+            when = "{:04}-{:02}-{:02} {:02}:{:02}:{:02}".format(*stamp)
+            where = printable(data[at + 46 : at + 46 + name])
+            yield Finding("zip-times", printable(path), f"time of {where}", when, "a fixed time")
+            return
+        at += 46 + name + extra + comment
+
+
+def _check_gzip(path: bytes, data: bytes) -> Iterator[Finding]:
+    mtime = int.from_bytes(data[4:8], "little")
+    if mtime:
+        yield Finding("gzip-in-content", printable(path), "mtime", str(mtime), "0")
+    if len(data) > 10 and data[3] & 0x0C == 0x08:
+        yield Finding("gzip-in-content", printable(path), "name", printable(data[10:266].split(b"\0")[0]), "none")
+
+
+def _check_archive(path: bytes, data: bytes) -> Iterator[Finding]:
+    """Judge the first member's time: archives differ in all their members or in none."""
+    if data[:8] == b"!<arch>\n":
+        kind, mtime = "ar", data[8 + 16 : 8 + 28].strip().decode("ascii", "replace")
+    elif data[:2] == b"07":
+        width, start = (8, 46) if data[5:6] in b"12" else (11, 48)
+        raw = data[start : start + width]
+        kind, mtime = "cpio", str(int(raw, 16 if width == 8 else 8)) if re.fullmatch(rb"[0-9a-fA-F]+", raw) else "0"
+    else:
+        raw = data[136:147].strip(b" \0")
+        kind, mtime = "tar", str(int(raw, 8)) if re.fullmatch(rb"[0-7]+", raw) else "0"
+    if mtime not in ("", "0", "946684800"):
+        yield Finding("archive-in-content", printable(path), f"mtime in {kind}", mtime, "a fixed time")

@@ -1,0 +1,1 @@
+"""OCI layouts, OCI and Docker archives, and container engines: read and written."""

@@ -1,0 +1,206 @@
+"""Images as archives: `oci-archive` and `docker-archive`, the same bytes for the same image.
+
+The tar is detlayer's own (SPEC 5): entries in order, fixed times and owners. Every blob is held against its digest on
+its way, so a damaged one ends the archive before it is there. Sources: image-spec image-layout.md; moby's
+image/tarexport for what `docker load` reads.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
+
+import msgspec
+from msgspec.structs import replace
+
+from detlayer.errors import ConfigError, IntegrityError, LayerError, printable
+from detlayer.layer.decompress import BlobReader
+from detlayer.layer.entry import Entry, order_key
+from detlayer.layer.ports import Sink
+from detlayer.layer.tar import END, encode_header, padding
+from detlayer.oci.documents import Document, Wanted, parse_config
+from detlayer.oci.ports import Body, ImageSource
+from detlayer.oci.references import Reference
+from detlayer.oci.types import (
+    MAX_DOCUMENT_BYTES,
+    MEDIA_TYPE_INDEX,
+    OCI_LAYOUT_VERSION,
+    REF_NAME,
+    Descriptor,
+    canonical_json,
+    parse_digest,
+)
+
+_PIECE_BYTES = 1 << 20
+_BLOBS = "blobs/sha256"
+
+Pieces = Callable[[], Iterator[bytes]]
+
+
+class _File(msgspec.Struct, frozen=True):
+    """A file of an archive: its path, its size, and its bytes, once."""
+
+    path: str
+    size_bytes: int
+    pieces: Pieces
+
+
+def write_oci_archive(sink: Sink, wanted: Wanted, source: ImageSource, *, tags: Sequence[str] = ()) -> None:
+    """Write an image as a tar of an OCI layout, with `tags` as its names in it.
+
+    Foreign layers that are not here are left out. Raises LayerError for another blob that is not here, IntegrityError
+    for one that is not what it should be, OutputError.
+    """
+    root = wanted.root.descriptor()
+    named = [replace(root, annotations={REF_NAME: tag}) for tag in tags] or [root]
+    listed = [one.to_document() for one in named]
+    index = {"schemaVersion": 2, "mediaType": MEDIA_TYPE_INDEX, "manifests": listed}
+    files = {}
+    for document in wanted.documents:
+        path = f"{_BLOBS}/{document.digest.hex}"
+        files[path] = _bytes(path, document.data)
+    for blob in wanted.blobs:
+        file = _blob(f"{_BLOBS}/{blob.digest.hex}", blob, source)
+        if file is not None:
+            files[file.path] = file
+    files["index.json"] = _bytes("index.json", canonical_json(index))
+    files["oci-layout"] = _bytes("oci-layout", canonical_json({"imageLayoutVersion": OCI_LAYOUT_VERSION}))
+    _write(sink, ("blobs", _BLOBS), files.values())
+
+
+def write_docker_archive(
+    sink: Sink, image: Document, source: ImageSource, *, references: Sequence[Reference] = (), max_expansion: int = 200
+) -> None:
+    """Write one image as `docker load` and `podman load` take it, under these names.
+
+    Layers stay as they are, plain or gzip; those of zstd, which older ones do not take, are decompressed. Raises
+    ConfigError for what is no image of one platform, LayerError, IntegrityError, OutputError.
+    """
+    config = image.config
+    if config is None:
+        raise ConfigError(
+            "archive-index",
+            f"{image.digest} is an index, and a docker-archive holds one platform",
+            "choose one with --platform, or write an oci-archive",
+        )
+    if not config.is_config or not all(one.is_layer for one in image.layers):
+        raise ConfigError(
+            "archive-artifact",
+            f"{image.digest} is no image that can be loaded",
+            "write an artifact into a layout or an oci-archive",
+        )
+    config_name = f"{config.digest.hex}.json"
+    data = _config(config_name, config, source)
+    diff_ids = parse_config(data, str(config.digest)).diff_ids
+    if len(diff_ids) != len(image.layers):
+        what = f"{config.digest} has {len(diff_ids)} diff_ids for {len(image.layers)} layers"
+        raise LayerError("document-invalid", what, "make the image anew")
+    files = {config_name: _bytes(config_name, data)}
+    names = []
+    for blob, diff_id in zip(image.layers, diff_ids, strict=True):
+        if blob.media_type.endswith("zstd"):
+            file = _expanded(blob, diff_id, source, max_expansion, files)
+        else:
+            suffix = "tar.gz" if blob.media_type.endswith("gzip") else "tar"
+            file = _needed(f"{blob.digest.hex}.{suffix}", blob, source)
+        files[file.path] = file
+        names.append(file.path)
+    listed = [{"Config": config_name, "RepoTags": [str(one) for one in references], "Layers": names}]
+    files["manifest.json"] = _bytes("manifest.json", canonical_json(listed))
+    _write(sink, (), files.values())
+
+
+def _write(sink: Sink, directories: Iterable[str], files: Iterable[_File]) -> None:
+    """Write a tar (SPEC 5) of these in order (SPEC 3.4)."""
+    entries = [(Entry(path.encode(), "dir", 0o755), _nothing) for path in directories]
+    entries += [(Entry(one.path.encode(), "file", size_bytes=one.size_bytes), one.pieces) for one in files]
+    for entry, pieces in sorted(entries, key=lambda pair: order_key(pair[0].path)):
+        sink.write(encode_header(entry))
+        for piece in pieces():
+            sink.write(piece)
+        sink.write(bytes(padding(entry.size_bytes)))
+    sink.write(END)
+
+
+def _nothing() -> Iterator[bytes]:
+    return iter(())
+
+
+def _bytes(path: str, data: bytes) -> _File:
+    return _File(path, len(data), lambda: iter((data,)))
+
+
+def _blob(path: str, blob: Descriptor, source: ImageSource) -> _File | None:
+    """Name a blob's bytes, checked when they are read; None for a foreign layer that is not here."""
+    body = source.body(blob)
+    if body is None and blob.is_foreign:
+        return None
+    if body is None:
+        raise LayerError(
+            "blob-missing", f"{blob.digest} is not here, and an archive needs it", "pull it without --manifests-only"
+        )
+    return _File(path, blob.size_bytes, partial(_checked, body, blob))
+
+
+def _needed(path: str, blob: Descriptor, source: ImageSource) -> _File:
+    file = _blob(path, blob, source)
+    if file is None:
+        raise LayerError(
+            "blob-missing", f"the foreign layer {blob.digest} is not here", "write an oci-archive, which may lack it"
+        )
+    return file
+
+
+def _checked(body: Body, blob: Descriptor) -> Iterator[bytes]:
+    """Read a blob; raises IntegrityError at its end, or before what is too much."""
+    sha, count = hashlib.sha256(), 0
+    with body.open() as file:
+        while piece := file.read(_PIECE_BYTES):
+            sha.update(piece)
+            count += len(piece)
+            if count > blob.size_bytes:
+                break
+            yield piece
+    if count != blob.size_bytes or sha.hexdigest() != blob.digest.hex:
+        raise IntegrityError("blob-digest", f"{blob.digest} is something else", "fetch or make the image again")
+
+
+def _config(path: str, config: Descriptor, source: ImageSource) -> bytes:
+    if config.size_bytes > MAX_DOCUMENT_BYTES:
+        raise LayerError(
+            "document-too-long", f"the config {config.digest} has {config.size_bytes} bytes", "no honest image has such"
+        )
+    return b"".join(_needed(path, config, source).pieces())
+
+
+def _expanded(
+    blob: Descriptor, diff_id: str, source: ImageSource, max_expansion: int, known: Mapping[str, _File]
+) -> _File:
+    """Name the tar that a blob holds, which is read once for its size and once more to be written."""
+    try:
+        name = f"{parse_digest(diff_id).hex}.tar"
+    except ValueError as error:
+        raise LayerError("document-invalid", f"{printable(diff_id)} is no diff_id", "make the image anew") from error
+    if name in known:
+        return known[name]
+    body = source.body(blob)
+    if body is None:
+        return _needed(name, blob, source)
+
+    def pieces() -> Iterator[bytes]:
+        with body.open() as file:
+            reader = BlobReader(file, max_expansion=max_expansion)
+            try:
+                yield from reader
+            except LayerError:
+                while file.read(_PIECE_BYTES):  # a source that is corrupt says so at its end
+                    pass
+                raise
+        facts = reader.facts
+        if (facts.digest, str(facts.diff_id)) != (blob.digest, diff_id):
+            raise IntegrityError(
+                "blob-digest", f"{blob.digest} is not the layer {diff_id}", "fetch or make the image again"
+            )
+
+    return _File(name, sum(map(len, pieces())), pieces)

@@ -1,0 +1,285 @@
+"""The images of an OCI layout: index, manifests, configs, and the layers that they name. Never tars.
+
+Documents are checked against digest and size before anything in them is believed. Media types are those of image-spec
+and Docker.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import msgspec
+from msgspec.structs import replace
+
+from detlayer.errors import IntegrityError, LayerError, TreeError, printable
+from detlayer.filesystem import is_dir, is_file
+from detlayer.images.files import OpenFile, unreadable
+from detlayer.images.layout_files import Directory, Place, blob_name, read_document
+from detlayer.oci.documents import ConfigFacts, Document, parse_config, parse_document
+from detlayer.oci.types import MAX_DOCUMENT_BYTES, Descriptor, Digest, Platform, digest_of
+
+_ARCHIVES = {"oci:": False, "oci-archive:": True}
+SAVED = "docker-archive:"
+"""The prefix of archives that `docker save` writes (`docker_archive`)."""
+_HEX = re.compile("[0-9a-f]{64}")
+_MAX_DEPTH = 8
+_MAX_BLOBS = 20_000
+_PIECE_BYTES = 1 << 20
+
+
+class Image(msgspec.Struct, frozen=True):
+    """One manifest. `config_data` is None if the config is no JSON, or could not be had."""
+
+    descriptor: Descriptor
+    manifest: Document
+    config: Descriptor
+    config_data: bytes | None
+
+    @property
+    def layers(self) -> tuple[Descriptor, ...]:
+        return self.manifest.layers
+
+    def facts(self) -> ConfigFacts:
+        """Read what the config of an image says; raises LayerError."""
+        if self.config_data is None or not self.config.is_config:
+            return ConfigFacts(None, ())
+        return parse_config(self.config_data, str(self.config.digest))
+
+    def platform(self) -> Platform | None:
+        """Say what it runs on, by its descriptor or by its config; raises LayerError."""
+        return self.descriptor.platform or self.facts().platform
+
+
+class Measure(NamedTuple):
+    """What there is instead of a blob, or as it."""
+
+    digest: Digest
+    size_bytes: int
+
+
+Read = Callable[[Descriptor], bytes | None]
+
+
+class _Walk(msgspec.Struct, frozen=True):
+    """What was seen on the way through a layout. A blob under another media type or size is not the same again."""
+
+    read: Read
+    # Digest, media type, size and platform of documents; of what was only named, and may be a manifest, less.
+    _seen: set[tuple[Digest, str | None, int, Platform | None]] = set()
+    # What a document was, by its digest, size and media type: None if it was an index.
+    found: dict[tuple[Digest, int, str], Image | None] = {}
+
+    def enter(self, blob: Descriptor) -> bool:
+        """Tell whether a document is to be followed."""
+        place = (blob.digest, blob.media_type, blob.size_bytes, blob.platform)
+        return place not in self._seen and self._add(place)
+
+    def count(self, blob: Descriptor) -> None:
+        """Count a blob that is only named."""
+        self._add((blob.digest, None, 0, None))
+
+    def _add(self, place: tuple[Digest, str | None, int, Platform | None]) -> bool:
+        self._seen.add(place)
+        if len(self._seen) > _MAX_BLOBS:
+            raise LayerError("layout-invalid", f"over {_MAX_BLOBS} blobs", "no honest image has as many")
+        return True
+
+
+class Layout:
+    """A layout to read, blob by blob."""
+
+    def __init__(self, path: str, place: Place) -> None:
+        self._path = path
+        self._place = place
+
+    def index(self) -> Document:
+        """Read index.json; raises TreeError if there is none, and LayerError."""
+        file = self._place.open("index.json")
+        if file is None and self._place.holds("index.json"):
+            raise _invalid(f"{self._path}/index.json is no regular file")
+        if file is None:
+            raise TreeError(
+                "layout-missing",
+                f"{printable(self._path)} has no index.json",
+                "name an OCI layout: oci:DIR or oci-archive:FILE",
+            )
+        name = f"{self._path}/index.json"
+        index = parse_document(read_document(file, name), name)
+        if not index.is_index:
+            raise _invalid(f"{name} is a manifest, not an index")
+        return index
+
+    def manifests(self) -> tuple[Descriptor, ...]:
+        """Read what index.json names; raises TreeError if there is none, and LayerError."""
+        return self.index().children
+
+    def images(self, manifests: Iterable[Descriptor], read: Read | None = None) -> Iterator[Image | Descriptor]:
+        """Follow indexes to the images, each once for a platform; what is neither comes as the blob that it is.
+
+        `read` is how documents are read: it may refuse one, by None, and go on; by default it is `document`.
+        """
+        walk = _Walk(read or self.document)
+        for blob in manifests:
+            yield from self._follow(blob, walk, 0)
+
+    def _follow(self, blob: Descriptor, walk: _Walk, depth: int) -> Iterator[Image | Descriptor]:
+        if blob.media_type and not blob.is_index and not blob.is_manifest:
+            walk.count(blob)
+            yield blob
+            return
+        if not walk.enter(blob):
+            return
+        if depth > _MAX_DEPTH:
+            raise LayerError(
+                "layout-invalid", f"indexes in indexes, over {_MAX_DEPTH} deep", "no honest image has these"
+            )
+        place = (blob.digest, blob.size_bytes, blob.media_type)
+        if place in walk.found:  # for another platform: it is not read again
+            known = walk.found[place]
+            if known is not None:
+                yield replace(known, descriptor=blob)
+            return
+        data = _bounded(blob, walk.read)
+        if data is None:
+            return
+        document = parse_document(data, str(blob.digest), blob.media_type)
+        if document.config is None:
+            walk.found[place] = None
+            for one in document.children:
+                yield from self._follow(one, walk, depth + 1)
+            return
+        for one in document.blobs:
+            walk.count(one)
+        config = document.config
+        is_json = config.media_type.endswith("json")  # an artifact's may be anything
+        image = Image(blob, document, config, _bounded(config, walk.read) if is_json else None)
+        walk.found[place] = image
+        yield image
+
+    def blobs(self) -> list[Digest]:
+        """Name the blobs that are there, in order, whether or not anything leads to them; raises LayerError."""
+        return [Digest(name) for name in self._place.blobs() if _HEX.fullmatch(name)]
+
+    def find(self, digest: Digest) -> OpenFile | None:
+        """Open a blob, unchecked; None if it is not there. Raises LayerError."""
+        return self._place.open(blob_name(digest))
+
+    def has(self, digest: Digest) -> bool:
+        """Tell whether there is a file for a blob."""
+        file = self.find(digest)
+        if file is not None:
+            file.close()
+        return file is not None
+
+    def open(self, digest: Digest) -> OpenFile:
+        """Open a blob, unchecked; raises LayerError if it is not there."""
+        file = self.find(digest)
+        if file is None:
+            raise LayerError(
+                "input-unreadable", f"{printable(self._path)} has no {blob_name(digest)}", "is the OCI layout complete?"
+            )
+        return file
+
+    def measure(self, digest: Digest) -> Measure | None:
+        """Read a blob through, and say what it is; None if it is not there. Raises LayerError."""
+        file = self.find(digest)
+        return None if file is None else measure(file)
+
+    def document(self, descriptor: Descriptor) -> bytes:
+        """Read a whole blob that is what its descriptor says; raises IntegrityError if it is not, and LayerError."""
+        return checked_document(self.open(descriptor.digest), descriptor, self._path)
+
+
+def measure(file: OpenFile) -> Measure:
+    """Read what is left of a file, say what it is, and close it; raises LayerError."""
+    sha, size_bytes = hashlib.sha256(), 0
+    with file:
+        while piece := file.read(_PIECE_BYTES):
+            sha.update(piece)
+            size_bytes += len(piece)
+    return Measure(Digest(sha.hexdigest()), size_bytes)
+
+
+def checked_document(file: OpenFile, descriptor: Descriptor, path: str) -> bytes:
+    """Read a whole file that is what a descriptor says, and close it; raises IntegrityError if it is not."""
+    name = blob_name(descriptor.digest)
+    data = read_document(file, name)
+    if len(data) != descriptor.size_bytes or digest_of(data) != descriptor.digest:
+        raise IntegrityError(
+            "blob-digest",
+            f"{name} of {printable(path)} does not hold {descriptor.digest}",
+            "fetch or make the image again",
+        )
+    return data
+
+
+class LayoutName(NamedTuple):
+    """A layout, or the image of one tag in it, as it was named."""
+
+    path: str
+    tag: str
+    is_archive: bool
+
+
+def name_layout(text: str) -> LayoutName | None:
+    """Read `oci:DIR[:TAG]` or `oci-archive:FILE[:TAG]`; None if it is something else.
+
+    A path that is there as a whole has no tag.
+    """
+    for prefix, is_archive in _ARCHIVES.items():
+        if text.startswith(prefix):
+            path, tag = split_name(text.removeprefix(prefix), is_file if is_archive else is_dir)
+            return LayoutName(path, tag, is_archive)
+    return None
+
+
+def split_name(text: str, is_there: Callable[[str], bool]) -> tuple[str, str]:
+    """Divide a path from what is named in it: the longest path that is there, or else what is before the first `:`."""
+    path = text
+    while not _ask(is_there, path):
+        path, colon, _ = path.rpartition(":")
+        if not colon:
+            path, _, name = text.partition(":")
+            return path, name
+    return path, text[len(path) + 1 :]
+
+
+def _ask(is_there: Callable[[str], bool], path: str) -> bool:
+    try:
+        return is_there(path)
+    except OSError as error:
+        raise unreadable(path, error) from error
+
+
+@contextmanager
+def open_layout(name: LayoutName, *, max_expansion: int = 200) -> Iterator[Layout]:
+    """Open a layout for reading; raises TreeError where there is none, LayerError for an archive that is no tar."""
+    place: Place
+    if name.is_archive:
+        from detlayer.images.archive_files import Archive  # reads tars, which a directory has no need of
+
+        place = Archive(name.path, max_expansion=max_expansion)
+    else:
+        place = Directory(name.path)
+    try:
+        yield Layout(name.path, place)
+    finally:
+        place.close()
+
+
+def _bounded(blob: Descriptor, read: Read) -> bytes | None:
+    if blob.size_bytes > MAX_DOCUMENT_BYTES:
+        raise LayerError(
+            "document-too-long",
+            f"{blob.digest} says it has {blob.size_bytes} bytes",
+            f"registries refuse manifests of over {MAX_DOCUMENT_BYTES}",
+        )
+    return read(blob)
+
+
+def _invalid(what: str) -> LayerError:
+    return LayerError("layout-invalid", printable(what), "fetch or make the layout again")

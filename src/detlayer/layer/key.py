@@ -1,0 +1,104 @@
+"""The key of entries without their tar: `detlayer-key/1` (SPEC 8). Never disk.
+
+A key needs headers and the fingerprints of contents. Where those are known, no content is read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from mmap import mmap
+
+from blake3 import blake3
+
+from detlayer.errors import LayerError, TreeError, printable
+from detlayer.layer.entry import ContentReader, Entry
+from detlayer.layer.ports import ContentMemory
+from detlayer.layer.tar import encode_header
+
+KEY_FORMAT = "detlayer-key/1"
+EMPTY_FINGERPRINT = blake3().digest()
+
+_PIECE_BYTES = 4 << 20
+_KEY_PARTS = 4096
+
+
+def key_of(entries: Iterable[Entry], memory: ContentMemory) -> str:
+    """Compute the key of `entries`, reading only contents that `memory` does not know.
+
+    Their order is not judged: no layer has the key of entries that are out of order. Raises TreeError and LayerError.
+    """
+    key = blake3(KEY_FORMAT.encode() + b"\n")
+    parts: list[bytes] = []
+    buffer = memoryview(mmap(-1, _PIECE_BYTES))
+    for entry in entries:
+        parts.append(encode_header(entry))
+        if entry.kind == "file":
+            if entry.size_bytes:
+                parts.append(memory.recall(entry) or _read(entry, memory, buffer))
+            else:
+                parts.append(EMPTY_FINGERPRINT)
+        if len(parts) > _KEY_PARTS:
+            key.update(b"".join(parts))
+            parts.clear()
+    key.update(b"".join(parts))
+    return f"blake3:{key.hexdigest()}"
+
+
+def _read(entry: Entry, memory: ContentMemory, buffer: memoryview) -> bytes:
+    content = entry.content
+    if content is None:
+        raise LayerError("entry-content", f"{printable(entry.path)} has a size but no content", "")
+    reader = content.open()
+    try:
+        fingerprint = hash_content(entry, reader, buffer).digest()
+        memory.learn(entry, fingerprint)
+    finally:
+        reader.close()
+    return fingerprint
+
+
+def hash_content(
+    entry: Entry, reader: ContentReader, buffer: memoryview, progress: Callable[[int], None] | None = None
+) -> blake3:
+    """Hash an open content, from the start again where it may have changed meanwhile; raises TreeError.
+
+    `progress` gets the length of each piece.
+    """
+    while True:
+        digest = blake3()
+        for piece in pieces(entry, reader, buffer):
+            digest.update(piece)
+            if progress is not None:
+                progress(len(piece))
+        if reader.finish():
+            return digest
+
+
+def pieces(entry: Entry, reader: ContentReader, buffer: memoryview) -> Iterator[memoryview]:
+    """Yield all of an open content, in `buffer`; raises TreeError if it is shorter than its entry says."""
+    left = entry.size_bytes
+    while left:
+        piece = buffer[:left]
+        if reader.read_into(piece) != len(piece):
+            raise shrunk(entry)
+        left -= len(piece)
+        yield piece
+
+
+def confirm(entry: Entry, reader: ContentReader, digest: blake3) -> None:
+    """Read a doubtful content a second time; raises TreeError unless it has the hash of what the first read gave."""
+    if hash_content(entry, reader, memoryview(mmap(-1, _PIECE_BYTES))).digest() != digest.digest():
+        raise TreeError(
+            "changed-while-read",
+            f"{printable(entry.path)} was written to while it was read",
+            "pack a tree that nothing writes to, or try again",
+        )
+
+
+def shrunk(entry: Entry) -> TreeError:
+    """Say that a content ended before its entry's size."""
+    return TreeError(
+        "changed-while-read",
+        f"{printable(entry.path)} became shorter than {entry.size_bytes} bytes while it was read",
+        "pack a tree that nothing writes to",
+    )

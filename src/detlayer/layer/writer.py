@@ -1,0 +1,348 @@
+"""One pass from entries to a layer: tar bytes, chunks, codec, both digests and the key (SPEC 5 to 8).
+
+Knows no registry and no disk: entries come in by an iterator whose contents open on demand, bytes go out through a
+sink. Memory is bounded by the number of chunk buffers, whatever the layer's size.
+
+    entries ─ header + content ─> chunk buffer ─┬─> codec, or memory ─> tar sha256, blob sha256, sink, in order
+              (calling thread)                  ┊   (a line of workers, and the calling thread when it has to wait)
+
+Nearly all of it happens in C without the GIL; the calling thread's Python per entry is the hot path.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from mmap import mmap
+
+import msgspec
+from blake3 import blake3
+
+from detlayer.errors import LayerError, printable
+from detlayer.layer import chunking, codec, tar
+from detlayer.layer.chunking import CHUNK_MAX_BYTES, cut_before
+from detlayer.layer.codec import Codec
+from detlayer.layer.entry import Content, ContentReader, Entry, Order
+from detlayer.layer.key import EMPTY_FINGERPRINT, KEY_FORMAT, confirm, shrunk
+from detlayer.layer.pipeline import BUFFER_BYTES, Line, Processor
+from detlayer.layer.ports import Bytes, ChunkMemory, ContentMemory, Reporter, Silence, Sink
+from detlayer.layer.tar import encode_header, padding
+from detlayer.oci.types import MEDIA_TYPE_LAYER, Descriptor, Digest
+
+ANNOTATION_PREFIX = "dev.detlayer."
+
+_ZEROS = bytes(tar.BLOCK_BYTES)
+
+
+class Layer(msgspec.Struct, frozen=True):
+    """What a pass made. `digest` is of the blob, `diff_id` of the tar, `key` of the entries."""
+
+    codec: Codec
+    codec_class: str
+    digest: Digest
+    size_bytes: int
+    diff_id: Digest
+    key: str
+    entries: int
+    files: int
+    tar_bytes: int
+    chunks: tuple[int, ...]
+
+    @property
+    def media_type(self) -> str:
+        return MEDIA_TYPE_LAYER + self.codec.media_type_suffix
+
+    def descriptor(self) -> Descriptor:
+        """Describe the blob for a manifest, with all that a later check compares as annotations (SPEC 7.2)."""
+        about = {
+            "diff-id": str(self.diff_id),
+            "key": self.key,
+            "tar-format": tar.FORMAT,
+            "chunk-format": chunking.FORMAT,
+            "codec-format": codec.FORMAT,
+            "key-format": KEY_FORMAT,
+            "codec": self.codec.name,
+            "codec-class": self.codec_class,
+            "entries": str(self.entries),
+            "files": str(self.files),
+            "tar-bytes": str(self.tar_bytes),
+            "chunks": str(len(self.chunks)),
+        }
+        annotations = {ANNOTATION_PREFIX + name: value for name, value in about.items()}
+        return Descriptor(self.media_type, self.digest, self.size_bytes, annotations)
+
+
+def pack(
+    entries: Iterable[Entry],
+    sink: Sink,
+    *,
+    codec: Codec = codec.DEFAULT_CODEC,
+    jobs: int = 1,
+    reporter: Reporter | None = None,
+    contents: ContentMemory | None = None,
+    chunks: ChunkMemory | None = None,
+) -> Layer:
+    """Write `entries`, which must come in order, to `sink` as one layer blob.
+
+    `jobs` workers compress; it never shows in the bytes. Every content is read; its fingerprint comes from `contents`,
+    which else hears it, and what `chunks` has compressed already is taken from there. Raises LayerError when the
+    entries break SPEC 3, TreeError when a content is not what its entry says, and whatever the sink raises. What the
+    sink holds then is the sink's to undo.
+    """
+    with _Packing(sink, codec, jobs, chunks) as line:
+        source = _Source(line, reporter or Silence(), contents)
+        source.write(entries)
+        line.drain()
+        return Layer(
+            codec=codec,
+            codec_class=codec.codec_class,
+            digest=Digest(line.blob_sha.hexdigest()),
+            size_bytes=line.blob_bytes,
+            diff_id=Digest(line.tar_sha.hexdigest()),
+            key="blake3:" + source.key.hexdigest(),
+            entries=source.entries,
+            files=source.files,
+            tar_bytes=source.tar_bytes,
+            chunks=tuple(line.chunks),
+        )
+
+
+def fingerprint(entries: Iterable[Entry], *, jobs: int = 1) -> bytes | None:
+    """Compute the blake3 of the blake3s of the chunks that `pack` would make of `entries`.
+
+    Two thirds of the time of a key where no content is known: one call for each chunk, in other threads. None if a
+    large content may have changed while it was read: only `pack` can tell. Raises what `pack` raises of its entries.
+    """
+    with _Printing(jobs) as line:
+        source = _Source(line, Silence(), None, has_key=False)
+        source.write(entries)
+        line.drain()
+        return line.found.digest() if source.is_sure else None
+
+
+class _Packing(Line[tuple[Bytes, bytes]]):
+    """Compresses chunks; hashes tar and blob, and writes."""
+
+    def __init__(self, sink: Sink, codec: Codec, jobs: int, memory: ChunkMemory | None) -> None:
+        self._sink = sink
+        self._memory = memory
+        self._codec = codec
+        self._is_plain = codec.name == "none"
+        self.tar_sha = hashlib.sha256()
+        self.blob_sha = self.tar_sha if self._is_plain else hashlib.sha256()
+        self.blob_bytes = 0
+        super().__init__(jobs)
+
+    def processor(self) -> Processor[tuple[Bytes, bytes]]:
+        compress = self._codec.compressor()
+        memory = self._memory
+
+        def process(chunk: memoryview) -> tuple[Bytes, bytes]:
+            if memory is None:
+                return compress(chunk), b""
+            fingerprint = blake3(chunk).digest()
+            data = memory.recall(fingerprint)
+            return compress(chunk) if data is None else data, fingerprint
+
+        return process
+
+    def finish(self, chunk: memoryview, made: tuple[Bytes, bytes]) -> None:
+        data, fingerprint = made
+        self.tar_sha.update(chunk)
+        if not self._is_plain:
+            self.blob_sha.update(data)
+        self._sink.write(data)
+        if self._memory is not None:
+            self._memory.learn(fingerprint, self.blob_bytes, data)
+        self.blob_bytes += len(data)
+
+
+class _Printing(Line[bytes]):
+    """Makes fingerprints of chunks, and one of these."""
+
+    def __init__(self, jobs: int) -> None:
+        self.found = blake3()
+        super().__init__(jobs)
+
+    def processor(self) -> Processor[bytes]:
+        return lambda chunk: blake3(chunk).digest()
+
+    def finish(self, chunk: memoryview, made: bytes) -> None:
+        self.found.update(made)
+
+
+class _Source:
+    """The calling thread's part: entries into chunk buffers, and the key over headers and contents, if it is wanted."""
+
+    def __init__(
+        self, line: _Packing | _Printing, reporter: Reporter, memory: ContentMemory | None, *, has_key: bool = True
+    ) -> None:
+        self._line = line
+        self._memory = memory
+        self._has_key = has_key
+        self._buffer = line.take_buffer()
+        self._view = memoryview(self._buffer)
+        self._reporter = reporter
+        self._key_parts: list[bytes] = []
+        self._used = 0
+        self.key = blake3(KEY_FORMAT.encode() + b"\n")
+        self.is_sure = True
+        """False if, without a key, a content was doubtful that is too large to be read a second time."""
+        self.entries = 0
+        self.files = 0
+        self.tar_bytes = 0
+
+    def write(self, entries: Iterable[Entry]) -> None:
+        key_parts = self._key_parts
+        order = Order()
+        before = 0
+        for entry in entries:
+            order.check(entry)
+            header = encode_header(entry)
+            size = entry.size_bytes
+            if cut_before(entry.path if entry.kind != "dir" else entry.written_path, size, self._used, before):
+                self._put_chunk()
+            key_parts.append(header)
+            used = self._used
+            end = used + len(header)
+            room = end + min(size, CHUNK_MAX_BYTES) + tar.BLOCK_BYTES
+            if room > len(self._view):
+                self._grow(room)
+            self._view[used:end] = header
+            self._used = end
+            if entry.kind == "file":
+                self.files += 1
+                if size:
+                    self._write_content(entry, size)
+                else:
+                    key_parts.append(EMPTY_FINGERPRINT)
+            self.entries += 1
+            before = size
+        if before >= CHUNK_MAX_BYTES:
+            self._put_chunk()
+        self._append(tar.END)
+        self._put_chunk(last=True)
+
+    def _write_content(self, entry: Entry, size: int) -> None:
+        content = entry.content
+        if content is None:
+            raise LayerError("entry-content", f"{printable(entry.path)} has a size but no content", "")
+        reader = content.open()
+        try:
+            if size < CHUNK_MAX_BYTES:
+                start = self._used
+                end = start + size
+                piece = self._view[start:end]
+                while reader.read_into(piece) == size:
+                    if reader.finish():
+                        break
+                else:
+                    raise shrunk(entry)
+                fill = end + padding(size)
+                self._view[end:fill] = _ZEROS[: fill - end]
+                self._used = fill
+                if self._has_key:
+                    # Asked only now: what changed while it was read is not known.
+                    fingerprint = self._memory.recall(entry) if self._memory is not None else None
+                    if fingerprint is None:
+                        fingerprint = blake3(piece).digest()
+                        if self._memory is not None:
+                            self._memory.learn(entry, fingerprint)
+                    self._key_parts.append(fingerprint)
+            else:
+                digest = self._write_large(entry, reader, size)
+                is_confirmed = reader.finish()
+                if digest is None:
+                    self.is_sure = self.is_sure and is_confirmed
+                else:
+                    if not is_confirmed:  # its chunks are on their way already
+                        confirm(entry, reader, digest)
+                    fingerprint = digest.digest()
+                    if self._memory is not None:
+                        self._memory.learn(entry, fingerprint)
+                    self._key_parts.append(fingerprint)
+                self._append(bytes(padding(size)))
+        finally:
+            reader.close()
+
+    def _write_large(self, entry: Entry, reader: ContentReader, size: int) -> blake3 | None:
+        """Write content in pieces of CHUNK_MAX, a chunk each (SPEC 6.1); the last stays open for its padding."""
+        digest = blake3() if self._has_key else None
+        left = size
+        while True:
+            length = min(left, CHUNK_MAX_BYTES)
+            piece = self._view[self._used : self._used + length]
+            if reader.read_into(piece) != length:
+                raise shrunk(entry)
+            if digest is not None:
+                digest.update(piece)
+            self._used += length
+            left -= length
+            if not left:
+                return digest
+            self._put_chunk()
+
+    def _append(self, data: bytes) -> None:
+        end = self._used + len(data)
+        if end > len(self._view):
+            self._grow(end)
+        self._view[self._used : end] = data
+        self._used = end
+
+    def _grow(self, size_bytes: int) -> None:
+        """Make room for headers longer than any that a sane tree has (a megabyte of extended attributes)."""
+        grown = mmap(-1, size_bytes + BUFFER_BYTES)
+        grown[: self._used] = self._view[: self._used]
+        self._buffer, self._view = grown, memoryview(grown)
+
+    def _put_chunk(self, *, last: bool = False) -> None:
+        if self._has_key:
+            self.key.update(b"".join(self._key_parts))
+        self._key_parts.clear()
+        self.tar_bytes += self._used
+        self._line.put_chunk(self._buffer, self._used)
+        self._reporter.progress(self.entries, self.tar_bytes)
+        if not last:
+            self._next_chunk()
+
+    def _next_chunk(self) -> None:
+        self._buffer = self._line.take_buffer()
+        self._view = memoryview(self._buffer)
+        self._used = 0
+
+
+class BytesContent:
+    """Content that is in memory."""
+
+    __slots__ = ("_data",)
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+
+    def open(self) -> ContentReader:
+        return _BytesReader(self._data)
+
+
+class _BytesReader:
+    __slots__ = ("_at", "_data")
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+        self._at = 0
+
+    def read_into(self, buffer: memoryview) -> int:
+        piece = self._data[self._at : self._at + len(buffer)]
+        buffer[: len(piece)] = piece
+        self._at += len(piece)
+        return len(piece)
+
+    def finish(self) -> bool:
+        if self._at != len(self._data):
+            raise LayerError("entry-size", f"an entry says {self._at} bytes of a content of {len(self._data)}", "")
+        return True
+
+    def close(self) -> None:
+        return
+
+
+_: type[Content] = BytesContent

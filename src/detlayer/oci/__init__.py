@@ -1,0 +1,1 @@
+"""Digests, descriptors, references, documents and platforms of OCI, and images assembled from them. Pure."""

@@ -1,0 +1,285 @@
+"""Indexes, manifests and configs as strangers write them: bytes to typed values, bounded and checked. Never where from.
+
+Sources: image-spec image-index.md, manifest.md, config.md; Docker's manifest v2 schema 2. Bytes are kept as they came:
+their digest is what counts, and JSON written anew would have another.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, TypeVar
+
+import msgspec
+
+from detlayer.errors import LayerError, printable
+from detlayer.oci.types import (
+    INDEX_TYPES,
+    MANIFEST_TYPES,
+    MAX_DOCUMENT_BYTES,
+    MEDIA_TYPE_INDEX,
+    MEDIA_TYPE_MANIFEST,
+    Descriptor,
+    Digest,
+    Platform,
+    digest_of,
+    parse_digest,
+)
+
+_MAX_DESCRIPTORS = 20_000
+_SCHEMA1 = "application/vnd.docker.distribution.manifest.v1"
+_Kind = TypeVar("_Kind")
+
+
+class Document(msgspec.Struct, frozen=True):
+    """An index or a manifest: its bytes, and what it names.
+
+    An index has `children` (manifests and indexes), a manifest has `config` and `layers`. `subject` is what it is about
+    (distribution-spec, "Referrers"); a registry need not have that.
+    """
+
+    media_type: str
+    data: bytes
+    digest: Digest
+    children: tuple[Descriptor, ...] = ()
+    config: Descriptor | None = None
+    layers: tuple[Descriptor, ...] = ()
+    subject: Descriptor | None = None
+    artifact_type: str = ""
+    annotations: dict[str, str] | None = None
+
+    @property
+    def is_index(self) -> bool:
+        return self.media_type in INDEX_TYPES
+
+    @property
+    def blobs(self) -> tuple[Descriptor, ...]:
+        """What it names that is no document: config and layers, in order, each once.
+
+        Of an index, what is neither index nor manifest: that must be no error (image-index.md, "manifests"), and
+        BuildKit lists the layers of its caches so.
+        """
+        config = (self.config,) if self.config else ()
+        return each_once((*config, *self.layers, *(one for one in self.children if not one.is_document)))
+
+    def descriptor(self, platform: Platform | None = None) -> Descriptor:
+        """Describe it, as an index would name it."""
+        return Descriptor(
+            self.media_type, self.digest, len(self.data), platform=platform, artifact_type=self.artifact_type
+        )
+
+
+def each_once(blobs: Iterable[Descriptor]) -> tuple[Descriptor, ...]:
+    """Leave out what was named before; a blob that is foreign for one and not for another is needed here."""
+    found: dict[Digest, Descriptor] = {}
+    for one in blobs:
+        if one.digest not in found or (found[one.digest].is_foreign and not one.is_foreign):
+            found[one.digest] = one
+    return tuple(found.values())
+
+
+def parse_document(data: bytes, name: str, media_type: str = "") -> Document:
+    """Read an index or a manifest. `media_type` is what it was called by whoever named it; `name` is for messages.
+
+    Raises LayerError (`document-too-long`, `document-invalid`), also where it says something else of itself.
+    """
+    if len(data) > MAX_DOCUMENT_BYTES:
+        raise LayerError(
+            "document-too-long",
+            f"{printable(name)} has over {MAX_DOCUMENT_BYTES} bytes",
+            "registries refuse such manifests",
+        )
+    raw = _decode(data, name)
+    own = raw.get("mediaType") or ""
+    if not isinstance(own, str):
+        raise _invalid(name, "has a mediaType that is no text")
+    kind = media_type or own
+    if not kind:
+        kind = MEDIA_TYPE_INDEX if "manifests" in raw and raw.get("config") is None else MEDIA_TYPE_MANIFEST
+    if own and own != kind:
+        raise _invalid(name, f"was named as {printable(kind)}, and says that it is {printable(own)}")
+    if kind.startswith(_SCHEMA1):
+        raise LayerError(
+            "document-schema1",
+            f"{printable(name)} is a manifest of Docker's schema 1",
+            "push the image anew with a tool that is younger than 2017",
+        )
+    if kind not in INDEX_TYPES | MANIFEST_TYPES:
+        raise _invalid(name, f"is {printable(kind)}: neither an index nor a manifest")
+    if kind in INDEX_TYPES:
+        if raw.get("layers") is not None or raw.get("config") is not None:
+            # CVE-2021-41190: readers would not agree on what it is.
+            raise _invalid(name, "is an index with layers")
+        index = _convert(raw, _Index, name)
+        subject = _descriptor(index.subject, name) if index.subject else None
+        children = tuple(_descriptor(one, name) for one in index.manifests or ())
+        return _bounded(
+            Document(
+                kind,
+                data,
+                digest_of(data),
+                children=children,
+                subject=subject,
+                artifact_type=index.artifactType or "",
+                annotations=index.annotations,
+            ),
+            name,
+        )
+    if raw.get("manifests") is not None:
+        raise _invalid(name, "is a manifest with manifests")
+    manifest = _convert(raw, _Manifest, name)
+    config = _descriptor(manifest.config, name)
+    return _bounded(
+        Document(
+            kind,
+            data,
+            digest_of(data),
+            config=config,
+            layers=tuple(_descriptor(one, name) for one in manifest.layers or ()),
+            subject=_descriptor(manifest.subject, name) if manifest.subject else None,
+            # A manifest without artifactType is of the type of its config (distribution-spec, "Listing Referrers").
+            artifact_type=manifest.artifactType or "",
+            annotations=manifest.annotations,
+        ),
+        name,
+    )
+
+
+class ConfigFacts(msgspec.Struct, frozen=True):
+    """What the config of an image says that others need: the platform, and the diff_ids of its layers."""
+
+    platform: Platform | None
+    diff_ids: tuple[str, ...]
+
+
+def parse_config(data: bytes, name: str) -> ConfigFacts:
+    """Read the config of an image; raises LayerError."""
+    raw = _decode(data, name)
+    config = _convert(raw, _Config, name)
+    platform = None
+    if config.os and config.architecture:
+        version = raw.get("os.version")
+        platform = Platform(config.os, config.architecture, config.variant, version if isinstance(version, str) else "")
+    return ConfigFacts(platform, tuple(config.rootfs.diff_ids or ()) if config.rootfs else ())
+
+
+def parse_descriptor(document: Any, name: str) -> Descriptor:
+    """Read one descriptor; raises LayerError."""
+    if not isinstance(document, dict):
+        raise _invalid(name, "is no descriptor")
+    return _descriptor(_convert(document, _Descriptor, name), name)
+
+
+def decode_object(data: bytes, name: str) -> dict[str, Any]:
+    """Read a JSON object; raises LayerError."""
+    return _decode(data, name)
+
+
+class _Descriptor(msgspec.Struct):
+    digest: str
+    size: int
+    mediaType: str = ""
+    annotations: dict[str, str] | None = None
+    platform: dict[str, Any] | None = None
+    artifactType: str | None = None
+    urls: list[str] | None = None
+
+
+# Go writes null for an empty list: umoci does in the index of a new layout, others for an artifact without layers.
+
+
+class _Index(msgspec.Struct):
+    manifests: list[_Descriptor] | None
+    subject: _Descriptor | None = None
+    artifactType: str | None = None
+    annotations: dict[str, str] | None = None
+
+
+class _Manifest(msgspec.Struct):
+    config: _Descriptor
+    layers: list[_Descriptor] | None = None
+    subject: _Descriptor | None = None
+    artifactType: str | None = None
+    annotations: dict[str, str] | None = None
+
+
+class _RootFs(msgspec.Struct):
+    diff_ids: list[str] | None = None
+
+
+class _Config(msgspec.Struct):
+    os: str = ""
+    architecture: str = ""
+    variant: str = ""
+    rootfs: _RootFs | None = None
+
+
+def _decode(data: bytes, name: str) -> dict[str, Any]:
+    try:
+        document = msgspec.json.decode(data)
+    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
+        reason = str(error).removeprefix("JSON is malformed: ")
+        raise _invalid(name, f"is no JSON: {reason}") from error
+    if not isinstance(document, dict):
+        raise _invalid(name, "is no JSON object")
+    return document
+
+
+def _convert(document: dict[str, Any], kind: type[_Kind], name: str) -> _Kind:
+    try:
+        return msgspec.convert(document, kind)
+    except msgspec.MsgspecError as error:
+        raise _invalid(name, f"is no such document: {error}") from error
+
+
+def _descriptor(raw: _Descriptor, name: str) -> Descriptor:
+    try:
+        digest = parse_digest(raw.digest)
+    except ValueError as error:
+        raise _invalid(name, f"names {printable(raw.digest)}, which is no sha256 digest") from error
+    if not 0 <= raw.size < 1 << 63:
+        raise _invalid(name, f"gives {digest} the size {raw.size}")
+    return Descriptor(
+        raw.mediaType,
+        digest,
+        raw.size,
+        raw.annotations or {},
+        _platform(raw.platform or {}),
+        raw.artifactType or "",
+        tuple(raw.urls or ()),
+    )
+
+
+def _platform(document: dict[str, Any]) -> Platform | None:
+    texts = [document.get(key) for key in ("os", "architecture", "variant", "os.version")]
+    parts = [text if isinstance(text, str) else "" for text in texts]
+    return Platform(*parts) if parts[0] or parts[1] else None
+
+
+def _bounded(document: Document, name: str) -> Document:
+    if len(document.children) + len(document.layers) > _MAX_DESCRIPTORS:
+        raise _invalid(name, f"names over {_MAX_DESCRIPTORS} blobs")
+    return document
+
+
+def _invalid(name: str, what: str) -> LayerError:
+    return LayerError("document-invalid", f"{printable(name)} {printable(what)}", "fetch or make the image again")
+
+
+class Wanted(msgspec.Struct, frozen=True):
+    """An image to push: its documents, children before parents and the root last, and their blobs, each once."""
+
+    documents: tuple[Document, ...]
+    fresh: frozenset[Digest] = frozenset()
+    """Blobs that were made just now, which no registry can have yet."""
+
+    @property
+    def root(self) -> Document:
+        return self.documents[-1]
+
+    @property
+    def blobs(self) -> tuple[Descriptor, ...]:
+        return each_once(blob for one in self.documents for blob in one.blobs)
+
+    @property
+    def by_digest(self) -> dict[Digest, Document]:
+        return {one.digest: one for one in self.documents}

@@ -1,0 +1,52 @@
+"""Media types of documents and layers in the two formats, and which of one is which of the other."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from detlayer.errors import ConfigError, printable
+from detlayer.oci.types import (
+    MEDIA_TYPE_CONFIG,
+    MEDIA_TYPE_DOCKER_CONFIG,
+    MEDIA_TYPE_DOCKER_LIST,
+    MEDIA_TYPE_DOCKER_MANIFEST,
+    MEDIA_TYPE_INDEX,
+    MEDIA_TYPE_MANIFEST,
+)
+
+Format = Literal["oci", "docker"]
+
+MANIFESTS: dict[Format, str] = {"oci": MEDIA_TYPE_MANIFEST, "docker": MEDIA_TYPE_DOCKER_MANIFEST}
+CONFIGS: dict[Format, str] = {"oci": MEDIA_TYPE_CONFIG, "docker": MEDIA_TYPE_DOCKER_CONFIG}
+INDEXES: dict[Format, str] = {"oci": MEDIA_TYPE_INDEX, "docker": MEDIA_TYPE_DOCKER_LIST}
+
+_OCI = "application/vnd.oci.image.layer."
+_DOCKER = "application/vnd.docker.image.rootfs."
+_PAIRS = (
+    (f"{_OCI}v1.tar", f"{_DOCKER}diff.tar"),
+    (f"{_OCI}v1.tar+gzip", f"{_DOCKER}diff.tar.gzip"),
+    (f"{_OCI}nondistributable.v1.tar", f"{_DOCKER}foreign.diff.tar"),
+    (f"{_OCI}nondistributable.v1.tar+gzip", f"{_DOCKER}foreign.diff.tar.gzip"),
+)
+_TO_DOCKER = dict(_PAIRS)
+# containerd writes zstd layers into Docker manifests under this name; skopeo and Docker read none, so we only read it.
+_TO_OCI = {
+    **{docker: oci for oci, docker in _PAIRS},
+    f"{_DOCKER}diff.tar.zstd": f"{_OCI}v1.tar+zstd",
+}
+
+
+def layer_type(media_type: str, wanted: Format) -> str:
+    """Say what a layer is called in an image of the wanted format; raises ConfigError where it has no name there.
+
+    A type that neither format knows stays as it is: it may be an artifact's.
+    """
+    if wanted == "oci":
+        return _TO_OCI.get(media_type, media_type)
+    if media_type.endswith("zstd"):
+        raise ConfigError(
+            "format-compression",
+            f"images of Docker's format have no {printable(media_type)}",
+            'use format = "oci", or compress with gzip',
+        )
+    return _TO_DOCKER.get(media_type, media_type)

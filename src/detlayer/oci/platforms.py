@@ -1,0 +1,80 @@
+"""Which manifest of an index a platform gets: by os, architecture, variant and os.version.
+
+Source: image-index.md; the variants of a processor that run what was made for lesser ones, as containerd has them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+
+from detlayer.errors import ConfigError, printable
+from detlayer.oci.types import Descriptor, Platform
+
+_PLATFORM = re.compile(r"([a-z0-9]+)/([a-z0-9_]+)(?:/([a-z0-9.]+))?(?::([0-9.]+))?\Z")
+_ALIASES = {
+    "x86_64": ("amd64", ""),
+    "x86-64": ("amd64", ""),
+    "aarch64": ("arm64", ""),
+    "armhf": ("arm", "v7"),
+    "armel": ("arm", "v6"),
+    "i386": ("386", ""),
+}
+# What an image without a variant was made for.
+_USUAL_VARIANT = {"arm64": "v8", "arm": "v7", "amd64": "v1"}
+_VARIANT = re.compile(r"v([0-9]+)(?:\.([0-9]+))?\Z")
+
+
+def parse_platform(text: str) -> Platform:
+    """Read `os/architecture[/variant][:os.version]`; raises ConfigError."""
+    match = _PLATFORM.match(text.lower())
+    if match is None:
+        raise ConfigError(
+            "platform-invalid", f"{printable(text)!r} is no platform", "write os/architecture[/variant]: linux/arm64"
+        )
+    architecture, variant = _ALIASES.get(match[2], (match[2], ""))
+    return Platform(match[1], architecture, match[3] or variant, match[4] or "")
+
+
+def select(children: Iterable[Descriptor], wanted: Platform) -> Descriptor | None:
+    """Choose the manifest that suits a platform best; None if none does. The first of equals wins.
+
+    A variant takes what was made for itself or a lesser one of the same architecture, the greatest first; os.version
+    has to agree in the parts that both have, but for the last (Windows' revision).
+    """
+    ranked = [
+        (rank, -index, child)
+        for index, child in enumerate(children)
+        if child.platform is not None and (rank := _rank(child.platform, wanted)) is not None
+    ]
+    return max(ranked, key=lambda item: item[:2])[2] if ranked else None
+
+
+def listed(children: Iterable[Descriptor]) -> Sequence[Platform]:
+    """Name the platforms of an index, each once; what says it is for none (attestations) is left out."""
+    found = {child.platform: None for child in children if child.platform is not None}
+    return [one for one in found if (one.os, one.architecture) != ("unknown", "unknown")]
+
+
+def _rank(offered: Platform, wanted: Platform) -> tuple[int, int, int] | None:
+    if (offered.os, offered.architecture) != (wanted.os, wanted.architecture):
+        return None
+    if not _suits_version(offered.os_version, wanted.os_version):
+        return None
+    usual = _USUAL_VARIANT.get(wanted.architecture, "")
+    has, needs = _number(offered.variant or usual), _number(wanted.variant or usual)
+    if has is None or needs is None:
+        return (0, 0, 0) if (offered.variant or usual) == (wanted.variant or usual) else None
+    exact = int(offered.os_version == wanted.os_version)
+    return (*has, exact) if has <= needs else None
+
+
+def _number(variant: str) -> tuple[int, int] | None:
+    match = _VARIANT.match(variant)
+    return (int(match[1]), int(match[2] or 0)) if match else None
+
+
+def _suits_version(offered: str, wanted: str) -> bool:
+    if not offered or not wanted or offered == wanted:
+        return True
+    return offered.split(".")[:3] == wanted.split(".")[:3]

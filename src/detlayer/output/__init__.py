@@ -1,0 +1,1 @@
+"""Files that appear whole or not at all, temporary files and spooled contents."""

@@ -1,0 +1,1 @@
+"""`pack`: sources to a layer, with what the cache knows."""

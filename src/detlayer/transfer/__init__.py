@@ -1,0 +1,1 @@
+"""Plans, pushes, pulls and copies between images on disk and registries."""

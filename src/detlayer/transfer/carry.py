@@ -1,0 +1,332 @@
+"""Carries a plan out: blobs, then manifests, then tags. At every moment, what a tag names is complete (SPEC 11.1)."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import ExitStack, suppress
+from graphlib import TopologicalSorter
+from threading import RLock
+
+from detlayer.errors import AuthError, DetlayerError, IntegrityError, LayerError, NotFoundError, RejectedError
+from detlayer.oci.documents import Document, Wanted, parse_document
+from detlayer.oci.ports import Body, ImageSource, Proof, Session, TransferReporter
+from detlayer.oci.references import RepositoryName
+from detlayer.oci.types import Descriptor, Digest
+from detlayer.registry.answer import RefusedError
+from detlayer.registry.client import Repository
+from detlayer.registry.download import RemoteBody, spooled
+from detlayer.registry.upload import Progress, upload
+from detlayer.transfer.knowledge import Knowledge
+from detlayer.transfer.plan import BlobStep, Facts, Plan, TagStep
+from detlayer.transfer.referrers import confirm_referrers
+from detlayer.transfer.remote import gather
+from detlayer.transfer.results import TagResult
+from detlayer.transfer.workers import Job, work_off
+
+_SMALL_BYTES = 64 << 10  # goes in the lane for what is small
+_PIECE_BYTES = 1 << 20
+_MAX_SUBJECTS = 32  # that have to be brought, each for the one before
+# Refusals of a document that may mean that the registry lacks what it names. Registries agree on no code for that.
+_MAY_LACK = frozenset(("blobs-missing", "registry-refused", "repository-missing"))
+
+
+class Carrier:
+    """Carries out one plan for one image."""
+
+    def __init__(
+        self,
+        repository: Repository,
+        image: ImageSource,
+        wanted: Wanted,
+        facts: Facts,
+        knowledge: Knowledge,
+        reporter: TransferReporter,
+        origins: Sequence[Repository],
+    ) -> None:
+        self._repository = repository
+        self._image = image
+        self._wanted = wanted
+        self._facts = facts
+        self._knowledge = knowledge
+        self._memory = knowledge.memory
+        self._reporter = reporter
+        self._origins = origins
+        self._descriptors = {blob.digest: blob for blob in wanted.blobs}
+        self._restored: set[Digest] = set()
+        self._found: set[Digest] = set()
+        self._restoring = RLock()
+        self._subjects: set[Digest] = set()
+
+    def carry_out(self, plan: Plan) -> list[TagResult]:
+        """Do what the plan says; a tag that fails does not keep the others from being pushed.
+
+        Raises RegistryError, IntegrityError and LayerError for what concerns all tags.
+        """
+        if plan.is_done:
+            confirm_referrers(self._repository, self._wanted.documents)
+            return [TagResult(step.tag, "present") for step in plan.tags]
+        self._repository.expect_push(one.source for one in plan.sends if one.source is not None)
+        bodies = self._find_bodies(plan)
+        work_off([Job(self._bring(one, bodies.get(one.digest)), one.size_bytes > _SMALL_BYTES) for one in plan.sends])
+        wanted = self._wanted.by_digest
+        puts = {one.digest for one in plan.puts}
+        for level in _levels(self._wanted):
+            documents = [wanted[digest] for digest in level if digest in puts]
+            if documents:
+                work_off([Job(self._put_by_digest(one)) for one in documents])
+        confirm_referrers(self._repository, self._wanted.documents[:-1])
+        results = [self._put_tag(step) for step in plan.tags]
+        if any(one.state != "failed" for one in results):
+            confirm_referrers(self._repository, (self._wanted.root,))
+        for document in wanted.values():
+            self._memory.keep_document(document.data)
+        return results
+
+    # -- blobs
+
+    def _find_bodies(self, plan: Plan) -> dict[Digest, Body]:
+        """Find all that is to be uploaded before anything is sent: where one is missing, the rest would be in vain."""
+        uploads = [self._descriptors[one.digest] for one in plan.sends if one.action == "upload"]
+        found = work_off([Job(lambda blob=blob: self._body(blob)) for blob in uploads])  # type: ignore[misc]
+        return dict(zip((blob.digest for blob in uploads), found, strict=True))
+
+    def _bring(self, step: BlobStep, body: Body | None) -> Callable[[], None]:
+        return lambda: self._upload(self._descriptors[step.digest], step.source, body)
+
+    def _upload(self, blob: Descriptor, mount_from: RepositoryName | None = None, body: Body | None = None) -> None:
+        name, principal = self._repository.name, self._repository.principal
+        label = str(blob.digest)
+
+        def keep(session: Session | None) -> None:
+            # That it is over is kept when what it brought is: a run that ends in between would send that again.
+            if session is not None:
+                self._memory.keep_session(principal, name, blob.digest, session)
+
+        self._reporter.transfer(label, blob.size_bytes)
+        try:
+            with ExitStack() as stack:
+                outcome = upload(
+                    self._repository,
+                    blob,
+                    lambda: self._at_rest(body or self._body(blob), stack),
+                    mount_from=mount_from,
+                    resume=self._memory.session(principal, name, blob.digest),
+                    progress=Progress(lambda count: self._reporter.advance(label, count), keep),
+                )
+        except IntegrityError as error:
+            self._memory.keep_session(principal, name, blob.digest, None)
+            if error.code == "blob-refused":
+                self._blame(blob, error)
+            raise
+        self._learn({blob.digest: outcome})
+        self._memory.keep_session(principal, name, blob.digest, None)
+        self._reporter.done(label, outcome)
+
+    def _at_rest(self, body: Body, stack: ExitStack) -> Body:
+        """Fetch a blob that comes from the registry that it goes to: a mount that is refused is no reason to stream."""
+        if isinstance(body, RemoteBody) and body.repository.name.host == self._repository.name.host:
+            return stack.enter_context(spooled(body))
+        return body
+
+    def _body(self, blob: Descriptor) -> Body:
+        body = self._image.body(blob) or self._remote_body(blob)
+        if body is None:
+            raise LayerError(
+                "blob-missing",
+                f"the image lacks {blob.digest}, and {self._repository.name} does not have it",
+                "fetch the whole image, or name a repository that has its layers: --source REPOSITORY",
+            )
+        if body.size_bytes != blob.size_bytes:
+            raise IntegrityError(
+                "blob-size",
+                f"{blob.digest} has {body.size_bytes} bytes, and its manifest says {blob.size_bytes}",
+                "make or fetch the image again",
+            )
+        return body
+
+    def _remote_body(self, blob: Descriptor) -> Body | None:
+        """Find a repository that has what is not here; the last one that may is not asked, since it will say so."""
+        for origin in self._origins:
+            with suppress(AuthError):  # it may be good for mounts only
+                if origin is self._origins[-1] or origin.head_blob(blob.digest) is not None:
+                    return RemoteBody(origin, blob)
+        return None
+
+    def _blame(self, blob: Descriptor, error: IntegrityError) -> None:
+        """The registry got other bytes than the digest says: read ours again, to tell who is to blame."""
+        sha = hashlib.sha256()
+        with self._body(blob).open() as source:
+            while piece := source.read(_PIECE_BYTES):
+                sha.update(piece)
+        if sha.hexdigest() != blob.digest.hex:
+            raise IntegrityError(
+                "blob-digest",
+                f"the image's {blob.digest} is corrupt: it has the digest sha256:{sha.hexdigest()}",
+                "make or fetch the image again",
+            ) from error
+
+    # -- documents
+
+    def _put_by_digest(self, document: Document) -> Callable[[], None]:
+        return lambda: self._put(document, str(document.digest))
+
+    def _put_tag(self, step: TagStep) -> TagResult:
+        if step.action == "present":
+            return TagResult(step.tag, "present")
+        root = self._wanted.root
+        try:
+            try:
+                self._put(root, step.tag)
+            except RefusedError as refused:
+                if refused.code != "tag-immutable" or step.seen != root.digest:
+                    raise
+                self._put(root, str(root.digest))  # the tag names it already: the registry sees it again all the same
+        except DetlayerError as error:
+            return TagResult(step.tag, "failed", error)
+        return TagResult(step.tag, "pushed")
+
+    def _put(self, document: Document, target: str) -> None:
+        """Put a document; where the registry refuses it and lacks what it names, bring that first, while it helps."""
+        needed = self._needed(document)
+        while True:
+            before = self._restored.intersection(needed)
+            try:
+                self._send(document, target)
+                break
+            except (RefusedError, NotFoundError) as refused:
+                if refused.code not in _MAY_LACK:
+                    raise
+                with self._restoring:
+                    self._restore(self._find_lost(needed, refused))
+                if self._restored.intersection(needed) == before:  # another document may have needed the same
+                    raise
+        self._learn({document.digest: "uploaded"})
+
+    def _needed(self, document: Document) -> list[Digest]:
+        """Name what the registry may want to have before a document."""
+        named = [one.digest for one in (*document.children, *document.blobs) if not one.is_foreign]
+        if document.subject is not None and document.subject.digest in self._wanted.by_digest:
+            named.append(document.subject.digest)
+        return list(dict.fromkeys(named))
+
+    def _find_lost(self, needed: Collection[Digest], refused: RefusedError | NotFoundError) -> list[Digest]:
+        """Tell which of these the registry lost: those that it names, and those that it lacks when asked.
+
+        A refusal may have any code, and name all of them, one, or none. Nothing is asked for or restored twice.
+        """
+        said = set(refused.refusal.digests if isinstance(refused, RefusedError) else ())
+        sent = self._knowledge.known(self._repository.name)
+        unsent = [one for one in needed if one not in self._restored and sent.get(one) != "uploaded"]
+        doubtful = [one for one in unsent if one not in said and one not in self._found]
+        answers = work_off([Job(lambda digest=digest: self._is_there(digest)) for digest in doubtful])  # type: ignore[misc]
+        lost = {digest for digest, is_there in zip(doubtful, answers, strict=True) if not is_there}
+        self._found.update(set(doubtful) - lost)
+        if refused.code == "blobs-missing" and not lost and not said.intersection(needed):
+            return unsent  # its HEAD knows less than its PUT
+        return [one for one in needed if one not in self._restored and (one in said or one in lost)]
+
+    def _is_there(self, digest: Digest) -> bool:
+        if digest in self._wanted.by_digest:
+            return self._repository.head_manifest(str(digest)) is not None
+        return self._repository.head_blob(digest) is not None
+
+    def _restore(self, missing: Collection[Digest]) -> None:
+        """Send again what the registry lost, whatever was known of it."""
+        self._knowledge.forget(self._repository, missing)
+        self._facts.demote(missing)
+        documents = self._wanted.by_digest
+        blobs = [self._descriptors[digest] for digest in missing if digest in self._descriptors]
+        work_off(
+            [
+                Job(lambda blob=blob: self._upload(blob), blob.size_bytes > _SMALL_BYTES)  # type: ignore[misc]
+                for blob in blobs
+            ]
+        )
+        for digest in missing:
+            if digest in documents:
+                self._put(documents[digest], str(digest))
+        self._restored.update(missing)
+
+    # -- subjects
+
+    def _send(self, document: Document, target: str) -> None:
+        """Put a document; if it is refused and its subject is not there, put that first, once."""
+        try:
+            self._repository.put_manifest(target, document)
+        except (RefusedError, NotFoundError) as refused:
+            if document.subject is None or not self._bring_subject(document, document.subject, refused):
+                raise
+            self._repository.put_manifest(target, document)
+
+    def _bring_subject(self, document: Document, subject: Descriptor, refused: RefusedError | NotFoundError) -> bool:
+        """Put the subject of a document that was refused; tells whether that document is worth another try."""
+        if isinstance(refused, RefusedError) and refused.code not in ("blobs-missing", "registry-refused"):
+            return False  # a subject would not help against an immutable tag, for example
+        named = refused.refusal.digests if isinstance(refused, RefusedError) else ()
+        if subject.digest not in named and any(one.digest in named for one in (*document.children, *document.blobs)):
+            return False
+        with self._restoring:
+            if self._repository.head_manifest(str(subject.digest)) is not None:
+                return subject.digest in self._subjects
+            try:
+                found = self._find_subject(subject)
+            except (LayerError, NotFoundError, AuthError) as error:
+                message = f"{refused.message}; it has no subject {subject.digest} either ({error.message})"
+                hint = "push the subject first"
+                if subject.digest in named:
+                    raise RejectedError("subject-missing", message, hint) from error
+                if isinstance(refused, RefusedError):  # blobs may be missing, too
+                    raise RefusedError(refused.refusal, refused.code, message, hint) from error
+                raise NotFoundError(refused.code, message, hint) from error
+            self._subjects.add(subject.digest)
+            self._carry(found)
+        return True
+
+    def _find_subject(self, subject: Descriptor) -> Wanted:
+        """Read a subject and all that it lists; raises what the image raises where that does not have it."""
+        known = self._wanted.by_digest.get(subject.digest)
+        if known is None:
+            if len(self._subjects) == _MAX_SUBJECTS:
+                raise LayerError("document-invalid", "subjects have subjects without end", "push them one by one")
+            known = parse_document(self._image.document(subject), str(subject.digest), subject.media_type)
+        return gather(self._image, known)
+
+    def _carry(self, found: Wanted) -> None:
+        """Bring documents and blobs that the plan does not have, or that it takes for present."""
+        here = self._repository.name
+        sources = [one.name for one in self._origins if one.name.registry == here.registry and one.name != here]
+        self._repository.expect_push(sources[:1])
+        blobs = [one for one in found.blobs if not one.is_foreign]
+        self._descriptors.update({one.digest: one for one in blobs})
+
+        def bring(blob: Descriptor) -> None:
+            if self._repository.head_blob(blob.digest) is None:
+                self._upload(blob, sources[0] if sources else None)
+
+        work_off([Job(lambda blob=blob: bring(blob), blob.size_bytes > _SMALL_BYTES) for blob in blobs])  # type: ignore[misc]
+        for one in found.documents:
+            self._put(one, str(one.digest))
+        confirm_referrers(self._repository, found.documents)
+
+    def _learn(self, found: dict[Digest, Proof]) -> None:
+        self._facts.proofs.update(found)
+        self._knowledge.learn(self._repository, found)
+
+
+def _levels(wanted: Wanted) -> Iterator[Sequence[Digest]]:
+    """Documents below the root in groups that can go at the same time.
+
+    What a document lists is in an earlier group, and so is its subject, where the image has that. Digests make a cycle
+    impossible.
+    """
+    below = {one.digest: one for one in wanted.documents[:-1]}
+    sorter = TopologicalSorter[Digest]()
+    for digest, document in below.items():
+        named = (*document.children, *((document.subject,) if document.subject else ()))
+        sorter.add(digest, *(one.digest for one in named if one.digest in below))
+    sorter.prepare()
+    while sorter.is_active():
+        level = sorter.get_ready()
+        yield level
+        sorter.done(*level)

@@ -1,0 +1,213 @@
+"""The recipe of `resolve` and `pull`: what a reference names, and its blobs in an OCI layout, each checked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, closing
+from typing import Any, Protocol
+
+import msgspec
+
+from detlayer.errors import IntegrityError, LayerError, NotFoundError
+from detlayer.images.source import SOURCE
+from detlayer.oci.documents import Document, Wanted, parse_config
+from detlayer.oci.platforms import listed, select
+from detlayer.oci.ports import Amnesia, Memory, SilentTransfers, TransferReporter
+from detlayer.oci.references import Reference
+from detlayer.oci.types import CONFIG_TYPES, MAX_DOCUMENT_BYTES, Descriptor, Platform
+from detlayer.registry.client import Registries, Repository
+from detlayer.registry.download import RemoteReader
+from detlayer.transfer.remote import RemoteImage, gather
+from detlayer.transfer.workers import Job, work_off
+
+_PIECE_BYTES = 1 << 20
+
+
+class Resolved(msgspec.Struct, frozen=True):
+    """What a reference names now: the document, and the platforms of an index or an image."""
+
+    reference: Reference
+    document: Document
+    platform: Platform | None
+    platforms: tuple[Platform, ...]
+
+    def to_document(self) -> dict[str, Any]:
+        return {
+            "reference": str(self.reference),
+            "digest": str(self.document.digest),
+            "mediaType": self.document.media_type,
+            "size": len(self.document.data),
+            "platforms": [str(one) for one in self.platforms],
+        }
+
+
+def resolve(
+    reference: Reference,
+    registries: Registries,
+    *,
+    platform: Platform | None = None,
+    memory: Memory | None = None,
+    reporter: TransferReporter | None = None,
+) -> Resolved:
+    """Ask what a reference names now; with a platform, that one's manifest of an index.
+
+    Raises RegistryError, also (`platform-missing`) if the image is not for the platform; IntegrityError and LayerError.
+    """
+    memory, reporter = memory or Amnesia(), reporter or SilentTransfers()
+    repository = registries.repository(reference.name)
+    document = repository.get_manifest(reference.target)
+    memory.keep_document(document.data)
+    if not document.is_index:
+        try:
+            own = _own_platform(repository, document, memory)
+        except (LayerError, IntegrityError, NotFoundError) as error:
+            if platform is not None:
+                raise
+            # What it names is known all the same, and bytes can be copied that nobody understands.
+            reporter.warning("platform-unknown", f"what {reference} is for can't be told: {error.message}")
+            own = None
+        if platform is not None and (own is None or select([document.descriptor(own)], platform) is None):
+            raise _no_platform(reference, platform, [own] if own is not None else [])
+        return Resolved(reference, document, own, (own,) if own is not None else ())
+    offered = listed(document.children)
+    if platform is None:
+        return Resolved(reference, document, None, tuple(offered))
+    chosen = select(document.children, platform)
+    if chosen is None:
+        raise _no_platform(reference, platform, offered)
+    data = RemoteImage(repository, document, memory).child(chosen)
+    return Resolved(reference, data, chosen.platform, (chosen.platform,) if chosen.platform is not None else ())
+
+
+def _own_platform(repository: Repository, document: Document, memory: Memory) -> Platform | None:
+    """Read the platform of an image that is not in an index: its config says it."""
+    config = document.config
+    if config is None or config.media_type not in CONFIG_TYPES:
+        return None  # an artifact
+    return parse_config(fetch_blob(repository, config, memory), str(config.digest)).platform
+
+
+def fetch_blob(repository: Repository, blob: Descriptor, memory: Memory) -> bytes:
+    """Fetch a small blob, such as a config, into memory; raises RegistryError and IntegrityError."""
+    known = memory.document(blob.digest)
+    if known is not None:
+        return known
+    if blob.size_bytes > MAX_DOCUMENT_BYTES:
+        raise NotFoundError(
+            "config-too-long",
+            f"the config {blob.digest} of {repository.name} says it has {blob.size_bytes} bytes",
+            "no honest image has such a config",
+        )
+    with closing(RemoteReader(repository, blob)) as reader:
+        data = b"".join(iter(lambda: reader.read(_PIECE_BYTES), b""))
+    memory.keep_document(data)
+    return data
+
+
+def _no_platform(reference: Reference, platform: Platform, offered: Sequence[Platform]) -> NotFoundError:
+    has = ", ".join(sorted(map(str, offered))) or "none that it names"
+    return NotFoundError("platform-missing", f"{reference} is not for {platform}", f"it is for {has}")
+
+
+class Part(Protocol):
+    """A blob that is being written into a layout, from where an earlier attempt stopped."""
+
+    @property
+    def offset(self) -> int:
+        """How many bytes are there already."""
+
+    def write(self, data: bytes, /) -> None:
+        """Take the next bytes; raises OutputError."""
+
+    def finish(self) -> None:
+        """Hold what is there against digest and size, and make it visible; raises IntegrityError and OutputError."""
+
+
+class Target(Protocol):
+    """A layout to pull into."""
+
+    def has(self, descriptor: Descriptor) -> bool:
+        """Tell whether a blob of that digest and size is there."""
+
+    def part(self, descriptor: Descriptor) -> AbstractContextManager[Part]:
+        """Begin a blob, or go on with it; what was written stays if it fails. Raises OutputError."""
+
+    def put(self, data: bytes) -> None:
+        """Write a document; raises OutputError."""
+
+    def tag(self, descriptor: Descriptor, tag: str) -> None:
+        """Name an image in index.json, in place of what had the name; raises OutputError."""
+
+
+class Pulled(msgspec.Struct, frozen=True):
+    """What a pull brought: the image, and how many blobs and bytes had to come."""
+
+    resolved: Resolved
+    blobs: int
+    fetched_bytes: int
+
+    def to_document(self) -> dict[str, Any]:
+        return {**self.resolved.to_document(), "blobs": self.blobs, "fetchedBytes": self.fetched_bytes}
+
+
+def pull(
+    reference: Reference,
+    target: Target,
+    registries: Registries,
+    *,
+    tag: str = "",
+    platform: Platform | None = None,
+    manifests_only: bool = False,
+    memory: Memory | None = None,
+    reporter: TransferReporter | None = None,
+) -> Pulled:
+    """Fetch an image, all platforms of it or one, into a layout, where it gets the name `tag`.
+
+    Blobs that are there are not fetched; one that broke off is gone on with. With `manifests_only` layers stay where
+    they are, and the layout says where. Raises RegistryError, IntegrityError, OutputError, LayerError.
+    """
+    memory, reporter = memory or Amnesia(), reporter or SilentTransfers()
+    resolved = resolve(reference, registries, platform=platform, memory=memory, reporter=reporter)
+    repository = registries.repository(reference.name)
+    image = RemoteImage(repository, resolved.document, memory)
+    wanted = gather(image, resolved.document)
+    missing = [blob for blob in _blobs(wanted, manifests_only) if not target.has(blob)]
+    work_off([Job(_fetch(repository, blob, target, reporter), is_data=True) for blob in missing])
+    for document in wanted.documents:
+        target.put(document.data)
+    described = resolved.document.descriptor(resolved.platform)
+    annotations = {SOURCE: str(reference.name)} if manifests_only else {}
+    target.tag(
+        Descriptor(
+            described.media_type,
+            described.digest,
+            described.size_bytes,
+            annotations,
+            described.platform,
+            described.artifact_type,
+        ),
+        tag or reference.tag,
+    )
+    return Pulled(resolved, len(missing), sum(blob.size_bytes for blob in missing))
+
+
+def _blobs(wanted: Wanted, manifests_only: bool) -> Iterator[Descriptor]:
+    configs = {one.config.digest for one in wanted.documents if one.config is not None}
+    for blob in wanted.blobs:
+        if not blob.is_foreign and (blob.digest in configs or not manifests_only):
+            yield blob
+
+
+def _fetch(repository: Repository, blob: Descriptor, target: Target, reporter: TransferReporter) -> Callable[[], None]:
+    def fetch() -> None:
+        name = str(blob.digest)
+        reporter.transfer(name, blob.size_bytes)
+        with target.part(blob) as part, closing(RemoteReader(repository, blob, part.offset)) as reader:
+            reporter.advance(name, part.offset)
+            while piece := reader.read(_PIECE_BYTES):
+                part.write(piece)
+                reporter.advance(name, len(piece))
+            part.finish()
+        reporter.done(name, "pulled")
+
+    return fetch

@@ -1,0 +1,189 @@
+"""Referrers of a manifest: listed by the registry, or by clients in an index under a tag of its own.
+
+Source: distribution-spec 1.1, "Listing Referrers", "Pushing Manifests with Subject", "Referrers Tag Schema". No
+registry locks such a tag, so what is written is read again, and written again if another list took its place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+import msgspec
+
+from detlayer.errors import AuthError, NotFoundError, RejectedError, UnavailableError
+from detlayer.oci.documents import Document, parse_document
+from detlayer.oci.types import (
+    INDEX_TYPES,
+    MANIFEST_TYPES,
+    MAX_DOCUMENT_BYTES,
+    MEDIA_TYPE_INDEX,
+    Descriptor,
+    Digest,
+    canonical_json,
+    digest_of,
+)
+from detlayer.registry.answer import RefusedError, error_of, garbage, read_digest
+from detlayer.registry.client import Repository
+from detlayer.transfer.workers import Job, work_off
+
+_MAX_WRITES = 10
+_FIRST_WAIT_S = 0.1
+_LONGEST_WAIT_S = 5.0
+_MAX_REFERRERS = 100_000
+_ACCEPT = {"accept": MEDIA_TYPE_INDEX}
+
+
+def fallback_tag(subject: Digest) -> str:
+    """Name the tag that lists referrers where the registry has no API for it."""
+    return f"sha256-{subject.hex}"
+
+
+def find_referrers(repository: Repository, subject: Digest) -> list[Descriptor]:
+    """List what refers to a manifest; raises RegistryError, IntegrityError and LayerError."""
+    found: list[Descriptor] = []
+    what = "a list of referrers"
+    for answer in repository.pages(f"referrers/{subject}", what, _ACCEPT):
+        data = answer.read(MAX_DOCUMENT_BYTES) if answer.status == 200 else None
+        if data is None or answer.media_type != MEDIA_TYPE_INDEX:
+            answer.drain()
+            break
+        found += parse_document(data, f"the referrers of {subject}", MEDIA_TYPE_INDEX).children
+        if len(found) > _MAX_REFERRERS:
+            raise garbage(repository.name.registry, f"{what} with over {_MAX_REFERRERS:,} entries")
+    else:
+        return found
+    try:
+        return list(repository.get_manifest(fallback_tag(subject)).children)
+    except NotFoundError:
+        return []
+
+
+def confirm_referrers(repository: Repository, documents: Iterable[Document]) -> None:
+    """Make sure that documents which are there are listed as referrers of their subjects, if they have any.
+
+    A registry with the referrers API does so itself. Raises RegistryError and IntegrityError.
+    """
+    by_subject: dict[Digest, list[Document]] = {}
+    for one in documents:
+        if one.subject is not None:
+            by_subject.setdefault(one.subject.digest, []).append(one)
+    if by_subject and repository.lists_referrers is None:
+        repository.lists_referrers = _has_api(repository, next(iter(by_subject)))
+    if by_subject and not repository.lists_referrers:
+        work_off([Job(lambda item=item: _add(repository, *item)) for item in by_subject.items()])  # type: ignore[misc]
+
+
+def _has_api(repository: Repository, subject: Digest) -> bool:
+    answer = repository.fetch("GET", f"referrers/{subject}", _ACCEPT)
+    if answer.status == 200:
+        answer.drain()
+        return answer.media_type == MEDIA_TYPE_INDEX
+    refusal = answer.refusal()
+    if refusal.is_passing:
+        raise error_of(refusal, f"list the referrers of {subject}", repository.name.registry)
+    return False
+
+
+def _add(repository: Repository, subject: Digest, documents: Sequence[Document]) -> None:
+    """Add documents to the list of a subject, and wait until it has them.
+
+    Whoever read the list before it was written may still write over it. As all need about the same time for that, it is
+    read again after that time.
+    """
+    name = f"{repository.name}:{fallback_tag(subject)}"
+    pace = repository.transport.pace
+    listing = repository.listing(subject)
+    with listing.lock:
+        listing.own.update({one.digest: _entry(one) for one in documents})
+        for written in range(_MAX_WRITES + 1):
+            began = pace.now()
+            current = _read(repository, fallback_tag(subject), name, documents[0])
+            missing = [entry for digest, entry in listing.own.items() if digest not in current.digests]
+            if not missing:
+                return
+            if written < _MAX_WRITES:
+                _write(repository, fallback_tag(subject), name, current.with_entries(missing))
+                grown_s = min(_FIRST_WAIT_S * (2**written - 1), _LONGEST_WAIT_S)
+                pace.wait((2 * (pace.now() - began) + grown_s) * pace.jitter())
+    raise UnavailableError(
+        "referrers-lost",
+        f"{name}, the list of referrers of {subject}, does not keep what is added to it: something else writes it",
+        "push again when nothing else pushes referrers of it",
+    )
+
+
+def _entry(document: Document) -> bytes:
+    """Describe a document as a list of referrers does."""
+    described = document.descriptor().to_document()
+    if not document.artifact_type and document.config is not None:
+        described["artifactType"] = document.config.media_type
+    if document.annotations:
+        described["annotations"] = document.annotations
+    return canonical_json(described)
+
+
+class _List(NamedTuple):
+    """A list as it was read: the JSON of each field and entry stays as it is."""
+
+    fields: dict[str, msgspec.Raw]
+    entries: list[msgspec.Raw]
+    digests: frozenset[Digest]
+
+    def with_entries(self, added: Iterable[bytes]) -> bytes:
+        entries = [*self.entries, *map(msgspec.Raw, added)]
+        return msgspec.json.encode({**self.fields, "manifests": entries})
+
+
+class _Named(msgspec.Struct):
+    digest: str
+
+
+def _read(repository: Repository, tag: str, name: str, document: Document) -> _List:
+    try:
+        data, media_type = repository.get_manifest_data(tag)
+    except NotFoundError:
+        return _parse(_EMPTY, MEDIA_TYPE_INDEX)
+    except AuthError as error:
+        # Some registries say 403 of what they do not have. If we may read the document, that is what it means.
+        if error.code != "registry-denied" or repository.head_manifest(str(document.digest)) is None:
+            raise
+        return _parse(_EMPTY, MEDIA_TYPE_INDEX)
+    try:
+        return _parse(data, media_type)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, ValueError) as error:
+        raise RejectedError(
+            "referrers-invalid",
+            f"{name} should list the referrers of {document.subject and document.subject.digest}, and is no such index",
+            "delete this tag, or let whoever put it there use another",
+        ) from error
+
+
+_EMPTY = canonical_json({"schemaVersion": 2, "mediaType": MEDIA_TYPE_INDEX, "manifests": []})
+
+
+def _parse(data: bytes, media_type: str) -> _List:
+    """Read a list; raises ValueError, and what msgspec raises, for anything else than an image index."""
+    fields = msgspec.json.decode(data, type=dict[str, msgspec.Raw])
+    own = msgspec.json.decode(fields["mediaType"], type=str) if "mediaType" in fields else ""
+    kinds = {kind for kind in (own, media_type) if kind == own or kind in INDEX_TYPES | MANIFEST_TYPES} - {""}
+    if kinds - {MEDIA_TYPE_INDEX} or "manifests" not in fields or {"config", "layers"} & fields.keys():
+        raise ValueError("not an image index")
+    named = msgspec.json.decode(fields["manifests"], type=list[_Named] | None) or []
+    entries = msgspec.json.decode(fields["manifests"], type=list[msgspec.Raw] | None) or []
+    return _List(fields, entries, frozenset(filter(None, (read_digest(one.digest) for one in named))))
+
+
+def _write(repository: Repository, tag: str, name: str, data: bytes) -> None:
+    if len(data) > MAX_DOCUMENT_BYTES:
+        raise RejectedError(
+            "referrers-refused", f"{name} would have over {MAX_DOCUMENT_BYTES:,} bytes", "delete referrers that are old"
+        )
+    try:
+        repository.put_manifest(tag, Document(MEDIA_TYPE_INDEX, data, digest_of(data)))
+    except RefusedError as refused:
+        raise RejectedError(
+            "referrers-refused",
+            f"{repository.name.registry} refuses the list of referrers {name} ({refused.refusal})",
+            "it may list manifests that are not there any more: delete this tag, and push all referrers again",
+        ) from refused

@@ -1,0 +1,408 @@
+"""Steps run exactly when they have to, in any number of threads; failures stay where they are."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from itertools import pairwise
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from msgspec.structs import replace
+
+from detlayer.building.graph import Call, Event, Outcome, Reason, Step, Stopped, Values, arrange, closure, execute
+from detlayer.building.graph.drawing import draw
+
+
+class MemoryTraces:
+    def __init__(self) -> None:
+        self.kept: dict[str, bytes] = {}
+
+    def get(self, key: str) -> bytes | None:
+        return self.kept.get(key)
+
+    def put(self, key: str, data: bytes) -> None:
+        self.kept[key] = data
+
+
+@dataclass
+class World:
+    """Files by name, steps that join what they read, and a count of what ran."""
+
+    files: dict[str, str] = field(default_factory=dict)
+    needs: dict[str, list[str]] = field(default_factory=dict)
+    traces: MemoryTraces = field(default_factory=MemoryTraces)
+    versions: dict[str, str] = field(default_factory=dict)
+    cuts: set[str] = field(default_factory=set)
+    broken: set[str] = field(default_factory=set)
+    lost: set[str] = field(default_factory=set)
+    ran: list[str] = field(default_factory=list)
+
+    def step(self, name: str) -> Step:
+        def run(call: Call) -> Values:
+            self.ran.append(name)
+            if name in self.broken:
+                raise OSError(f"{name} is broken")
+            parts = [self.files[name], *(call[role]["text"] for role in step.needs)]
+            text = f"{name}({','.join(parts)})"
+            return {"text": str(len(text) % 2) if name in self.cuts else text}
+
+        step = Step(
+            name,
+            "join",
+            self.versions.get(name, "1"),
+            run,
+            inputs={"name": name},
+            needs={f"need {at}": one for at, one in enumerate(self.needs.get(name, []))},
+            observe=lambda call: {"file": self.files[name]},
+            is_intact=lambda values: values["text"] not in self.lost,
+        )
+        return step
+
+    def run(self, *, jobs: int = 4, is_dry: bool = False) -> Outcome:
+        self.ran.clear()
+        steps = [self.step(name) for name in self.files]
+        return execute(steps, traces=self.traces, jobs=jobs, is_dry=is_dry)
+
+
+def chain(*names: str) -> World:
+    world = World(dict.fromkeys(names, "x"))
+    world.needs = {name: [before] for before, name in pairwise(names)}
+    return world
+
+
+def test_a_second_run_replays() -> None:
+    world = chain("a", "b", "c")
+    first = world.run()
+    assert [one.state for one in first.steps.values()] == ["ran"] * 3
+    assert [one.reasons for one in first.steps.values()] == [(Reason("first"),)] * 3
+    second = world.run()
+    assert world.ran == []
+    assert {name: one.values for name, one in second.steps.items()} == {n: o.values for n, o in first.steps.items()}
+    assert {one.state for one in second.steps.values()} == {"hit"}
+
+
+def test_a_change_names_itself() -> None:
+    world = chain("a", "b")
+    world.run()
+    world.files["a"] = "y"
+    outcome = world.run()
+    assert sorted(world.ran) == ["a", "b"]
+    assert outcome["a"].reasons == (Reason("input", "file", "x", "y"),)
+    assert outcome["b"].reasons == (Reason("input", "need 0.text", "a(x)", "a(y)"),)
+    world.files["a"] = "x"
+    assert {one.state for one in world.run().steps.values()} == {"hit"}  # what was known stays known
+
+
+def test_the_same_result_costs_nothing_behind_it() -> None:
+    world = chain("a", "b", "c")
+    world.cuts = {"b"}
+    world.run()
+    world.files["a"] = "z"
+    outcome = world.run()
+    assert sorted(world.ran) == ["a", "b"]
+    assert outcome["b"].is_same
+    assert outcome["c"].state == "hit"
+
+
+def test_versions_and_lost_outputs() -> None:
+    world = chain("a", "b")
+    world.run()
+    world.versions["a"] = "2"
+    assert world.run()["a"].reasons == (Reason("version", "join", "1", "2"),)
+    assert world.ran == ["a"]
+    world.lost = {"b(x,a(x))"}
+    assert world.run()["b"].reasons == (Reason("output"),)
+
+
+def test_a_corrupt_trace_is_none() -> None:
+    world = chain("a")
+    world.run()
+    for damage in (b"", b"{", b'{"format":"detlayer-trace/9"}', b"[" * 100_000, b"\xff"):
+        world.traces.kept = dict.fromkeys(world.traces.kept, damage)
+        assert world.run()["a"].state == "ran"
+
+
+def test_a_failure_blocks_what_needs_it_and_is_not_remembered() -> None:
+    world = World({"a": "", "b": "", "c": "", "d": ""}, {"b": ["a"], "c": ["b"]}, broken={"a"})
+    outcome = world.run(jobs=1)
+    assert {name: one.state for name, one in outcome.steps.items()} == {
+        "a": "failed",
+        "b": "blocked",
+        "c": "blocked",
+        "d": "ran",
+    }
+    assert [outcome[name].blocked_by for name in "bc"] == ["a", "a"]
+    assert [str(error) for error in outcome.errors] == ["a is broken"]
+    world.broken = set()
+    assert not world.run().errors
+    assert sorted(world.ran) == ["a", "b", "c"]
+
+
+def test_dry_runs_say_what_would_run_and_change_nothing() -> None:
+    world = chain("a", "b", "c")
+    world.run()
+    kept = dict(world.traces.kept)
+    world.files["b"] = "new"
+    outcome = world.run(is_dry=True)
+    assert world.ran == []
+    assert world.traces.kept == kept
+    assert {name: one.state for name, one in outcome.steps.items()} == {"a": "hit", "b": "would-run", "c": "would-run"}
+    assert outcome["b"].reasons == (Reason("input", "file", "x", "new"),)
+    assert outcome["c"].reasons == (Reason("upstream", "need 0"),)
+    assert [one.step.name for one in outcome.would_run] == ["b", "c"]
+
+
+def free_step(run: Callable[[Call], Values]) -> Step:
+    return Step("look", "look", "1", run, is_free=True, keeps=False)
+
+
+def test_free_steps_run_in_dry_runs_too() -> None:
+    outcome = execute([free_step(lambda call: {"x": "1"})], is_dry=True)
+    assert outcome["look"].values == {"x": "1"}
+    assert outcome["look"].reasons == (Reason("always"),)
+
+
+@pytest.mark.parametrize("is_dry", [False, True])
+def test_what_only_the_outside_knows(is_dry: bool) -> None:
+    there = {"tag": "old"}
+
+    def settled(call: Call) -> Values | tuple[Reason, ...]:
+        return {"tag": "new"} if there["tag"] == "new" else (Reason("target", "tag", there["tag"], "new"),)
+
+    def run(call: Call) -> Values:
+        there["tag"] = "new"
+        call.add("bytes", 3)
+        call.add("bytes", 4)
+        return {"tag": "new"}
+
+    step = Step("publish", "publish", "1", run, settled=settled)
+    traces = MemoryTraces()
+    first = execute([step], traces=traces, is_dry=is_dry)["publish"]
+    assert first.reasons == (Reason("first"), Reason("target", "tag", "old", "new"))
+    assert first.state == ("would-run" if is_dry else "ran")
+    assert there["tag"] == ("old" if is_dry else "new")
+    assert first.facts == ({} if is_dry else {"bytes": 7})
+    if not is_dry:
+        assert execute([step], traces=traces)["publish"].state == "hit"
+        there["tag"] = "moved"
+        assert execute([step], traces=traces)["publish"].reasons == (Reason("target", "tag", "moved", "new"),)
+        changed = replace(step, inputs={"level": "9"}, version="2")
+        assert execute([changed], traces=traces)["publish"].reasons == (
+            Reason("version", "publish", "1", "2"),
+            Reason("input", "level", "", "9"),
+        )
+
+
+def test_steps_with_one_key_run_once() -> None:
+    ran = []
+    gate = threading.Barrier(2)
+
+    def run(call: Call) -> Values:
+        ran.append(1)
+        gate.wait()  # until the other step is known to be there, too
+        return {"x": "1"}
+
+    def other(call: Call) -> Values:
+        gate.wait()
+        return {}
+
+    same = [Step(f"same {at}", "same", "1", run, inputs={"a": "b"}) for at in range(5)]
+    outcome = execute([*same, Step("other", "other", "1", other)], jobs=3)
+    assert len(ran) == 1
+    assert [one.state for one in outcome.steps.values()].count("ran") == 2
+    assert all(outcome[step.name].values == {"x": "1"} for step in same)
+
+
+def test_steps_with_one_key_fail_together() -> None:
+    ran = []
+
+    def run(call: Call) -> Values:
+        ran.append(1)
+        raise ValueError("no")
+
+    steps = [Step(f"same {at}", "same", "1", run, inputs={"a": "b"}) for at in range(2)]
+    outcome = execute(steps, jobs=1)
+    assert {one.state for one in outcome.steps.values()} == {"failed"}
+
+
+def test_a_store_that_fails_is_a_failure_not_a_hang() -> None:
+    class Full(MemoryTraces):
+        def put(self, key: str, data: bytes) -> None:
+            raise OSError("full")
+
+    steps = [Step(f"same {at}", "same", "1", lambda call: {}, inputs={"a": "b"}) for at in range(3)]
+    outcome = execute(steps, traces=Full(), jobs=2)
+    assert {one.state for one in outcome.steps.values()} == {"failed"}
+
+
+@pytest.mark.parametrize("where", ["observe", "is_intact", "settled", "report"])
+def test_a_mistake_anywhere_comes_out(where: str) -> None:
+    def fail(*_: object) -> Values:
+        raise ZeroDivisionError
+
+    step = Step("a", "a", "1", lambda call: {})
+    traces = MemoryTraces()
+    execute([step], traces=traces)
+    if where == "report":
+        with pytest.raises(ZeroDivisionError):
+            execute([step], report=fail)  # type: ignore[arg-type]
+        return
+    outcome = execute([replace(step, **{where: fail})], traces=traces)
+    assert isinstance(outcome.errors[0], ZeroDivisionError)
+
+
+class _Interrupt(BaseException):
+    pass
+
+
+def test_an_interrupted_run_ends_its_steps_and_is_gone_on_with() -> None:
+    """A signal comes to the calling thread: what runs is told, what is done stays done."""
+    traces, ran, told = MemoryTraces(), [], threading.Event()
+
+    def quick(call: Call) -> Values:
+        ran.append("quick")
+        return {"x": "1"}
+
+    def slow(call: Call) -> Values:
+        ran.append("slow")
+        while not interrupted.is_set():
+            interrupted.wait()
+        try:
+            while True:
+                call.check()
+        except Stopped:
+            told.set()
+            raise
+
+    interrupted = threading.Event()
+    steps = [Step("quick", "quick", "1", quick), Step("slow", "slow", "1", slow, needs={"q": "quick"})]
+
+    def report(event: Event) -> None:
+        if event.step.name == "slow" and event.done is None:
+            interrupted.set()
+            raise _Interrupt
+
+    with pytest.raises(_Interrupt):
+        execute(steps, traces=traces, report=report)
+    assert told.is_set()
+    steps[1] = replace(steps[1], run=quick)
+    outcome = execute(steps, traces=traces)
+    assert [one.state for one in outcome.steps.values()] == ["hit", "ran"]
+
+
+def test_events_and_seconds() -> None:
+    ticks = iter(range(100))
+    events: list[tuple[str, str]] = []
+
+    def report(event: Event) -> None:
+        events.append((event.step.name, event.done.state if event.done else "begins"))
+
+    world = chain("a", "b")
+    steps = [world.step(name) for name in world.files]
+    outcome = execute(steps, traces=world.traces, jobs=1, report=report, clock=lambda: float(next(ticks)))
+    assert events == [("a", "begins"), ("a", "ran"), ("b", "begins"), ("b", "ran")]
+    assert outcome["a"].seconds == 1.0
+
+
+def test_what_is_no_graph_is_refused() -> None:
+    step = Step("a", "a", "1", lambda call: {})
+    for steps in (
+        [step, step],
+        [replace(step, needs={"x": "nobody"})],
+        [replace(step, needs={"x": "b"}), replace(step, name="b", needs={"x": "a"})],
+        [replace(step, needs={"x": "a"})],
+    ):
+        with pytest.raises(ValueError):
+            execute(steps)
+
+
+def test_order_and_closure() -> None:
+    world = World(dict.fromkeys("abcde", ""), {"a": ["b", "c"], "b": ["d"]})
+    steps = [world.step(name) for name in world.files]
+    assert [step.name for step in arrange(steps)] == ["d", "b", "c", "a", "e"]
+    assert [step.name for step in closure(steps, ["b"])] == ["b", "d"]
+    assert not execute([]).steps
+
+
+def test_drawings() -> None:
+    world = World({'a "x"': "", "b": ""}, {"b": ['a "x"']})
+    steps = [world.step(name) for name in world.files]
+    assert draw(steps) == 'a "x"\nb\n  need 0: a "x"'
+    assert '  "a \\"x\\"" -> "b";' in draw(steps, "dot")
+    assert '  s0["a &quot;x&quot;"]\n  s1["b"]\n  s0 --> s1' in draw(steps, "mermaid")
+    assert [one["needs"] for one in json.loads(draw(steps, "json"))["steps"]] == [{}, {"need 0": 'a "x"'}]
+
+
+# -- any graph, any edits
+
+
+@st.composite
+def worlds(draw: st.DrawFn) -> World:
+    names = [f"s{at}" for at in range(draw(st.integers(1, 9)))]
+    needs = {
+        name: draw(st.lists(st.sampled_from(names[:at]), unique=True, max_size=3))
+        for at, name in enumerate(names)
+        if at
+    }
+    order = draw(st.permutations(names))
+    cuts = draw(st.sets(st.sampled_from(names)))
+    return World(dict.fromkeys(order, "0"), needs, cuts=cuts)
+
+
+def results(outcome: Outcome) -> Mapping[str, Values]:
+    return {name: one.values for name, one in outcome.steps.items()}
+
+
+def fresh(world: World, jobs: int) -> Mapping[str, Values]:
+    other = World(dict(world.files), world.needs, cuts=world.cuts, versions=dict(world.versions))
+    return results(other.run(jobs=jobs))
+
+
+@given(worlds(), st.data())
+def test_exactly_what_has_to_run_runs(world: World, data: st.DataObject) -> None:
+    """After any edits, those steps run whose inputs, by content, were not seen before; in any number of threads."""
+    seen: set[tuple[object, ...]] = set()
+    for _ in range(4):
+        for name in data.draw(st.sets(st.sampled_from(sorted(world.files)), max_size=2)):
+            world.files[name] = data.draw(st.sampled_from("012"))
+        for name in data.draw(st.sets(st.sampled_from(sorted(world.files)), max_size=1)):
+            world.versions[name] = data.draw(st.sampled_from("12"))
+        outcome = world.run(jobs=data.draw(st.sampled_from([1, 8])))
+        expected = set()
+        for name in world.files:
+            inputs = tuple(outcome[need].values["text"] for need in world.needs.get(name, []))
+            identity = (name, world.versions.get(name, "1"), world.files[name], inputs)
+            if identity not in seen:
+                expected.add(name)
+                seen.add(identity)
+        assert set(world.ran) == expected
+        assert len(world.ran) == len(expected)
+        assert results(outcome) == fresh(world, 1) == fresh(world, 8)
+        for name in expected:
+            assert outcome[name].reasons
+        dry = world.run(is_dry=True)
+        assert not dry.would_run
+        assert world.ran == []
+
+
+@given(worlds(), st.data())
+def test_a_failure_anywhere_is_overcome_by_the_next_run(world: World, data: st.DataObject) -> None:
+    world.broken = data.draw(st.sets(st.sampled_from(sorted(world.files)), min_size=1))
+    outcome = world.run(jobs=data.draw(st.sampled_from([1, 8])))
+    ran = {name for name, one in outcome.steps.items() if one.state == "ran"}
+    for name, one in outcome.steps.items():
+        needs = world.needs.get(name, [])
+        if any(outcome[need].state != "ran" for need in needs):
+            assert one.state == "blocked"
+            assert outcome[one.blocked_by].state == "failed"
+        else:
+            assert one.state == ("failed" if name in world.broken else "ran")
+    world.broken = set()
+    again = world.run()
+    assert not again.errors
+    assert set(world.ran) == set(world.files) - ran
+    assert results(again) == fresh(world, 1)

@@ -1,0 +1,73 @@
+"""Images go into engines through their own command, and nothing goes half."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from detlayer.errors import ConfigError, OutputError
+from detlayer.images import engine
+from detlayer.layer.ports import Sink
+
+
+@pytest.fixture
+def docker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A `docker` of our own, which does what DOCKER_DOES says."""
+    path = tmp_path / "bin" / "docker"
+    path.parent.mkdir()
+    path.write_text('#!/bin/sh\necho "$@" >> "$0.calls"\neval "$DOCKER_DOES"\n')
+    path.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{path.parent}:{os.environ['PATH']}")
+    return path
+
+
+def write(sink: Sink) -> None:
+    for _ in range(300):
+        sink.write(b"x" * 10_000)
+
+
+def test_what_is_written_arrives(docker: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DOCKER_DOES", 'cat > "$0.got"')
+    engine.load("docker", write)
+    assert Path(f"{docker}.calls").read_text() == "load\n"
+    assert Path(f"{docker}.got").stat().st_size == 3_000_000
+
+
+@pytest.mark.parametrize(
+    "does", ["cat > /dev/null; echo no such thing; exit 3", "echo no such thing; exit 1", "echo no such thing >&2"]
+)
+def test_an_engine_that_fails_says_why(docker: Path, monkeypatch: pytest.MonkeyPatch, does: str) -> None:
+    """Whether it reads all, nothing, or only goes away."""
+    monkeypatch.setenv("DOCKER_DOES", does)
+    with pytest.raises(OutputError) as caught:
+        engine.load("docker", write)
+    assert caught.value.code == "engine-failed"
+    assert "no such thing" in caught.value.message
+
+
+def test_a_writer_that_fails_ends_the_engine(docker: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DOCKER_DOES", 'cat > /dev/null; touch "$0.loaded"')
+
+    def fail(sink: Sink) -> None:
+        sink.write(b"x")
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        engine.load("docker", fail)
+    assert not Path(f"{docker}.loaded").exists()
+
+
+def test_an_engine_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    for call in (lambda: engine.load("podman", write), lambda: engine.identity("podman", "x")):
+        with pytest.raises(ConfigError) as caught:
+            call()
+        assert caught.value.code == "engine-missing"
+
+
+@pytest.mark.parametrize(("does", "found"), [("echo sha256:ab", "sha256:ab"), ("echo ab", "sha256:ab"), ("exit 1", "")])
+def test_what_an_engine_has(docker: Path, monkeypatch: pytest.MonkeyPatch, does: str, found: str) -> None:
+    monkeypatch.setenv("DOCKER_DOES", does)
+    assert engine.identity("docker", "x:y") == found
