@@ -31,7 +31,7 @@ T = TypeVar("T")
 
 
 class Applied(Generic[T]):
-    """What an engine has after each entry: of two for one path the later; nothing below what is no directory any more.
+    """The tree that an engine has after each entry: the later of two for one path, and nothing below a file.
 
     A hard link is bound to what its target is at that point, whatever becomes of the target's path.
     """

@@ -154,7 +154,8 @@ def _read(repository: Repository, tag: str, name: str, document: Document) -> _L
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, ValueError) as error:
         raise RejectedError(
             "referrers-invalid",
-            f"{name} should list the referrers of {document.subject and document.subject.digest}, and is no such index",
+            f"{name} is not an image index; expected the list of referrers of "
+            f"{document.subject and document.subject.digest}",
             "delete this tag, or let whoever put it there use another",
         ) from error
 
