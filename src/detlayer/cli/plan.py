@@ -76,8 +76,8 @@ def plan(ctx: click.Context, /, **options: Any) -> None:
     hints = read_hints(options)
     try:
         with (
+            open_memory(options, console) as memory,  # outermost: what threads send until they stop is remembered
             open_registries(options, transfers, references) as registries,
-            open_memory(options, console) as memory,
             open_image_named(options, registries, memory) as image,
         ):
             plans = plan_push(image, references, registries, memory=memory, hints=hints, check=options["check"])

@@ -57,7 +57,7 @@ def pull(**options: Any) -> None:
     platform = parse_platform(options["platform"]) if options["platform"] else None
     reference = parse_reference(options["reference"])
     try:
-        with open_registries(options, transfers, [reference]) as registries, open_memory(options, console) as memory:
+        with open_memory(options, console) as memory, open_registries(options, transfers, [reference]) as registries:
             pulled = pull_image(
                 reference,
                 LayoutWriter(path),
