@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import os
 import socket
 import ssl
 import threading
@@ -35,7 +36,7 @@ def look_up(name: RepositoryName, network: Network, credentials: Credentials | N
         assert registries.repository(name).head_manifest("1") is None
 
 
-PLAIN = Network(insecure=frozenset({"registry.example:5000"}), retries=0, connect_s=5, read_s=5)
+PLAIN = Network(insecure=frozenset({"registry.example:5000"}), retries=0, connect_s=5, read_s=5, proxies=os.environ)
 
 
 @pytest.mark.parametrize("variable", ["HTTP_PROXY", "http_proxy", "ALL_PROXY"])
@@ -55,7 +56,7 @@ def test_loopback_is_never_proxied(host: str, monkeypatch: pytest.MonkeyPatch) -
     with RawServer(lambda asked: answer(502)) as proxy, RawServer(lambda asked: answer(404), family=family) as server:
         for variable in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
             monkeypatch.setenv(variable, f"http://{proxy.address}")
-        look_up(RepositoryName(f"{host}:{server.port}", "team/app"), Network(retries=0))
+        look_up(RepositoryName(f"{host}:{server.port}", "team/app"), Network(retries=0, proxies=os.environ))
         assert len(server.asked) == 1
     assert proxy.asked == []
 
@@ -129,7 +130,7 @@ def test_tls_through_a_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
     with RawServer(say, tls=server_context("registry.example")) as server:
         with contextlib.closing(Tunnel(server.port)) as tunnel:
             monkeypatch.setenv("HTTPS_PROXY", tunnel.url)
-            look_up(FAR, Network(ca_file=str(ca_path()), retries=0), ME)
+            look_up(FAR, Network(ca_file=str(ca_path()), retries=0, proxies=os.environ), ME)
         assert [asked.headers["host"] for asked in server.asked] == ["registry.example:5000"] * 2
     assert tunnel.heads
     for head in tunnel.heads:
@@ -142,7 +143,7 @@ def test_a_proxy_that_does_not_lead_there(status: int, monkeypatch: pytest.Monke
     with RawServer(lambda asked: answer(status)) as proxy:
         monkeypatch.setenv("HTTPS_PROXY", f"http://me:hunter2-secret@{proxy.address}")
         with pytest.raises(RegistryError) as caught:
-            look_up(FAR, Network(retries=0))
+            look_up(FAR, Network(retries=0, proxies=os.environ))
     assert caught.value.code == "proxy-failed"
     assert "hunter2-secret" not in caught.value.message + caught.value.hint
 
@@ -151,7 +152,7 @@ def test_a_proxy_that_does_not_lead_there(status: int, monkeypatch: pytest.Monke
 def test_a_proxy_that_is_none(proxy: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HTTPS_PROXY", proxy)
     with pytest.raises(ConfigError) as caught:
-        look_up(FAR, Network(retries=0))
+        look_up(FAR, Network(retries=0, proxies=os.environ))
     assert caught.value.code == "proxy-invalid"
     assert "hunter2" not in caught.value.message
 

@@ -91,6 +91,7 @@ def open_registries(
         max_wait_s=options["timeout"],
         read_s=options["timeout"],
         connect_s=min(15.0, options["timeout"]),
+        proxies=os.environ,
         user_agent=f"detlayer/{__version__}",
     )
     log = transfers.log if options.get("verbose") else None

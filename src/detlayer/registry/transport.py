@@ -22,7 +22,8 @@ from detlayer.errors import IntegrityError, RegistryError, RejectedError, Unavai
 from detlayer.oci.ports import Body
 from detlayer.registry.address import is_loopback, join, origin, shown_url
 from detlayer.registry.answer import MAX_ERROR_BYTES, Refusal, garbage, read_faults
-from detlayer.registry.connections import Kind, Network, make_client, translated
+from detlayer.registry.connections import ClientKind, Network, make_client, translated
+from detlayer.registry.proxies import find_proxy
 
 if TYPE_CHECKING:
     import httpx
@@ -219,7 +220,7 @@ class Transport:
         self.pace = pace or Pace()
         self.counts = Counts()
         self._log = log
-        self._clients: dict[Kind, httpx.Client] = {}
+        self._clients: dict[ClientKind, httpx.Client] = {}
         self._registries: set[str] = set()
         self._hosts: dict[str, _Host] = {}
         self._lock = threading.Lock()
@@ -335,10 +336,9 @@ class Transport:
     def _client(self, url: str) -> httpx.Client:
         parts = urlsplit(url)
         with self._lock:
-            kind = Kind(
-                has_tls=parts.scheme == "https",
-                is_direct=is_loopback(parts.netloc),
-                is_registry=parts.netloc in self._registries,
+            proxy = None if is_loopback(parts.netloc) else find_proxy(url, self.network.proxies)
+            kind = ClientKind(
+                has_tls=parts.scheme == "https", proxy=proxy or "", is_registry=parts.netloc in self._registries
             )
             if kind not in self._clients:
                 self._clients[kind] = make_client(self.network, kind)
