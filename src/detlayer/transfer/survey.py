@@ -123,7 +123,9 @@ class Survey:
             self._read_old(question)
             return
         if question.about == "tag":
-            facts.tags[question.target] = repository.head_manifest(question.target)
+            facts.tags[question.target] = named = repository.head_manifest(question.target)
+            if named is None and question.target.startswith("sha256:"):  # no tag has a colon
+                facts.absent.add(question.digest)
             return
         if question.confirms:
             facts.settle(holds=self.knowledge.confirm(repository, lambda: self._look(question)))
