@@ -8,19 +8,19 @@ runs it; `lock` pins; `single` makes an image of files alone.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from detlayer.building.context import Desk
-from detlayer.building.graph import Done, Event, Step, closure, execute
+from detlayer.building.context import BuildContext
+from detlayer.building.graph import Done, Event, Monitor, Outcome, Step, closure, execute
 from detlayer.building.lock import ANY_PLATFORM, Lock, LockedBase, LockedLayer, differences
 from detlayer.building.publish_step import Turns, publish_step
 from detlayer.building.request import STAGES, BuildReport, BuildReporter, BuiltImage, Request, SilentBuild, label
+from detlayer.building.results import MadeImage, WrittenImage
 from detlayer.building.rounds import Rounds
 from detlayer.building.settings import ImageSettings
-from detlayer.building.steps import Wiring, locked_layer
+from detlayer.building.steps import BuildSteps, ImageSteps, locked_layer
 from detlayer.errors import DetlayerError
 from detlayer.oci.references import Reference
-from detlayer.oci.types import parse_digest
 from detlayer.packing.packer import default_jobs
 from detlayer.store import Store
 
@@ -35,7 +35,7 @@ Report = Callable[[Event], None]
 
 
 class Build:
-    """A build that is wired and not yet run. A context: what it opened is closed with it."""
+    """A build that has not run yet; a context manager that closes what it opened."""
 
     def __init__(
         self,
@@ -47,57 +47,61 @@ class Build:
         is_dry: bool = False,
         reporter: BuildReporter | None = None,
     ) -> None:
-        """Wire the steps; raises ConfigError for what can't be built together.
+        """Check the request; raises ConfigError for what cannot be built together.
 
         `registries` opens the network when it is first needed. `jobs` bounds how many steps run at a time.
         """
         request.check()
         self.request = request
-        self.desk = Desk(store, None if request.is_offline else registries)
+        self.context = BuildContext(store, None if request.is_offline else registries)
         self._is_dry = is_dry
         self._jobs = max(MIN_JOBS, default_jobs()) if jobs is None else jobs
-        self._hears = reporter or SilentBuild()
+        self._reporter = reporter or SilentBuild()
         pack_jobs = max(1, (default_jobs() if jobs is None else jobs) // max(1, min(self._jobs, _count_packs(request))))
-        self._about = {image.name: _describe(image) for image in request.images if image.git}
-        self._wiring = Wiring(request, self.desk, self._hears, pack_jobs=pack_jobs, is_dry=is_dry, about=self._about)
+        self._steps = BuildSteps(request, self.context, self._reporter, pack_jobs=pack_jobs, is_dry=is_dry)
         self._turns = Turns()
-        self._roots: dict[str, str] = {}
-        self._manifests: dict[str, dict[str, str]] = {}
-        self._packs: dict[str, dict[str, dict[str, str]]] = {}
-        self._goals: dict[str, list[str]] = {}
-        for image in request.images:
-            self._wire(image)
+        self._images: dict[str, ImageSteps] = {}
+        self._published: dict[str, Step[MadeImage]] = {}
+        self._written: dict[str, list[Step[WrittenImage]]] = {}
 
     def __enter__(self) -> Build:
         return self
 
     def __exit__(self, *failed: object) -> None:
-        self.desk.__exit__(*failed)
+        self.context.__exit__(*failed)
 
-    def _wire(self, image: ImageSettings) -> None:
-        wiring, request = self._wiring, self.request
-        root, manifests, packs = wiring.image(image)
-        self._roots[image.name], self._manifests[image.name], self._packs[image.name] = root, manifests, packs
-        goals = self._goals[image.name] = [root]
+    def _add_image(self, image: ImageSettings) -> None:
+        steps, request = self._steps, self.request
+        made = self._images[image.name] = steps.image(image)
         if request.push:
-            publish = publish_step(
-                image, root, self.desk, self._turns, self._hears, is_dry=self._is_dry, check=request.check_registry
+            self._published[image.name] = steps.add(
+                publish_step(
+                    image,
+                    made.root,
+                    self.context,
+                    self._turns,
+                    self._reporter,
+                    is_dry=self._is_dry,
+                    check=request.check_registry,
+                )
             )
-            goals.append(wiring.add(publish))
         for output in request.outputs:
             from detlayer.building.write_step import platforms_of, write_step  # most builds only push
 
             platforms = platforms_of(image, output, request.host)
-            downloads = [wiring.bases.download(image.base, one) for one in platforms] if image.base is not None else []
-            made = root if platforms == image.platforms else manifests[label(platforms[0])]
+            downloads = [steps.bases.download(image.base, one) for one in platforms] if image.base is not None else []
+            root = made.root if platforms == image.platforms else made.manifests[label(platforms[0])]
             is_alone = len(request.images) == 1 or "{image}" in output.path
-            step = write_step(image, output, made, downloads, self.desk, is_alone=is_alone)
-            goals.append(wiring.add(step))
+            step = write_step(image, output, root, downloads, self.context, is_alone=is_alone)
+            self._written.setdefault(image.name, []).append(steps.add(step))
 
     @property
-    def steps(self) -> list[Step]:
-        """The steps, as far as they were asked for."""
-        every = list(self._wiring.steps.values())
+    def steps(self) -> list[Step[Any]]:
+        """The requested steps. The first use makes them, which may run git; raises ConfigError."""
+        for image in self.request.images:
+            if image.name not in self._images:
+                self._add_image(image)
+        every = list(self._steps.steps.values())
         until = self.request.until
         if self.request.only_layers:
             return [step for step in every if step.kind == "pack"]
@@ -106,63 +110,71 @@ class Build:
         return closure(every, [step.name for step in every if STAGES.index(step.kind) <= STAGES.index(until)])
 
     def run(self, *, report: Report | None = None, clock: Callable[[], float] | None = None) -> BuildReport:
-        """Run the steps that have to; what fails for one image does not stop the others.
+        """Run the steps that have to run; an image that fails does not stop the others.
 
-        A step that finds a layer corrupt in the store drops it. The steps then run once more: those that made it, and
-        those that need it. An exception in the calling thread, such as a signal's, ends the run; the next build
-        continues from there.
+        A step that finds a layer corrupt in the store drops it. Then the steps that made it and those that need it run
+        once more. An exception in the calling thread, such as a signal's, stops the build; the next one resumes it.
         """
         rounds = Rounds(report)
+        monitor = Monitor(rounds.report, clock or float, self.context.cancel)
         while not rounds.is_over(
             execute(
                 self.steps,
-                traces=self.desk.traces,
+                traces=self.context.traces,
                 scope=self.request.scope,
                 jobs=self._jobs,
                 is_dry=self._is_dry,
-                report=rounds.hear,
-                clock=clock,
-                stop=self.desk.cancel,
+                monitor=monitor,
             )
         ):
             pass
         outcome = rounds.outcome
-        requests, sent_bytes = self.desk.counts
-        images = tuple(self._built(image, outcome.steps) for image in self.request.images)
+        requests, sent_bytes = self.context.counts
+        images = tuple(self._built(image, outcome) for image in self.request.images)
         return BuildReport(images, outcome, requests, sent_bytes)
 
-    def _built(self, image: ImageSettings, known: Mapping[str, Done]) -> BuiltImage:
-        root = known.get(self._roots[image.name])
-        digest = parse_digest(root.values["digest"]) if root is not None and "digest" in root.values else None
-        manifests = {
-            platform: parse_digest(known[name].values["digest"])
-            for platform, name in self._manifests[image.name].items()
-            if name in known and "digest" in known[name].values
-        }
-        error = next((found for name in self._goals[image.name] if (found := _error(known, name)) is not None), None)
-        published = known.get(f"publish {image.name}")
-        is_published = published is not None and published.state in ("hit", "ran")
-        return BuiltImage(image.name, digest, manifests, image.references if is_published else (), error)
+    def _built(self, image: ImageSettings, outcome: Outcome) -> BuiltImage:
+        steps = self._images[image.name]
+        root = outcome.result(steps.root)
+        made = {platform: outcome.result(step) for platform, step in steps.manifests.items()}
+        published = self._published.get(image.name)
+        goals: list[Step[Any]] = [
+            steps.root,
+            *([published] if published is not None else []),
+            *self._written.get(image.name, []),
+        ]
+        return BuiltImage(
+            image.name,
+            root.digest if root is not None else None,
+            {platform: manifest.digest for platform, manifest in made.items() if manifest is not None},
+            image.references if published is not None and outcome.result(published) is not None else (),
+            next((error for step in goals if (error := _error(outcome.steps, step.name)) is not None), None),
+        )
 
     def locked(self, report: BuildReport) -> Lock:
-        """Write down what the images stood on, and what their layers were; only of a build that is good."""
-        steps = report.outcome.steps
+        """Return the lock of a build without errors: the digests of its bases, and its layers."""
+        outcome = report.outcome
         bases: dict[str, LockedBase] = {}
         for image in self.request.images:
-            if image.base is not None and not isinstance(image.base, str):
+            steps = self._images[image.name]
+            resolved = outcome.result(steps.resolved) if steps.resolved is not None else None
+            if resolved is not None and isinstance(image.base, Reference):
                 name = str(image.base)
-                root = parse_digest(steps[f"resolve {name}"].values["digest"])
+                fetched = {platform: outcome.result(step) for platform, step in steps.bases.items()}
                 known = dict(bases[name].platforms) if name in bases else {}
-                for platform in image.platforms:
-                    known[label(platform)] = parse_digest(steps[f"fetch {name} {label(platform)}"].values["manifest"])
-                bases[name] = LockedBase(root, known)
-        return Lock(bases, self._locked_layers(steps))
+                known |= {platform: one.manifest for platform, one in fetched.items() if one is not None}
+                bases[name] = LockedBase(resolved.digest, known)
+        return Lock(bases, self._locked_layers(outcome))
 
-    def _locked_layers(self, steps: Mapping[str, Done]) -> dict[str, dict[str, dict[str, LockedLayer]]]:
+    def _locked_layers(self, outcome: Outcome) -> dict[str, dict[str, dict[str, LockedLayer]]]:
         return {
             image.name: {
-                layer: {platform: locked_layer(steps[step].values) for platform, step in platforms.items()}
-                for layer, platforms in self._packs[image.name].items()
+                layer: {
+                    platform: locked_layer(made)
+                    for platform, step in platforms.items()
+                    if (made := outcome.result(step)) is not None
+                }
+                for layer, platforms in self._images[image.name].layers.items()
             }
             for image in self.request.images
         }
@@ -175,13 +187,7 @@ class Build:
                 base = lock.bases.get(str(image.base))
                 if base is None or label(platform) not in base.platforms:
                     found.append(f"base {image.base} of {image.name} for {platform}: not locked")
-        return found + compare_layers(lock, self._locked_layers(report.outcome.steps))
-
-
-def _describe(image: ImageSettings) -> dict[str, str]:
-    from detlayer.building.revision import describe
-
-    return describe(image.directory)
+        return found + compare_layers(lock, self._locked_layers(report.outcome))
 
 
 def compare_layers(locked: Lock, made: Mapping[str, Mapping[str, Mapping[str, LockedLayer]]]) -> list[str]:

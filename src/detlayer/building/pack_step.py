@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
-from detlayer.building.context import Desk
-from detlayer.building.graph import Call, Reason, Values
+from detlayer.building.context import BuildContext
+from detlayer.building.graph import Call, Reason
+from detlayer.building.results import PackedLayer
 from detlayer.building.settings import LayerSettings
 from detlayer.building.settings.settings import beside
 from detlayer.errors import ConfigError, OutputError, TreeError, printable
@@ -14,8 +15,6 @@ from detlayer.layer import writer
 from detlayer.layer.entry import Entry
 from detlayer.layer.key import key_of
 from detlayer.layer.writer import Layer
-from detlayer.oci.assembly import Part
-from detlayer.oci.types import Descriptor, parse_digest
 from detlayer.packing.explanation import Explanation
 from detlayer.packing.known_contents import Contents
 from detlayer.packing.lookup import Reuse
@@ -49,7 +48,7 @@ class Packer:
     def __init__(
         self,
         layer: LayerSettings,
-        desk: Desk,
+        context: BuildContext,
         *,
         jobs: int,
         warn: Warn,
@@ -58,7 +57,7 @@ class Packer:
         progress: Callable[[int], None] | None = None,
     ) -> None:
         self._layer = layer
-        self._desk = desk
+        self._context = context
         self._jobs = jobs
         self._warn = warn
         self._outputs = outputs
@@ -68,7 +67,7 @@ class Packer:
         self._reuse: Reuse | None = None
         self._taken: Sources | None = None
 
-    def find(self, call: Call) -> Values | tuple[Reason, ...]:
+    def find(self, call: Call) -> PackedLayer | tuple[Reason, ...]:
         """Look for the layer of what is on disk now, without reading what is known; raises what a pack raises."""
         layer, watch = self._layer, _Watch(call)
         sources = [_source(one, layer) for one in layer.sources]
@@ -78,7 +77,7 @@ class Packer:
             ignore_files=[beside(layer.directory, one) for one in layer.ignore_files],
             use_ignore_file=layer.use_ignore_file,
         )
-        store = self._desk.store
+        store = self._context.store
         self._keep_out()
         taken = self._taken = Sources(self._sources, layer.profile(), self._selection())
         self._reuse = Reuse(store, layer.codec, taken, jobs=self._jobs, reporter=watch)
@@ -86,7 +85,7 @@ class Packer:
         if found is not None:
             watch.warnings += taken.warnings
             self._done(found, watch)
-            return values_of(found)
+            return _result(found)
         if self._is_dry:
             self._look(taken, call)
         return (Reason("outside", self._reuse.explanation.reason),)
@@ -101,10 +100,10 @@ class Packer:
                 call.add("bytes", entry.size_bytes)
                 yield entry
 
-        key_of(entries(), Contents(self._desk.store, int(self._desk.store.clock() * 1e9), explanation))
+        key_of(entries(), Contents(self._context.store, int(self._context.store.clock() * 1e9), explanation))
         call.reasons += _examples(explanation)
 
-    def pack(self, call: Call) -> Values:
+    def pack(self, call: Call) -> PackedLayer:
         """Pack what `find` looked at; raises what `packing.packer.pack` raises, and TreeError if it is empty."""
         assert self._reuse is not None  # a step is looked at before it is run
         assert self._taken is not None
@@ -127,13 +126,13 @@ class Packer:
         call.reasons += _examples(reuse.explanation)
         call.facts["chunks_copied"] = reuse.explanation.copied
         call.facts["chunks_compressed"] = reuse.explanation.compressed
-        if not is_kept and not self._desk.store.blobs.is_intact(made.digest):
+        if not is_kept and not self._context.store.blobs.is_intact(made.digest):
             raise OutputError(
                 "cache-full",
-                f"layer {self._layer.name} could not be kept in {printable(self._desk.store.directory)}",
+                f"layer {self._layer.name} could not be kept in {printable(self._context.store.directory)}",
                 "free some space, or use another --cache-dir",
             )
-        return values_of(made)
+        return _result(made)
 
     def _selection(self) -> Selection:
         layer = self._layer
@@ -157,7 +156,7 @@ class Packer:
             )
 
     def _done(self, made: Layer, watch: _Watch) -> None:
-        self._desk.packed(made.digest)
+        self._context.packed(made.digest)
         for code, message in watch.warnings:
             self._warn(code, message)
         watch.warnings.clear()
@@ -167,7 +166,7 @@ class Packer:
 
     def _keep_out(self) -> None:
         """Refuse to pack what the build itself writes."""
-        store = self._desk.store.directory
+        store = self._context.store.directory
         for path, is_dir in ((store, True), *self._outputs):
             for one in self._sources:
                 if takes(one, os.fsencode(path), is_dir=is_dir):
@@ -193,19 +192,5 @@ def _source(text: str, layer: LayerSettings) -> Source:
     return parse_source(f"{beside(layer.directory, path)}:{destination}")
 
 
-def values_of(made: Layer) -> dict[str, str]:
-    """Say what a layer is, as results of a step."""
-    return {
-        "digest": str(made.digest),
-        "size": str(made.size_bytes),
-        "media-type": made.media_type,
-        "diff-id": str(made.diff_id),
-        "key": made.key,
-        "codec-class": made.codec_class,
-    }
-
-
-def part_of(values: Mapping[str, str], made_by: str) -> Part:
-    """Read such results back as a part of an image."""
-    descriptor = Descriptor(values["media-type"], parse_digest(values["digest"]), int(values["size"]))
-    return Part(descriptor, parse_digest(values["diff-id"]), made_by)
+def _result(made: Layer) -> PackedLayer:
+    return PackedLayer(made.digest, made.size_bytes, made.media_type, made.diff_id, made.key, made.codec_class)

@@ -8,13 +8,14 @@ from threading import Event as Flag
 from threading import Lock
 from typing import TYPE_CHECKING
 
-from detlayer.building.context import Desk, Made
-from detlayer.building.graph import Call, Reason, Step, Values
+from detlayer.building.context import BuildContext, Made
+from detlayer.building.graph import Call, Reason, Step
+from detlayer.building.results import MadeImage
 from detlayer.building.settings import ImageSettings
 from detlayer.building.versions import VERSIONS
 from detlayer.oci.ports import TransferReporter
 from detlayer.oci.references import RepositoryName
-from detlayer.oci.types import Digest, parse_digest
+from detlayer.oci.types import Digest
 
 if TYPE_CHECKING:
     from detlayer.transfer.push import Survey
@@ -50,14 +51,14 @@ class Turns:
 
 def publish_step(
     image: ImageSettings,
-    root: str,
-    desk: Desk,
+    root: Step[MadeImage],
+    context: BuildContext,
     turns: Turns,
     reporter: TransferReporter,
     *,
     is_dry: bool,
     check: bool,
-) -> Step:
+) -> Step[MadeImage]:
     """Push an image to all its repositories and tags, of which each is asked first, once.
 
     With `check` the registry is asked for every blob and manifest, too.
@@ -65,13 +66,13 @@ def publish_step(
     surveys: dict[RepositoryName, Survey] = {}
 
     def made(call: Call) -> Made:
-        return Made(desk, desk.document(parse_digest(call["image"]["digest"])), image.base)
+        return Made(context, context.document(call.result(root).digest), image.base)
 
-    def settled(call: Call) -> Values | tuple[Reason, ...]:
+    def settled(call: Call) -> MadeImage | tuple[Reason, ...]:
         from detlayer.transfer.push import open_surveys, plan_surveyed
 
         whole = made(call)
-        found = open_surveys(whole.root, image.references, desk.registries, desk.knowledge, check=check)
+        found = open_surveys(whole.root, image.references, context.registries, context.knowledge, check=check)
         surveys.update(found)
         reasons = []
         for reference in image.references:
@@ -86,9 +87,9 @@ def publish_step(
                     call.add("bytes", plan.upload_bytes)
                 if plan.is_repair:
                     reasons.append(Reason("output", str(plan.name)))
-        return tuple(reasons) or call["image"]
+        return tuple(reasons) or call.result(root)
 
-    def run(call: Call) -> Values:
+    def run(call: Call) -> MadeImage:
         from detlayer.transfer.push import push
         from detlayer.transfer.remote import gather
 
@@ -99,21 +100,22 @@ def publish_step(
             report = push(
                 whole,
                 image.references,
-                desk.registries,
+                context.registries,
                 surveys=surveys,
                 reporter=reporter,
             )
         call.add("bytes", sum(one.plan.upload_bytes for one in report.results if one.plan is not None))
         if report.first_error is not None:
             raise report.first_error
-        return call["image"]
+        return call.result(root)
 
     return Step(
         f"publish {image.name}",
         "publish",
         VERSIONS["publish"],
         run,
+        MadeImage.from_texts,
         {"references": " ".join(map(str, image.references))},
-        {"image": root},
+        {"image": root.name},
         settled=settled,
     )

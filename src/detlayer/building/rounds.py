@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 
 from detlayer.building.graph import Done, Event, Outcome
-from detlayer.building.graph.outcome import Report
 from detlayer.oci.types import Digest
 from detlayer.store import LostBlobError
 
@@ -15,14 +15,14 @@ _MOST_TIMES = 2  # that a blob is made again in one run: a disk that loses it mo
 class Rounds:
     """Collects what became of steps in rounds that follow each other."""
 
-    def __init__(self, report: Report | None) -> None:
+    def __init__(self, report: Callable[[Event], None] | None) -> None:
         self._report = report or (lambda event: None)
         self._done: dict[str, Done] = {}
         self._held: dict[str, Event] = {}
         """Steps that failed for want of a lost blob, and those that need them: another round may run them."""
         self._lost: Counter[Digest] = Counter()
 
-    def hear(self, event: Event) -> None:
+    def report(self, event: Event) -> None:
         """Pass on what another round will not repeat."""
         done, name = event.done, event.step.name
         if done is not None and (isinstance(done.error, LostBlobError) or done.blocked_by in self._held):

@@ -6,9 +6,10 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from detlayer.building.context import Desk, Made
-from detlayer.building.graph import Call, Reason, Step, Values
+from detlayer.building.context import BuildContext, Made
+from detlayer.building.graph import Call, Reason, Step
 from detlayer.building.request import Output, label, local_reference
+from detlayer.building.results import DownloadedBase, MadeImage, WrittenImage
 from detlayer.building.settings import ImageSettings
 from detlayer.building.versions import VERSIONS
 from detlayer.errors import ConfigError, IntegrityError, LayerError, TreeError
@@ -17,7 +18,7 @@ from detlayer.images.source import open_image
 from detlayer.layer.ports import Sink
 from detlayer.oci.documents import Document
 from detlayer.oci.platforms import select
-from detlayer.oci.types import Descriptor, Digest, Platform, parse_digest
+from detlayer.oci.types import Descriptor, Digest, Platform
 from detlayer.output.files import FileOutput
 from detlayer.transfer.remote import gather
 from detlayer.transfer.workers import Job, work_off
@@ -41,24 +42,30 @@ def platforms_of(image: ImageSettings, output: Output, host: Platform | None) ->
 
 
 def write_step(
-    image: ImageSettings, output: Output, root: str, downloads: Sequence[str], desk: Desk, *, is_alone: bool
-) -> Step:
+    image: ImageSettings,
+    output: Output,
+    root: Step[MadeImage],
+    downloads: Sequence[Step[DownloadedBase]],
+    context: BuildContext,
+    *,
+    is_alone: bool,
+) -> Step[WrittenImage]:
     """Write an image into a layout or an archive, or load it into an engine; `root` is the step that makes it."""
     path = output.path_for(image.name)
     where = f"{output.kind}:{path}" if path else output.kind
-    needs = {"image": root, **{f"base {at}": name for at, name in enumerate(downloads)}}
+    needs = {"image": root.name, **{f"base {at}": one.name for at, one in enumerate(downloads)}}
     tags = image.tags if is_alone else (image.name,)
     names = local_reference(image, output.kind)
 
     def document(call: Call) -> Document:
-        return desk.document(parse_digest(call["image"]["digest"]))
+        return context.document(call.result(root).digest)
 
-    def run(call: Call) -> Values:
-        made = Made(desk, document(call), image.base)
+    def run(call: Call) -> WrittenImage:
+        made = Made(context, document(call), image.base)
         if output.kind == "oci":
             for tag in tags:
                 _into_layout(made, LayoutWriter(path), tag, call)
-            return {"digest": str(made.root.digest)}
+            return WrittenImage(made.root.digest)
         from detlayer.images.archive_writer import write_docker_archive, write_oci_archive
 
         if output.kind == "docker" or output.kind == "podman":
@@ -67,7 +74,7 @@ def write_step(
             load(
                 output.kind, lambda sink: write_docker_archive(_Checked(sink, call), made.root, made, references=names)
             )
-            return {"digest": str(made.root.digest)}
+            return WrittenImage(made.root.digest)
         with _file(path) as file:
             sink = _Checked(file, call)
             if output.kind == "oci-archive":
@@ -76,13 +83,13 @@ def write_step(
                 write_docker_archive(sink, made.root, made, references=names)
             file.settle()
             file.commit()
-        return {"digest": str(made.root.digest), "file": _stamp(path)}
+        return WrittenImage(made.root.digest, _stamp(path))
 
-    def settled(call: Call) -> Values | tuple[Reason, ...]:
+    def settled(call: Call) -> WrittenImage | tuple[Reason, ...]:
         root_document = document(call)
         wanted = str(root_document.digest)
         if output.kind == "oci":
-            has = _layout_has(path, tags, root_document, Made(desk, root_document, image.base))
+            has = _layout_has(path, tags, root_document, Made(context, root_document, image.base))
         elif output.kind == "docker" or output.kind == "podman":
             from detlayer.images.engine import identity
 
@@ -90,7 +97,7 @@ def write_step(
             found = {identity(output.kind, str(name)) for name in names}
             is_there = config is not None and found == {str(config.digest)}
             has = wanted if is_there else next(iter(found - {wanted}), "")
-        return call["image"] if has == wanted else (Reason("target", where, has, wanted),)
+        return WrittenImage(root_document.digest) if has == wanted else (Reason("target", where, has, wanted),)
 
     is_live = output.kind not in ("oci-archive", "docker-archive")
     return Step(
@@ -98,9 +105,10 @@ def write_step(
         "write",
         VERSIONS["write"],
         run,
+        WrittenImage.from_texts,
         {"output": where, "tags": " ".join(tags), "names": " ".join(map(str, names))},
         needs,
-        is_intact=lambda values: bool(stamp := _stamp(path)) and values.get("file") == stamp,
+        is_intact=lambda written: bool(written.file) and written.file == _stamp(path),
         settled=settled if is_live else None,
     )
 
