@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from detlayer.building import Build as Build
     from detlayer.building import BuildReport as BuildReport
-    from detlayer.building.single import assemble_image as assemble_image
-    from detlayer.building.single import assemble_index as assemble_index
+    from detlayer.building.image_from_files import assemble_image as assemble_image
+    from detlayer.building.image_from_files import assemble_index as assemble_index
     from detlayer.difference import DiffReport as DiffReport
     from detlayer.difference import diff as diff
     from detlayer.errors import AuthError as AuthError
@@ -64,7 +64,7 @@ _HOMES = {
         "Build",
         "BuildReport",
     ),
-    "building.single": (
+    "building.image_from_files": (
         "assemble_image",
         "assemble_index",
     ),

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from detlayer.building import versions
+from detlayer.building import step_versions
 from tests.building.bench import APP, Bench
 from tests.contracts.claims import broken_tags
 from tests.support import program
@@ -208,8 +208,8 @@ def test_a_moved_base_is_said_to_have_moved(bench: Bench) -> None:
 def test_another_version_of_a_step_runs_it_anew(bench: Bench, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
     """What it makes is the same here, so nothing behind it runs."""
     bench.build("--push")
-    monkeypatch.setattr(versions, "VERSIONS", {**versions.VERSIONS, kind: "2"})
-    monkeypatch.setattr("detlayer.building.steps.VERSIONS", versions.VERSIONS)
+    monkeypatch.setattr(step_versions, "VERSIONS", {**step_versions.VERSIONS, kind: "2"})
+    monkeypatch.setattr("detlayer.building.steps.VERSIONS", step_versions.VERSIONS)
     built = bench.build("--push")
     assert {step.partition(" ")[0] for step in built.ran()} == {kind}
     step = sorted(built.ran())[0]

@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from detlayer.building import Build, Request
-from detlayer.building.files import ProjectFiles
 from detlayer.building.graph import Outcome
+from detlayer.building.project_files import ProjectFiles
 from detlayer.building.settings import load
 from detlayer.store import Store
 

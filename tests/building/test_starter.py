@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from detlayer.building.files import ProjectFiles, find_project
+from detlayer.building.project_files import ProjectFiles, find_project
 from detlayer.building.settings import load
 from detlayer.building.settings.starter import KINDS, recognise, write_starter
 from detlayer.cli import run

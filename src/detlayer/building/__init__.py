@@ -1,8 +1,8 @@
 """Image builds: steps from references and trees to images in registries, layouts, archives and engines.
 
-`files` finds a project and `settings` reads it; `request` is what is asked for and what became of it; `steps`,
-`base_steps`, `pack_step`, `publish_step` and `write_step` wire the `graph`, whose threads share a `context`; `rounds`
-runs it; `lock` pins; `single` makes an image of files alone.
+`project_files` finds a project and `settings` reads it; `options` is what is requested and what became of it; `steps`,
+`base_steps`, `pack_step`, `publish_step` and `write_step` wire the `graph`, whose threads share a `context`; `lost_layers`
+runs it, again for layers that were lost; `lock` pins; `image_from_files` assembles an image without a project.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 from detlayer.building.context import BuildContext
 from detlayer.building.graph import Done, Event, Monitor, Outcome, Step, closure, execute
 from detlayer.building.lock import ANY_PLATFORM, Lock, LockedBase, LockedLayer, differences
+from detlayer.building.lost_layers import Rounds
+from detlayer.building.options import STAGES, BuildReport, BuildReporter, BuiltImage, Request, SilentBuild, label
 from detlayer.building.publish_step import Turns, publish_step
-from detlayer.building.request import STAGES, BuildReport, BuildReporter, BuiltImage, Request, SilentBuild, label
 from detlayer.building.results import MadeImage, WrittenImage
-from detlayer.building.rounds import Rounds
 from detlayer.building.settings import ImageSettings
 from detlayer.building.steps import BuildSteps, ImageSteps, locked_layer
 from detlayer.errors import DetlayerError

@@ -10,9 +10,9 @@ from detlayer.building.context import BaseName, BuildContext
 from detlayer.building.fetch import ask_now, bring
 from detlayer.building.graph import Call, Step
 from detlayer.building.graph.step import ResultT
-from detlayer.building.request import Request, label
+from detlayer.building.options import Request, label
 from detlayer.building.results import DownloadedBase, FetchedBase, ResolvedBase
-from detlayer.building.versions import VERSIONS
+from detlayer.building.step_versions import VERSIONS
 from detlayer.errors import IntegrityError
 from detlayer.oci.documents import parse_document
 from detlayer.oci.ports import TransferReporter

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from detlayer.building.traces import StoreTraces
+from detlayer.building.stored_traces import StoreTraces
 from detlayer.errors import LayerError, UnavailableError
 from detlayer.oci.documents import Document, parse_document
 from detlayer.oci.ports import Body

@@ -9,7 +9,7 @@ from detlayer.building.context import BuildContext
 from detlayer.building.graph import Call, Reason
 from detlayer.building.results import PackedLayer
 from detlayer.building.settings import LayerSettings
-from detlayer.building.settings.settings import beside
+from detlayer.building.settings.image import beside
 from detlayer.errors import ConfigError, OutputError, TreeError, printable
 from detlayer.layer import writer
 from detlayer.layer.entry import Entry

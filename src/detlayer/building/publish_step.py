@@ -12,7 +12,7 @@ from detlayer.building.context import BuildContext, Made
 from detlayer.building.graph import Call, Reason, Step
 from detlayer.building.results import MadeImage
 from detlayer.building.settings import ImageSettings
-from detlayer.building.versions import VERSIONS
+from detlayer.building.step_versions import VERSIONS
 from detlayer.oci.ports import TransferReporter
 from detlayer.oci.references import RepositoryName
 from detlayer.oci.types import Digest

@@ -23,11 +23,11 @@ from detlayer.building.context import BaseName, BuildContext
 from detlayer.building.graph import Call, Step
 from detlayer.building.graph.step import ResultT
 from detlayer.building.lock import ANY_PLATFORM, LockedLayer, check
+from detlayer.building.options import BuildReporter, Request, label
 from detlayer.building.pack_step import Packer
-from detlayer.building.request import BuildReporter, Request, label
 from detlayer.building.results import FetchedBase, MadeConfig, MadeImage, PackedLayer, ResolvedBase
 from detlayer.building.settings import ImageSettings, LayerSettings
-from detlayer.building.versions import VERSIONS
+from detlayer.building.step_versions import VERSIONS
 from detlayer.oci.assembly import Base, Part, assemble, configure, index, runs_on, scratch
 from detlayer.oci.references import Reference
 from detlayer.oci.types import BASE_DIGEST, BASE_NAME, Digest, Platform

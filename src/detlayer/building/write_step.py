@@ -8,10 +8,10 @@ from contextlib import contextmanager
 
 from detlayer.building.context import BuildContext, Made
 from detlayer.building.graph import Call, Reason, Step
-from detlayer.building.request import Output, label, local_reference
+from detlayer.building.options import Output, label, local_reference
 from detlayer.building.results import DownloadedBase, MadeImage, WrittenImage
 from detlayer.building.settings import ImageSettings
-from detlayer.building.versions import VERSIONS
+from detlayer.building.step_versions import VERSIONS
 from detlayer.errors import ConfigError, IntegrityError, LayerError, TreeError
 from detlayer.images.layout_writer import LayoutWriter
 from detlayer.images.source import open_image

@@ -19,7 +19,7 @@ from detlayer.errors import ConfigError
 
 if TYPE_CHECKING:
     from detlayer.building import BuildReport
-    from detlayer.building.request import Policy, Request
+    from detlayer.building.options import Policy, Request
 
 
 @click.command(
@@ -94,7 +94,7 @@ def build(ctx: click.Context, /, **options: Any) -> None:
 
 
 def _read_request(options: dict[str, Any]) -> Request:
-    from detlayer.building.request import Request, parse_output
+    from detlayer.building.options import Request, parse_output
 
     policy: Policy = "locked" if options["locked"] else "offline" if options["offline"] else "always"
     project, images = read_project(options)

@@ -29,7 +29,7 @@ def graph(**options: Any) -> None:
     """Show the steps that build the IMAGEs, or all of them. Nothing is read but detlayer.toml, and nobody is asked."""
     from detlayer.building import Build
     from detlayer.building.graph.drawing import Drawing, draw
-    from detlayer.building.request import Request, parse_output
+    from detlayer.building.options import Request, parse_output
 
     console = make_console(options, json=False)
     _, images = read_project(options)

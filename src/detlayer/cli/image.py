@@ -35,7 +35,7 @@ def image(**options: Any) -> None:
 
     It reads no network and no detlayer.toml, and does only this one step.
     """
-    from detlayer.building.single import assemble_image, assemble_index
+    from detlayer.building.image_from_files import assemble_image, assemble_index
 
     console = make_console(options, json=options["as_json"])
     common = {name: options[name] for name in ("tag", "descriptor", "depfile")}

@@ -28,7 +28,7 @@ def init(**options: Any) -> None:
 
     It is there to be read and changed. A file that is there is not touched.
     """
-    from detlayer.building.files import ProjectFiles
+    from detlayer.building.project_files import ProjectFiles
     from detlayer.building.settings import FILE_NAME
     from detlayer.building.settings.starter import KINDS, recognise, write_starter
     from detlayer.output.files import write_file

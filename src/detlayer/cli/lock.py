@@ -33,7 +33,7 @@ def lock(**options: Any) -> None:
     It goes beside detlayer.toml, and into version control. `build --locked` builds by it, `verify --locked` proves it.
     """
     from detlayer.building import Build
-    from detlayer.building.request import Request
+    from detlayer.building.options import Request
     from detlayer.output.files import write_file
 
     console = make_console(options, json=False)

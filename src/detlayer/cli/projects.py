@@ -36,7 +36,7 @@ def project_options(command: _Decorated) -> _Decorated:
 
 def read_project(options: dict[str, Any]) -> tuple[Project, tuple[ImageSettings, ...]]:
     """Read the project, and the images that were named, for the platforms that were; raises ConfigError."""
-    from detlayer.building.files import ProjectFiles, find_project
+    from detlayer.building.project_files import ProjectFiles, find_project
     from detlayer.building.settings import load
     from detlayer.oci.platforms import parse_platform
 
@@ -82,8 +82,8 @@ def lock_path(project: Project) -> str:
 
 def read_lock(project: Project) -> Lock | None:
     """Read the lock of a project; None if there is none. Raises ConfigError."""
-    from detlayer.building.files import ProjectFiles
     from detlayer.building.lock import parse_lock
+    from detlayer.building.project_files import ProjectFiles
 
     path = lock_path(project)
     data = ProjectFiles().read(path)

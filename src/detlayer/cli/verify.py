@@ -101,7 +101,7 @@ def verify(ctx: click.Context, /, **options: Any) -> None:
 def _verify_lock(options: dict[str, Any], *, as_json: bool) -> int:
     """Pack what a project's lock is about, with nothing remembered; the exit says whether it came out the same."""
     from detlayer.building import Build
-    from detlayer.building.request import Request
+    from detlayer.building.options import Request
     from detlayer.cli.projects import lock_path, open_workshop, read_lock, read_project
     from detlayer.cli.steps import Steps
     from detlayer.oci.types import canonical_json

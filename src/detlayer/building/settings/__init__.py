@@ -7,10 +7,10 @@ and what was meant; `words` fills in variables and placeholders; `layers` and `s
 
 from __future__ import annotations
 
-from detlayer.building.settings.layers import LayerSettings
+from detlayer.building.settings.image import ImageSettings
+from detlayer.building.settings.layer import LayerSettings
+from detlayer.building.settings.parsing import FILE_NAME, PYPROJECT, read_image, read_tables
 from detlayer.building.settings.project import Files, Project, load
-from detlayer.building.settings.reading import FILE_NAME, PYPROJECT, read_image, read_tables
-from detlayer.building.settings.settings import ImageSettings
 from detlayer.building.settings.tables import schema
 
 __all__ = [

@@ -7,10 +7,10 @@ from typing import Any, Protocol
 
 import msgspec
 
-from detlayer.building.settings.layers import LayerSettings, read_layer
-from detlayer.building.settings.reading import FILE_NAME, PYPROJECT, Tables, image_with_defaults, read_tables
-from detlayer.building.settings.settings import LAYOUT_PREFIX, ImageSettings, beside, read_settings
-from detlayer.building.settings.words import nearest
+from detlayer.building.settings.image import LAYOUT_PREFIX, ImageSettings, beside, read_settings
+from detlayer.building.settings.layer import LayerSettings, read_layer
+from detlayer.building.settings.parsing import FILE_NAME, PYPROJECT, Tables, image_with_defaults, read_tables
+from detlayer.building.settings.substitution import nearest
 from detlayer.errors import ConfigError, printable
 
 

@@ -9,8 +9,8 @@ from typing import Literal
 import msgspec
 from msgspec.structs import replace
 
+from detlayer.building.settings.substitution import fill, has_placeholder
 from detlayer.building.settings.tables import LayerTable
-from detlayer.building.settings.words import fill, has_placeholder
 from detlayer.errors import ConfigError
 from detlayer.layer.codec import DEFAULT_CODEC, Codec, parse_compression
 from detlayer.layer.entry import Mtime, Owner, Profile, parse_mtime

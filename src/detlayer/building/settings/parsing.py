@@ -9,8 +9,8 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from detlayer.building.settings.substitution import expand, nearest
 from detlayer.building.settings.tables import BY_KEY, FileTable, ImageTable, LayerTable, Table
-from detlayer.building.settings.words import expand, nearest
 from detlayer.errors import ConfigError, printable
 
 FILE_NAME = "detlayer.toml"

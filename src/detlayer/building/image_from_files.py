@@ -9,9 +9,9 @@ from contextlib import ExitStack
 import msgspec
 
 from detlayer.building.bases import choose_manifest, read_base
-from detlayer.building.files import ProjectFiles
+from detlayer.building.project_files import ProjectFiles
 from detlayer.building.settings import ImageSettings, read_image
-from detlayer.building.settings.settings import read_settings
+from detlayer.building.settings.image import read_settings
 from detlayer.errors import ConfigError, LayerError, printable
 from detlayer.filesystem import is_file
 from detlayer.images.layout_writer import LayoutWriter

@@ -9,9 +9,9 @@ from typing import TypeVar
 import msgspec
 from msgspec import UNSET, UnsetType
 
-from detlayer.building.settings.layers import LayerSettings, at, read_layer
+from detlayer.building.settings.layer import LayerSettings, at, read_layer
+from detlayer.building.settings.substitution import fill, nearest
 from detlayer.building.settings.tables import EnvTable, HealthTable, ImageTable, LayerTable
-from detlayer.building.settings.words import fill, nearest
 from detlayer.errors import ConfigError, printable
 from detlayer.layer.entry import MAX_MTIME
 from detlayer.oci.assembly import DEFAULT_CREATED
