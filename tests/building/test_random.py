@@ -11,7 +11,7 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from detlayer.building import Build, Request
+from detlayer.building import Build, BuildOptions
 from detlayer.building.graph import Outcome
 from detlayer.building.project_files import ProjectFiles
 from detlayer.building.settings import load
@@ -66,7 +66,7 @@ class Scene:
             text = text.replace("{" + key + "}", value)
         (self.here / "detlayer.toml").write_text(text)
         project = load(str(self.here / "detlayer.toml"), ProjectFiles(), environment={})
-        with Store(str(cache)) as store, Build(Request(project.choose(())), store, None) as wired:
+        with Store(str(cache)) as store, Build(BuildOptions(project.choose(())), store, None) as wired:
             report = wired.run()
         assert report.errors == []
         return {one.name: str(one.digest) for one in report.images}, report.outcome

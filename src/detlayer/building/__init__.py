@@ -1,8 +1,8 @@
 """Image builds: steps from references and trees to images in registries, layouts, archives and engines.
 
-`project_files` finds a project and `settings` reads it; `options` is what is requested and what became of it; `steps`,
-`base_steps`, `pack_step`, `publish_step` and `write_step` wire the `graph`, whose threads share a `context`; `lost_layers`
-runs it, again for layers that were lost; `lock` pins; `image_from_files` assembles an image without a project.
+`project_files` finds a project, and `settings` reads it. `steps` makes the steps of the `graph`, with `base_steps`,
+`pack_step`, `publish_step` and `write_step`; their threads share a `context`. `lost_layers` runs it again where a
+layer is lost from the cache. `lock` pins bases; `image_from_files` assembles an image without a project.
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ from detlayer.building.context import BuildContext
 from detlayer.building.graph import Done, Event, Monitor, Outcome, Step, closure, execute
 from detlayer.building.lock import ANY_PLATFORM, Lock, LockedBase, LockedLayer, differences
 from detlayer.building.lost_layers import Rounds
-from detlayer.building.options import STAGES, BuildReport, BuildReporter, BuiltImage, Request, SilentBuild, label
-from detlayer.building.publish_step import Turns, publish_step
+from detlayer.building.options import STAGES, BuildOptions, label
+from detlayer.building.publish_step import Publisher, Turns
+from detlayer.building.report import BuildReport, BuildReporter, BuiltImage, SilentBuild
 from detlayer.building.results import MadeImage, WrittenImage
 from detlayer.building.settings import ImageSettings
 from detlayer.building.steps import BuildSteps, ImageSteps, locked_layer
@@ -27,7 +28,7 @@ from detlayer.store import Store
 if TYPE_CHECKING:
     from detlayer.registry.client import Registries
 
-__all__ = ["Build", "BuildReport", "BuildReporter", "BuiltImage", "Lock", "Request", "compare_layers"]
+__all__ = ["Build", "BuildOptions", "BuildReport", "BuildReporter", "BuiltImage", "Lock", "compare_layers"]
 
 MIN_JOBS = 4  # most steps wait for the network or the disk
 
@@ -39,7 +40,7 @@ class Build:
 
     def __init__(
         self,
-        request: Request,
+        options: BuildOptions,
         store: Store,
         registries: Callable[[], Registries] | None,
         *,
@@ -47,18 +48,18 @@ class Build:
         is_dry: bool = False,
         reporter: BuildReporter | None = None,
     ) -> None:
-        """Check the request; raises ConfigError for what cannot be built together.
+        """Check the options; raises ConfigError for what cannot be built together.
 
         `registries` opens the network when it is first needed. `jobs` bounds how many steps run at a time.
         """
-        request.check()
-        self.request = request
-        self.context = BuildContext(store, None if request.is_offline else registries)
+        options.check()
+        self.options = options
+        self.context = BuildContext(store, None if options.is_offline else registries)
         self._is_dry = is_dry
         self._jobs = max(MIN_JOBS, default_jobs()) if jobs is None else jobs
         self._reporter = reporter or SilentBuild()
-        pack_jobs = max(1, (default_jobs() if jobs is None else jobs) // max(1, min(self._jobs, _count_packs(request))))
-        self._steps = BuildSteps(request, self.context, self._reporter, pack_jobs=pack_jobs, is_dry=is_dry)
+        pack_jobs = max(1, (default_jobs() if jobs is None else jobs) // max(1, min(self._jobs, _count_packs(options))))
+        self._steps = BuildSteps(options, self.context, self._reporter, pack_jobs=pack_jobs, is_dry=is_dry)
         self._turns = Turns()
         self._images: dict[str, ImageSteps] = {}
         self._published: dict[str, Step[MadeImage]] = {}
@@ -71,39 +72,38 @@ class Build:
         self.context.__exit__(*failed)
 
     def _add_image(self, image: ImageSettings) -> None:
-        steps, request = self._steps, self.request
+        steps, options = self._steps, self.options
         made = self._images[image.name] = steps.image(image)
-        if request.push:
-            self._published[image.name] = steps.add(
-                publish_step(
-                    image,
-                    made.root,
-                    self.context,
-                    self._turns,
-                    self._reporter,
-                    is_dry=self._is_dry,
-                    check=request.check_registry,
-                )
+        if options.push:
+            publisher = Publisher(
+                image,
+                made.root,
+                self.context,
+                self._turns,
+                self._reporter,
+                is_dry=self._is_dry,
+                check=options.check_registry,
             )
-        for output in request.outputs:
-            from detlayer.building.write_step import platforms_of, write_step  # most builds only push
+            self._published[image.name] = steps.add(publisher.step)
+        for output in options.outputs:
+            from detlayer.building.write_step import ImageWriter, platforms_of  # most builds only push
 
-            platforms = platforms_of(image, output, request.host)
+            platforms = platforms_of(image, output, options.host)
             downloads = [steps.bases.download(image.base, one) for one in platforms] if image.base is not None else []
             root = made.root if platforms == image.platforms else made.manifests[label(platforms[0])]
-            is_alone = len(request.images) == 1 or "{image}" in output.path
-            step = write_step(image, output, root, downloads, self.context, is_alone=is_alone)
-            self._written.setdefault(image.name, []).append(steps.add(step))
+            is_alone = len(options.images) == 1 or "{image}" in output.path
+            writer = ImageWriter(image, output, root, downloads, self.context, is_alone=is_alone)
+            self._written.setdefault(image.name, []).append(steps.add(writer.step))
 
     @property
     def steps(self) -> list[Step[Any]]:
         """The requested steps. The first use makes them, which may run git; raises ConfigError."""
-        for image in self.request.images:
+        for image in self.options.images:
             if image.name not in self._images:
                 self._add_image(image)
         every = list(self._steps.steps.values())
-        until = self.request.until
-        if self.request.only_layers:
+        until = self.options.until
+        if self.options.only_layers:
             return [step for step in every if step.kind == "pack"]
         if until is None:
             return every
@@ -121,7 +121,7 @@ class Build:
             execute(
                 self.steps,
                 traces=self.context.traces,
-                scope=self.request.scope,
+                scope=self.options.scope,
                 jobs=self._jobs,
                 is_dry=self._is_dry,
                 monitor=monitor,
@@ -130,7 +130,7 @@ class Build:
             pass
         outcome = rounds.outcome
         requests, sent_bytes = self.context.counts
-        images = tuple(self._built(image, outcome) for image in self.request.images)
+        images = tuple(self._built(image, outcome) for image in self.options.images)
         return BuildReport(images, outcome, requests, sent_bytes)
 
     def _built(self, image: ImageSettings, outcome: Outcome) -> BuiltImage:
@@ -155,7 +155,7 @@ class Build:
         """Return the lock of a build without errors: the digests of its bases, and its layers."""
         outcome = report.outcome
         bases: dict[str, LockedBase] = {}
-        for image in self.request.images:
+        for image in self.options.images:
             steps = self._images[image.name]
             resolved = outcome.result(steps.resolved) if steps.resolved is not None else None
             if resolved is not None and isinstance(image.base, Reference):
@@ -176,13 +176,13 @@ class Build:
                 }
                 for layer, platforms in self._images[image.name].layers.items()
             }
-            for image in self.request.images
+            for image in self.options.images
         }
 
     def compare(self, lock: Lock, report: BuildReport) -> list[str]:
         """Say in what the layers that were made, and the bases that are asked for, differ from a lock; a line each."""
         found = []
-        for image in self.request.images:
+        for image in self.options.images:
             for platform in image.platforms if isinstance(image.base, Reference) else ():
                 base = lock.bases.get(str(image.base))
                 if base is None or label(platform) not in base.platforms:
@@ -217,5 +217,5 @@ def _error(steps: Mapping[str, Done], name: str) -> DetlayerError | None:
     return done.error if isinstance(done.error, DetlayerError) else None
 
 
-def _count_packs(request: Request) -> int:
-    return sum(1 if layer.is_common else len(image.platforms) for image in request.images for layer in image.layers)
+def _count_packs(options: BuildOptions) -> int:
+    return sum(1 if layer.is_common else len(image.platforms) for image in options.images for layer in image.layers)

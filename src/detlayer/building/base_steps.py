@@ -10,7 +10,7 @@ from detlayer.building.context import BaseName, BuildContext
 from detlayer.building.fetch import ask_now, bring
 from detlayer.building.graph import Call, Step
 from detlayer.building.graph.step import ResultT
-from detlayer.building.options import Request, label
+from detlayer.building.options import BuildOptions, label
 from detlayer.building.results import DownloadedBase, FetchedBase, ResolvedBase
 from detlayer.building.step_versions import VERSIONS
 from detlayer.errors import IntegrityError
@@ -30,15 +30,15 @@ class AddStep(Protocol):
 class BaseSteps:
     """Makes the steps of bases."""
 
-    def __init__(self, request: Request, context: BuildContext, reporter: TransferReporter, add: AddStep) -> None:
-        self._request = request
+    def __init__(self, options: BuildOptions, context: BuildContext, reporter: TransferReporter, add: AddStep) -> None:
+        self._options = options
         self._context = context
         self._reporter = reporter
         self._add = add
 
     def resolve(self, base: BaseName) -> Step[ResolvedBase]:
         """Resolve a base to a digest, once for all images on it."""
-        context, request = self._context, self._request
+        context, options = self._context, self._options
 
         def run(call: Call) -> ResolvedBase:
             return ResolvedBase(find())
@@ -50,8 +50,8 @@ class BaseSteps:
                 return root.digest
             if base.digest is not None:
                 return base.digest
-            lock = request.lock
-            if lock is not None and (request.policy == "locked" or str(base) in lock.bases):
+            lock = options.lock
+            if lock is not None and (options.policy == "locked" or str(base) in lock.bases):
                 return lock.base(str(base)).digest
             return ask_now(context, base)
 
@@ -70,10 +70,10 @@ class BaseSteps:
 
     def fetch(self, base: BaseName, platform: Platform) -> Step[FetchedBase]:
         """Fetch the manifest and config of a base for a platform."""
-        context, lock = self._context, self._request.lock if self._request.policy == "locked" else None
+        context, lock = self._context, self._options.lock if self._options.policy == "locked" else None
         source = context.base_source(base)
         locked = ""
-        if lock is not None and isinstance(base, Reference) and not self._request.only_layers:
+        if lock is not None and isinstance(base, Reference) and not self._options.only_layers:
             locked = str(lock.manifest(str(base), label(platform)))
 
         resolved = self.resolve(base)

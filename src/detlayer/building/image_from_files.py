@@ -12,6 +12,7 @@ from detlayer.building.bases import choose_manifest, read_base
 from detlayer.building.project_files import ProjectFiles
 from detlayer.building.settings import ImageSettings, read_image
 from detlayer.building.settings.image import read_settings
+from detlayer.building.settings.location import Location
 from detlayer.errors import ConfigError, LayerError, printable
 from detlayer.filesystem import is_file
 from detlayer.images.layout_writer import LayoutWriter
@@ -146,7 +147,7 @@ def _settings(path: Path | None, epoch: str | None) -> ImageSettings:
     if data is None:
         raise ConfigError("config-missing", f"there is no {printable(name)}", "check the path")
     table = read_image(data, name)
-    return read_settings("image", table, {}, file=name, key="", epoch=epoch)
+    return read_settings("image", table, {}, Location(name), epoch=epoch)
 
 
 def _layer(path: Path, writer: LayoutWriter) -> Part:

@@ -1,34 +1,31 @@
-"""What a build is asked for: images, where they go, how bases are looked up; and what became of it. Values only."""
+"""The options of a build: images, where they go, and how bases are looked up."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal, Protocol, get_args
+from typing import Literal, get_args
 
 import msgspec
 
-from detlayer.building.graph import Outcome
 from detlayer.building.lock import Lock
 from detlayer.building.settings import ImageSettings
-from detlayer.errors import ConfigError, DetlayerError, printable
-from detlayer.oci.ports import SilentTransfers, TransferReporter
+from detlayer.errors import ConfigError, printable
 from detlayer.oci.references import Reference, parse_reference
-from detlayer.oci.types import Digest, Platform
+from detlayer.oci.types import Platform
 
 Policy = Literal["always", "locked", "offline"]
 """Bases are asked for anew in every build, taken from the lock, or from the lock and what is remembered."""
 
-Kind = Literal["oci", "oci-archive", "docker-archive", "docker", "podman"]
+OutputKind = Literal["oci", "oci-archive", "docker-archive", "docker", "podman"]
 Stage = Literal["resolve", "fetch", "pack", "configure", "assemble", "index", "download", "publish", "write"]
 STAGES: tuple[Stage, ...] = get_args(Stage)
 
 _PLACEHOLDER = "{image}"
 
 
-class Output(msgspec.Struct, frozen=True):
+class BuildOutput(msgspec.Struct, frozen=True):
     """Where images go beside registries. `path` may have the image's name in it, as {image}; engines have none."""
 
-    kind: Kind
+    kind: OutputKind
     path: str = ""
 
     def path_for(self, image: str) -> str:
@@ -40,15 +37,15 @@ class Output(msgspec.Struct, frozen=True):
         return self.kind in ("oci-archive", "docker-archive") and _PLACEHOLDER not in self.path
 
 
-def parse_output(text: str) -> Output:
+def parse_output(text: str) -> BuildOutput:
     """Read `oci:DIR`, `oci-archive:FILE`, `docker-archive:FILE`, `docker` or `podman`; raises ConfigError."""
     for engine in ("docker", "podman"):
         if text == engine:
-            return Output(engine)
+            return BuildOutput(engine)
     kind, _, path = text.partition(":")
     for known in ("oci", "oci-archive", "docker-archive"):
         if kind == known and path:
-            return Output(known, path)
+            return BuildOutput(known, path)
     raise ConfigError(
         "output-invalid",
         f"{printable(text)!r} is no output",
@@ -56,12 +53,12 @@ def parse_output(text: str) -> Output:
     )
 
 
-class Request(msgspec.Struct, frozen=True):
+class BuildOptions(msgspec.Struct, frozen=True):
     """A build. `scope` names the project among others that share a store, `host` is the platform of this machine."""
 
     images: tuple[ImageSettings, ...]
     push: bool = False
-    outputs: tuple[Output, ...] = ()
+    outputs: tuple[BuildOutput, ...] = ()
     policy: Policy = "always"
     lock: Lock | None = None
     until: Stage | None = None
@@ -103,58 +100,7 @@ class Request(msgspec.Struct, frozen=True):
                     )
 
 
-class BuildReporter(TransferReporter, Protocol):
-    """Hears of a build from several threads: of what is sent and fetched, of warnings, and of packs."""
-
-    def progress(self, step: str, tar_bytes: int) -> None:
-        """Say how far a pack has come, in total; called about once a chunk."""
-
-
-class SilentBuild(SilentTransfers):
-    """A reporter of builds that says nothing."""
-
-    def progress(self, step: str, tar_bytes: int) -> None:
-        return
-
-
-class BuiltImage(msgspec.Struct, frozen=True):
-    """What became of one image. `digest` is None where it was not made."""
-
-    name: str
-    digest: Digest | None
-    manifests: Mapping[str, Digest] = {}
-    references: tuple[Reference, ...] = ()
-    error: DetlayerError | None = None
-
-    def to_document(self) -> dict[str, Any]:
-        return {
-            "image": self.name,
-            **({"digest": str(self.digest)} if self.digest else {}),
-            "platforms": {platform: str(digest) for platform, digest in self.manifests.items()},
-            "references": [str(one) for one in self.references],
-            **({"error": self.error.code} if self.error else {}),
-        }
-
-
-class BuildReport(msgspec.Struct, frozen=True):
-    """What became of a build: its images in order, each step, and what it cost."""
-
-    images: tuple[BuiltImage, ...]
-    outcome: Outcome
-    requests: int = 0
-    sent_bytes: int = 0
-
-    @property
-    def would_do(self) -> bool:
-        """Whether there is anything to do, as far as a run that changes nothing can tell."""
-        return bool(self.outcome.would_run)
-
-    @property
-    def errors(self) -> Sequence[BaseException]:
-        return self.outcome.errors
-
-
-def local_reference(image: ImageSettings, kind: Kind) -> tuple[Reference, ...]:
+def local_reference(image: ImageSettings, kind: OutputKind) -> tuple[Reference, ...]:
     """Name an image for an engine: as it is published, or else by its own name."""
     if image.references:
         return image.references

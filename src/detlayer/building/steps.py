@@ -23,8 +23,9 @@ from detlayer.building.context import BaseName, BuildContext
 from detlayer.building.graph import Call, Step
 from detlayer.building.graph.step import ResultT
 from detlayer.building.lock import ANY_PLATFORM, LockedLayer, check
-from detlayer.building.options import BuildReporter, Request, label
+from detlayer.building.options import BuildOptions, label
 from detlayer.building.pack_step import Packer
+from detlayer.building.report import BuildReporter
 from detlayer.building.results import FetchedBase, MadeConfig, MadeImage, PackedLayer, ResolvedBase
 from detlayer.building.settings import ImageSettings, LayerSettings
 from detlayer.building.step_versions import VERSIONS
@@ -38,21 +39,21 @@ class BuildSteps:
 
     def __init__(
         self,
-        request: Request,
+        options: BuildOptions,
         context: BuildContext,
         reporter: BuildReporter,
         *,
         pack_jobs: int,
         is_dry: bool,
     ) -> None:
-        self._request = request
+        self._options = options
         self._context = context
         self._reporter = reporter
         self._pack_jobs = pack_jobs
         self._is_dry = is_dry
         self._revisions: dict[str, dict[str, str]] = {}
         self.steps: dict[str, Step[Any]] = {}
-        self.bases = BaseSteps(request, context, reporter, self.add)
+        self.bases = BaseSteps(options, context, reporter, self.add)
         self._packs: dict[LayerSettings, Step[PackedLayer]] = {}
 
     def add(self, step: Step[ResultT], /) -> Step[ResultT]:
@@ -86,7 +87,7 @@ class BuildSteps:
             context,
             jobs=self._pack_jobs,
             warn=self._reporter.warning,
-            outputs=_paths(self._request),
+            outputs=_paths(self._options),
             is_dry=self._is_dry,
             progress=partial(self._reporter.progress, name),
         )
@@ -136,7 +137,7 @@ class BuildSteps:
 
     def _configure(self, inputs: _ManifestInputs, needs: Mapping[str, str]) -> Step[MadeConfig]:
         context, image, platform = inputs.context, inputs.image, inputs.platform
-        lock = self._request.lock if self._request.policy == "locked" else None
+        lock = self._options.lock if self._options.policy == "locked" else None
         runtime = replace(image.runtime, labels={**self._revision(image), **image.runtime.labels})
 
         def run(call: Call) -> MadeConfig:
@@ -281,12 +282,12 @@ class _ManifestInputs(msgspec.Struct, frozen=True, eq=False):
         ]
 
 
-def _paths(request: Request) -> tuple[tuple[str, bool], ...]:
+def _paths(options: BuildOptions) -> tuple[tuple[str, bool], ...]:
     """Name what a build writes, and whether it is a directory: no layer may hold it."""
     return tuple(
         (path, one.kind == "oci")
-        for one in request.outputs
-        for each in request.images
+        for one in options.outputs
+        for each in options.images
         if (path := one.path_for(each.name))
     )
 

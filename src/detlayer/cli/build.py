@@ -19,7 +19,7 @@ from detlayer.errors import ConfigError
 
 if TYPE_CHECKING:
     from detlayer.building import BuildReport
-    from detlayer.building.options import Policy, Request
+    from detlayer.building.options import BuildOptions, Policy
 
 
 @click.command(
@@ -93,12 +93,12 @@ def build(ctx: click.Context, /, **options: Any) -> None:
     _finish(ctx, console, report, options, started=started, is_dry=is_dry)
 
 
-def _read_request(options: dict[str, Any]) -> Request:
-    from detlayer.building.options import Request, parse_output
+def _read_request(options: dict[str, Any]) -> BuildOptions:
+    from detlayer.building.options import BuildOptions, parse_output
 
     policy: Policy = "locked" if options["locked"] else "offline" if options["offline"] else "always"
     project, images = read_project(options)
-    return Request(
+    return BuildOptions(
         retag(images, options["tag"]),
         push=options["push"],
         check_registry=options["check"],

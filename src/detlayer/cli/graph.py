@@ -29,10 +29,10 @@ def graph(**options: Any) -> None:
     """Show the steps that build the IMAGEs, or all of them. Nothing is read but detlayer.toml, and nobody is asked."""
     from detlayer.building import Build
     from detlayer.building.graph.drawing import Drawing, draw
-    from detlayer.building.options import Request, parse_output
+    from detlayer.building.options import BuildOptions, parse_output
 
     console = make_console(options, json=False)
     _, images = read_project(options)
-    request = Request(images, options["push"], tuple(map(parse_output, options["outputs"])), host=host_platform())
+    request = BuildOptions(images, options["push"], tuple(map(parse_output, options["outputs"])), host=host_platform())
     with open_workshop(options, console) as store, Build(request, store, None) as wired:
         console.result(draw(wired.steps, cast(Drawing, options["format"])))

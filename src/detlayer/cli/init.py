@@ -30,7 +30,7 @@ def init(**options: Any) -> None:
     """
     from detlayer.building.project_files import ProjectFiles
     from detlayer.building.settings import FILE_NAME
-    from detlayer.building.settings.starter import KINDS, recognise, write_starter
+    from detlayer.building.settings.starter import ECOSYSTEMS, recognise, write_starter
     from detlayer.output.files import write_file
 
     console = make_console(options, json=False)
@@ -47,7 +47,7 @@ def init(**options: Any) -> None:
         raise ConfigError(
             "project-unknown",
             f"{printable(directory)} has no file that tells what kind of project it is",
-            f"say it: --kind {'|'.join(KINDS)}",
+            f"say it: --kind {'|'.join(ECOSYSTEMS)}",
         )
     files = ProjectFiles()
     text = write_starter(

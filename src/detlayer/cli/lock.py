@@ -33,7 +33,7 @@ def lock(**options: Any) -> None:
     It goes beside detlayer.toml, and into version control. `build --locked` builds by it, `verify --locked` proves it.
     """
     from detlayer.building import Build
-    from detlayer.building.options import Request
+    from detlayer.building.options import BuildOptions
     from detlayer.output.files import write_file
 
     console = make_console(options, json=False)
@@ -44,7 +44,7 @@ def lock(**options: Any) -> None:
             store = stack.enter_context(open_workshop(options, console))
             wired = stack.enter_context(
                 Build(
-                    Request(images, until="pack"),
+                    BuildOptions(images, until="pack"),
                     store,
                     lambda: stack.enter_context(open_registries(options, steps, [])),
                     jobs=options["jobs"],

@@ -101,7 +101,7 @@ def verify(ctx: click.Context, /, **options: Any) -> None:
 def _verify_lock(options: dict[str, Any], *, as_json: bool) -> int:
     """Pack what a project's lock is about, with nothing remembered; the exit says whether it came out the same."""
     from detlayer.building import Build
-    from detlayer.building.options import Request
+    from detlayer.building.options import BuildOptions
     from detlayer.cli.projects import lock_path, open_workshop, read_lock, read_project
     from detlayer.cli.steps import Steps
     from detlayer.oci.types import canonical_json
@@ -111,7 +111,7 @@ def _verify_lock(options: dict[str, Any], *, as_json: bool) -> int:
     console = make_console(options, json=as_json)
     project, images = read_project({**options, "images": (), "platform": ()})
     lock = read_lock(project)
-    request = Request(images, policy="locked", lock=lock, only_layers=True, is_offline=True)
+    request = BuildOptions(images, policy="locked", lock=lock, only_layers=True, is_offline=True)
     with (
         open_workshop({"no_cache": True}, console) as store,
         Build(request, store, None, jobs=options["jobs"], reporter=Steps(console)) as wired,

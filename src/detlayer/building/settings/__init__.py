@@ -1,7 +1,7 @@
 """`detlayer.toml`, and `[tool.detlayer]` of pyproject.toml: text in, typed settings out. Never the disk.
 
-`tables` is what may be written, and its JSON schema; `reading` turns text into tables, with errors that name file, key
-and what was meant; `words` fills in variables and placeholders; `layers` and `settings` are what a build goes by;
+`tables` is what may be written, and its JSON schema; `parsing` turns text into tables, with errors that name file, key
+and what was meant; `substitution` fills in variables and placeholders; `layer` and `image` are what a build goes by;
 `project` joins files and their members. Files and globs are read by whoever calls.
 """
 

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TypeVar
 
 import msgspec
 from msgspec import UNSET, UnsetType
 
-from detlayer.building.settings.layer import LayerSettings, at, read_layer
+from detlayer.building.settings.layer import LayerSettings, read_layer
+from detlayer.building.settings.location import Location
 from detlayer.building.settings.substitution import fill, nearest
-from detlayer.building.settings.tables import EnvTable, HealthTable, ImageTable, LayerTable
+from detlayer.building.settings.tables import EnvTable, HealthTable, ImageTable
 from detlayer.errors import ConfigError, printable
 from detlayer.layer.entry import MAX_MTIME
 from detlayer.oci.assembly import DEFAULT_CREATED
@@ -60,32 +61,59 @@ def beside(directory: str, path: str) -> str:
 
 
 def read_settings(
-    name: str,
-    table: ImageTable,
-    shared: Mapping[str, LayerSettings],
-    *,
-    file: str,
-    key: str,
-    epoch: str | None,
+    name: str, table: ImageTable, shared: Mapping[str, LayerSettings], location: Location, *, epoch: str | None
 ) -> ImageSettings:
-    """Check the table of an image, whose paths are as they are seen from here; raises ConfigError with file and key.
+    """Check the table of an image, whose paths are relative to the working directory; raises ConfigError.
 
     `shared` are the layers that it may name. `epoch` is SOURCE_DATE_EPOCH.
     """
-    where = f"{printable(file)}: {key}" if key else printable(file)
+    file = location.file
     if not _IMAGE_NAME.match(name):
         raise ConfigError(
             "image-name",
             f"{printable(file)}: {printable(name)!r} is no name for an image",
             "use lower-case letters, digits, and single '.', '_' or '-' between them",
+            file=file,
+            key=location.key or None,
         )
-    own = [one for one in table.layers if isinstance(one, LayerTable)]
-    named = [one for one in table.layers if isinstance(one, str)]
-    for one in named:
-        if one not in shared:
-            raise ConfigError(
+    layers = _layers(table, shared, location, epoch)
+    if table.format == "docker":
+        _check_docker(table, layers, location)
+    elif table.healthcheck is not UNSET:
+        raise (location / "healthcheck").error(
+            "format-healthcheck",
+            "images of the OCI format have none",
+            'use format = "docker", or leave it to who runs the image',
+        )
+    values = {"image": name}
+    return ImageSettings(
+        name,
+        file,
+        file.rpartition("/")[0],
+        _base(table.base, location),
+        _platforms(table, location),
+        tuple(
+            dict.fromkeys(_each(location / "repositories", table.repositories, lambda text: _repository(text, values)))
+        ),
+        _tags(table, location, values),
+        layers,
+        _runtime(table, location),
+        dict(table.annotations),
+        table.format,
+        _created(table.created, epoch, location),
+        table.git,
+    )
+
+
+def _layers(
+    table: ImageTable, shared: Mapping[str, LayerSettings], location: Location, epoch: str | None
+) -> tuple[LayerSettings, ...]:
+    location /= "layers"
+    for one in table.layers:
+        if isinstance(one, str) and one not in shared:
+            raise location.error(
                 "layer-unknown",
-                f"{where}.layers: there is no layer {printable(one)!r} in [layers]",
+                f"there is no layer {printable(one)!r} in [layers]",
                 nearest(one, shared) or "define it: [layers.NAME]",
             )
     layers: list[LayerSettings] = []
@@ -93,123 +121,109 @@ def read_settings(
         if isinstance(item, str):
             layers.append(shared[item])
         else:
-            label = item.name or (f"layer-{index + 1}" if len(own) + len(named) > 1 else "layer")
-            layers.append(
-                read_layer(label, item, f"{where}.layers[{index}]", "", table.compression, epoch),
+            name = item.name or (f"layer-{index + 1}" if len(table.layers) > 1 else "layer")
+            layers.append(read_layer(name, item, location.item(index), "", table.compression, epoch))
+    names = [one.name for one in layers]
+    for index, name in enumerate(names):
+        if name in names[:index]:
+            raise location.error(
+                "layer-twice", f"two layers are called {printable(name)}", "give each a name of its own"
             )
-    seen = [one.name for one in layers]
-    for one in seen:
-        if seen.count(one) > 1:
-            raise ConfigError(
-                "layer-twice", f"{where}.layers: two layers are called {printable(one)}", "give each a name of its own"
-            )
-    platforms = tuple(_each(f"{where}.platforms", table.platforms, parse_platform))
+    return tuple(layers)
+
+
+def _platforms(table: ImageTable, location: Location) -> tuple[Platform, ...]:
+    location /= "platforms"
+    platforms = tuple(_each(location, table.platforms, parse_platform))
     if not platforms or len(set(platforms)) < len(platforms):
-        raise ConfigError(
-            "platform-invalid", f"{where}.platforms: {'one twice' if platforms else 'none'}", "name each platform once"
-        )
-    values = {"image": name}
-    tags = tuple(fill(one, f"{where}.tags", values) for one in table.tags)
+        raise location.error("platform-invalid", "one twice" if platforms else "none", "name each platform once")
+    return platforms
+
+
+def _tags(table: ImageTable, location: Location, values: Mapping[str, str]) -> tuple[str, ...]:
+    location /= "tags"
+    tags = tuple(dict.fromkeys(_each(location, table.tags, lambda text: fill(text, values))))
     for tag in tags:
         if not is_tag(tag):
-            raise ConfigError(
+            raise location.error(
                 "tag-invalid",
-                f"{where}.tags: {printable(tag)!r} is no tag",
+                f"{printable(tag)!r} is no tag",
                 "a tag has up to 128 letters, digits, '.', '_' and '-', and starts with none of . and -",
             )
-    repositories = [fill(one, f"{where}.repositories", values) for one in table.repositories]
-    if table.format == "docker":
-        _check_docker(table, layers, where)
-    elif table.healthcheck is not UNSET:
-        raise ConfigError(
-            "format-healthcheck",
-            f"{where}.healthcheck: images of the OCI format have none",
-            'use format = "docker", or leave it to who runs the image',
-        )
-    return ImageSettings(
-        name,
-        file,
-        file.rpartition("/")[0],
-        _base(table.base, where),
-        platforms,
-        tuple(dict.fromkeys(_each(f"{where}.repositories", repositories, _repository))),
-        tuple(dict.fromkeys(tags)),
-        tuple(layers),
-        _runtime(table, where),
-        dict(table.annotations),
-        table.format,
-        _created(table.created, epoch, where),
-        table.git,
-    )
+    return tags
 
 
-def _each(where: str, texts: tuple[str, ...] | list[str], read: Callable[[str], _Value]) -> Iterator[_Value]:
+def _each(location: Location, texts: Iterable[str], read: Callable[[str], _Value]) -> Iterator[_Value]:
     for text in texts:
-        with at(where):
-            yield read(text)
+        with location.located():
+            value = read(text)
+        yield value
 
 
-def _repository(text: str) -> RepositoryName:
-    reference = parse_reference(text)
-    if reference.digest is not None or text.endswith(f":{reference.tag}"):
-        raise ConfigError("repository-tag", f"{printable(text)} has a tag or digest", "write tags in `tags`")
-    return parse_repository(text)
+def _repositories(table: ImageTable, location: Location, values: Mapping[str, str]) -> tuple[RepositoryName, ...]:
+    def read(text: str) -> RepositoryName:
+        text = fill(text, values)
+        reference = parse_reference(text)
+        if reference.digest is not None or text.endswith(f":{reference.tag}"):
+            raise ConfigError("repository-tag", f"{printable(text)} has a tag or digest", "write tags in `tags`")
+        return parse_repository(text)
+
+    return tuple(dict.fromkeys(_each(location / "repositories", table.repositories, read)))
 
 
-def _base(text: str, where: str) -> Reference | str | None:
+def _base(text: str, location: Location) -> Reference | str | None:
     if text == SCRATCH:
         return None
     if text.startswith(LAYOUT_PREFIX):
         return text
-    with at(f"{where}.base"):
+    with (location / "base").located():
         return parse_reference(text)
 
 
-def _created(value: int | UnsetType, epoch: str | None, where: str) -> int:
+def _created(value: int | UnsetType, epoch: str | None, location: Location) -> int:
     text = str(value) if isinstance(value, int) else epoch
     if text is None:
         return DEFAULT_CREATED
     if re.fullmatch(r"[0-9]{1,11}", text) is None or int(text) > MAX_MTIME:
-        raise ConfigError(
+        raise (location / "created").error(
             "created-invalid",
-            f"{where}.created: {printable(text)!r} is no time"
-            + ("" if isinstance(value, int) else " (SOURCE_DATE_EPOCH)"),
+            f"{printable(text)!r} is no time" + ("" if isinstance(value, int) else " (SOURCE_DATE_EPOCH)"),
             f"give whole seconds since 1970, 0 to {MAX_MTIME}",
         )
     return int(text)
 
 
-def _check_docker(table: ImageTable, layers: list[LayerSettings], where: str) -> None:
+def _check_docker(table: ImageTable, layers: Iterable[LayerSettings], location: Location) -> None:
     if table.annotations:
-        raise ConfigError(
+        raise (location / "annotations").error(
             "format-annotations",
-            f"{where}.annotations: images of Docker's format have none",
+            "images of Docker's format have none",
             'use labels, or format = "oci"',
         )
     for layer in layers:
         if layer.codec.family == "zstd":
-            raise ConfigError(
+            raise location.error(
                 "format-compression",
-                f"{where}: layer {layer.name} is of {layer.codec.name}, which Docker's format has no name for",
+                f"layer {layer.name} is of {layer.codec.name}, which Docker's format has no name for",
                 'use format = "oci", or compress with gzip',
             )
 
 
-def _runtime(table: ImageTable, where: str) -> Runtime:
+def _runtime(table: ImageTable, location: Location) -> Runtime:
     for path in (table.workdir, *table.volumes):
         if isinstance(path, str) and not path.startswith("/"):
-            raise ConfigError("path-relative", f"{where}: {printable(path)!r} is no absolute path", "begin it with /")
+            raise location.error("path-relative", f"{printable(path)!r} is no absolute path", "begin it with /")
     ports = tuple(f"{one}" if "/" in str(one) else f"{one}/tcp" for one in table.ports)
     for port in ports:
         match = _PORT.match(port)
         if match is None or not 0 < int(match[1]) < 65536:
-            raise ConfigError("port-invalid", f"{where}.ports: {printable(port)!r} is no port", "write 8080, or 53/udp")
+            raise (location / "ports").error("port-invalid", f"{printable(port)!r} is no port", "write 8080, or 53/udp")
     for name in (*table.env, *table.labels):
         if not _VARIABLE.match(name):
-            raise ConfigError("env-invalid", f"{where}: {printable(name)!r} is no name", "leave out '=' and NUL")
+            raise location.error("env-invalid", f"{printable(name)!r} is no name", "leave out '=' and NUL")
     if isinstance(table.stop_signal, str) and not _SIGNAL.match(table.stop_signal):
-        raise ConfigError(
-            "signal-invalid", f"{where}.stop-signal: {printable(table.stop_signal)!r} is no signal", "write SIGTERM"
+        raise (location / "stop-signal").error(
+            "signal-invalid", f"{printable(table.stop_signal)!r} is no signal", "write SIGTERM"
         )
     return Runtime(
         entrypoint=tuple(table.entrypoint) if isinstance(table.entrypoint, list) else None,

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Literal
 
 import msgspec
 from msgspec.structs import replace
 
+from detlayer.building.settings.location import Location
 from detlayer.building.settings.substitution import fill, has_placeholder
 from detlayer.building.settings.tables import LayerTable
 from detlayer.errors import ConfigError
@@ -59,13 +58,15 @@ class LayerSettings(msgspec.Struct, frozen=True):
             "arch": platform.architecture,
             "variant": platform.variant,
         }
-        where = f"layer {self.name}"
-        return replace(
-            self,
-            sources=tuple(fill(one, where, values) for one in self.sources),
-            destination=fill(self.destination, where, values),
-            ignore_files=tuple(fill(one, where, values) for one in self.ignore_files),
-        )
+        try:
+            return replace(
+                self,
+                sources=tuple(fill(one, values) for one in self.sources),
+                destination=fill(self.destination, values),
+                ignore_files=tuple(fill(one, values) for one in self.ignore_files),
+            )
+        except ConfigError as error:
+            raise ConfigError(error.code, f"layer {self.name}: {error.message}", error.hint) from error
 
     def profile(self) -> Profile:
         """Say what values entries get."""
@@ -79,35 +80,24 @@ class LayerSettings(msgspec.Struct, frozen=True):
         )
 
 
-@contextmanager
-def at(where: str) -> Iterator[None]:
-    """Put file and key before what is wrong with a value."""
-    try:
-        yield
-    except ConfigError as error:
-        raise ConfigError(error.code, f"{where}: {error.message}", error.hint) from error
-
-
 def read_layer(
-    name: str, table: LayerTable, where: str, directory: str, compression: str, epoch: str | None
+    name: str, table: LayerTable, location: Location, directory: str, compression: str, epoch: str | None
 ) -> LayerSettings:
     """Check the table of a layer; raises ConfigError with file and key."""
     if not table.sources and not table.whiteouts and not table.opaques:
-        raise ConfigError(
-            "layer-no-source", f"{where}: a layer without sources", 'name them: sources = ["dist:/srv/app"]'
-        )
-    with at(f"{where}.compression"):
+        raise location.error("layer-no-source", "a layer without sources", 'name them: sources = ["dist:/srv/app"]')
+    with (location / "compression").located():
         codec = parse_compression(table.compression if isinstance(table.compression, str) else compression)
-    with at(f"{where}.mtime"):
+    with (location / "mtime").located():
         mtime = parse_mtime(str(table.mtime), epoch) if table.mtime != "" else _USUAL_MTIME
-    with at(f"{where}.owner"):
+    with (location / "owner").located():
         owner = None if table.owner == "source" else parse_owner(str(table.owner))
-    with at(f"{where}.exclude"):
+    with (location / "exclude").located():
         for one in table.exclude:
             parse_pattern(one)
-    with at(f"{where}.chmod"):
+    with (location / "chmod").located():
         parse_mode_rules(table.chmod)
-    with at(f"{where}.chown"):
+    with (location / "chown").located():
         parse_owner_rules(table.chown)
     layer = LayerSettings(
         name,
@@ -132,6 +122,6 @@ def read_layer(
         table.retime_pyc,
         table.allow_empty,
     )
-    with at(where):
+    with location.located():
         layer.on(Platform("linux", "amd64"))  # a placeholder that there is not shows for any platform
     return layer

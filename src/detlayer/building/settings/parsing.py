@@ -1,4 +1,4 @@
-"""From text to tables. What does not fit is an error with the file, the key and what was most likely meant."""
+"""Text to tables. Errors name the file, the key and what was most likely meant."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from detlayer.building.settings.location import Location
 from detlayer.building.settings.substitution import expand, nearest
 from detlayer.building.settings.tables import BY_KEY, FileTable, ImageTable, LayerTable, Table
 from detlayer.errors import ConfigError, printable
@@ -19,7 +20,8 @@ PYPROJECT = "pyproject.toml"
 _MAX_BYTES = 4 << 20
 _AT = re.compile(r"(?P<what>.*) - at `(?P<key>.*)`\Z", re.DOTALL)
 _UNKNOWN = re.compile(r"Object contains unknown field `(.*)`\Z", re.DOTALL)
-_Kind = TypeVar("_Kind", bound=Table)
+_LINE = re.compile(r"at line ([0-9]+)")
+_TableT = TypeVar("_TableT", bound=Table)
 
 
 class Tables(msgspec.Struct, frozen=True):
@@ -41,7 +43,7 @@ def read_tables(data: bytes, name: str, environment: Mapping[str, str]) -> Table
     allowed = document.get("variables", [])
     if isinstance(allowed, list) and all(isinstance(one, str) for one in allowed):
         document = {
-            key: one if key == "variables" else expand(one, f"{printable(name)}: {prefix}{key}", allowed, environment)
+            key: one if key == "variables" else expand(one, Location(name, f"{prefix}{key}"), allowed, environment)
             for key, one in document.items()
         }
     return Tables(name, _convert(document, FileTable, name, prefix), document)
@@ -64,12 +66,19 @@ def image_with_defaults(defaults: Mapping[str, Any], image: Mapping[str, Any], n
 
 def _toml(data: bytes, name: str) -> dict[str, Any]:
     if len(data) > _MAX_BYTES:
-        raise ConfigError("config-invalid", f"{printable(name)} has over {_MAX_BYTES} bytes", "is it the right file?")
+        raise ConfigError(
+            "config-invalid", f"{printable(name)} has over {_MAX_BYTES} bytes", "is it the right file?", file=name
+        )
     try:
         return tomllib.loads(data.decode("utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+        line = _LINE.search(str(error))
         raise ConfigError(
-            "config-invalid", f"{printable(name)} is no TOML: {printable(str(error))}", "see toml.io for the syntax"
+            "config-invalid",
+            f"{printable(name)} is no TOML: {printable(str(error))}",
+            "see toml.io for the syntax",
+            file=name,
+            line=int(line[1]) if line else None,
         ) from error
 
 
@@ -79,7 +88,7 @@ def _section(document: dict[str, Any]) -> Any:
     return section if isinstance(section, dict) else None
 
 
-def _convert(document: Any, kind: type[_Kind], name: str, prefix: str) -> _Kind:
+def _convert(document: Any, kind: type[_TableT], name: str, prefix: str) -> _TableT:
     try:
         return msgspec.convert(document, kind)
     except msgspec.ValidationError as error:
@@ -96,6 +105,8 @@ def _explain(error: Exception, document: Any, kind: type[Table], name: str, pref
             "config-value",
             f"{printable(name)}: {prefix}{printable(key)}: {printable(what)}",
             "see docs/build.md for what the key takes",
+            file=name,
+            key=f"{prefix}{key}" or None,
         )
     table = _table_at(key, kind)
     names = [field.encode_name for field in msgspec.structs.fields(table)]
@@ -104,6 +115,8 @@ def _explain(error: Exception, document: Any, kind: type[Table], name: str, pref
         "config-key",
         f"{printable(name)}: there is no key {prefix}{printable(inside + unknown[1])}",
         nearest(unknown[1], names) or f"there are {', '.join(names)}",
+        file=name,
+        key=f"{prefix}{inside}{unknown[1]}",
     )
 
 

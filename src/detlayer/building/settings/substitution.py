@@ -1,4 +1,4 @@
-"""Variables and placeholders in texts: `${NAME}` of an allow-list, and `{platform}` and its like."""
+"""Variables and placeholders in texts: `${NAME}` from an allow-list, and `{platform}` and others."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Collection, Mapping
 from difflib import get_close_matches
 from typing import Any
 
+from detlayer.building.settings.location import Location
 from detlayer.errors import ConfigError, printable
 
 _VARIABLE = re.compile(r"\$(\$\{)|\$\{([^}]*)\}")
@@ -20,15 +21,15 @@ def nearest(name: str, names: Collection[str]) -> str:
     return f"did you mean {found[0]}?" if found else ""
 
 
-def expand(value: Any, where: str, allowed: Collection[str], environment: Mapping[str, str]) -> Any:
+def expand(value: Any, location: Location, allowed: Collection[str], environment: Mapping[str, str]) -> Any:
     """Fill in `${NAME}` and `${NAME:-default}` in all texts of a document; `$${` stands for `${`. Raises ConfigError.
 
     Only allowed names count: what a build reads of its environment stands in its file. Keys stay as they are.
     """
     if isinstance(value, dict):
-        return {key: expand(one, f"{where}.{key}", allowed, environment) for key, one in value.items()}
+        return {key: expand(one, location / key, allowed, environment) for key, one in value.items()}
     if isinstance(value, list):
-        return [expand(one, f"{where}[{index}]", allowed, environment) for index, one in enumerate(value)]
+        return [expand(one, location.item(index), allowed, environment) for index, one in enumerate(value)]
     if not isinstance(value, str) or "${" not in value:
         return value
 
@@ -37,24 +38,24 @@ def expand(value: Any, where: str, allowed: Collection[str], environment: Mappin
             return "${"
         parts = _NAME.match(match[2])
         if parts is None:
-            raise ConfigError(
+            raise location.error(
                 "variable-invalid",
-                f"{where}: {printable(match[0])} names no variable",
+                f"{printable(match[0])} names no variable",
                 "write ${NAME} or ${NAME:-default}; $${ stands for ${ itself",
             )
         name, default = parts[1], parts[2]
         if name not in allowed:
-            raise ConfigError(
+            raise location.error(
                 "variable-not-allowed",
-                f"{where}: ${{{name}}} is not among this file's variables",
+                f"${{{name}}} is not among this file's variables",
                 nearest(name, allowed)
                 or f'add it: variables = ["{name}"]; or write $${{{name}}} if the container is to see it',
             )
         found = environment.get(name)
         if found is None and default is None:
-            raise ConfigError(
+            raise location.error(
                 "variable-unset",
-                f"{where}: {name} is not set",
+                f"{name} is not set",
                 f"set it in the environment, or write ${{{name}:-default}}",
             )
         return default if found is None and default is not None else found or ""
@@ -62,8 +63,8 @@ def expand(value: Any, where: str, allowed: Collection[str], environment: Mappin
     return _VARIABLE.sub(fill, value)
 
 
-def fill(text: str, where: str, values: Mapping[str, str]) -> str:
-    """Fill in `{name}` for the names given; `{{` stands for `{`. Raises ConfigError for any other name."""
+def fill(text: str, values: Mapping[str, str]) -> str:
+    """Replace `{name}` for the given names; `{{` stands for `{`. Raises ConfigError for any other name."""
 
     def one(match: re.Match[str]) -> str:
         if match[1] is None:
@@ -71,7 +72,7 @@ def fill(text: str, where: str, values: Mapping[str, str]) -> str:
         if match[1] not in values:
             raise ConfigError(
                 "placeholder-unknown",
-                f"{where}: {printable(match[0])} is no placeholder",
+                f"{printable(match[0])} is no placeholder",
                 nearest(match[1], values)
                 or f"there are {', '.join(f'{{{name}}}' for name in values)}; {{{{ stands for {{ itself",
             )
