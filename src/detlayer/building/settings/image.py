@@ -92,9 +92,7 @@ def read_settings(
         file.rpartition("/")[0],
         _base(table.base, location),
         _platforms(table, location),
-        tuple(
-            dict.fromkeys(_each(location / "repositories", table.repositories, lambda text: _repository(text, values)))
-        ),
+        _repositories(table, location, values),
         _tags(table, location, values),
         layers,
         _runtime(table, location),

@@ -45,7 +45,7 @@ class Location(NamedTuple):
 
 
 def find_line(text: str, key: str) -> int | None:
-    """Return the line of a key in TOML text, from 1; the line of its table if the key is not there. None for neither.
+    """Return the line of a key in TOML text, from 1: its own, that of its table, or that of what it holds; else None.
 
     It looks at headers and at the first words of lines, so a key inside an inline table has the line of that table.
     """
@@ -61,8 +61,9 @@ def find_line(text: str, key: str) -> int | None:
             at = (*table, *_parts(assignment[1]))
         else:
             continue
-        if len(at) > best and wanted[: len(at)] == at:
-            best, best_line = len(at), number
+        common = min(len(at), len(wanted))
+        if common > best and wanted[:common] == at[:common]:
+            best, best_line = common, number
     return best_line
 
 
