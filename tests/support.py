@@ -24,6 +24,7 @@ from detlayer.layer.ports import Bytes
 from detlayer.layer.writer import BytesContent, Layer
 from detlayer.layer.writer import pack as pack_layer
 from detlayer.packing import packer
+from detlayer.packing.options import PackOptions
 from detlayer.tree import Selection, Source, walk
 
 ROOT = Path(__file__).parent.parent
@@ -157,10 +158,17 @@ class Packed:
             return found.read()
 
 
+def take_outputs(options: dict[str, Any]) -> dict[str, Any]:
+    """Take the arguments of `pack` that say where a layer goes out of `options`; the rest are `PackOptions`."""
+    return {name: options.pop(name) for name in ("output", "oci_layout", "descriptor", "depfile") if name in options}
+
+
 def pack_tree(*sources: Source | str | Path, compression: str = "none", **options: Any) -> Packed:
     """Pack in memory by the public function; an uncompressed tar unless said otherwise."""
     stream, words = io.BytesIO(), Words()
-    made = packer.pack(sources, output=stream, compression=compression, reporter=words, **options)
+    to = take_outputs(options)
+    how = PackOptions(compression=compression, reporter=words, **options)
+    made = packer.pack(sources, stream, **to, options=how)
     return Packed(made, stream.getvalue(), words.warnings)
 
 

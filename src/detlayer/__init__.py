@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from detlayer.oci.types import Descriptor as Descriptor
     from detlayer.oci.types import Digest as Digest
     from detlayer.oci.types import Platform as Platform
+    from detlayer.packing.options import PackOptions as PackOptions
     from detlayer.packing.packer import pack as pack
     from detlayer.packing.packer import parse_source as parse_source
     from detlayer.transfer.pull import pull as pull
@@ -108,6 +109,7 @@ _HOMES = {
         "Digest",
         "Platform",
     ),
+    "packing.options": ("PackOptions",),
     "packing.packer": (
         "pack",
         "parse_source",

@@ -16,7 +16,6 @@ from detlayer.errors import LayerError, printable
 from detlayer.images.files import open_layer
 from detlayer.layer import bytecode, writer
 from detlayer.layer.apply import Held, Merger
-from detlayer.layer.codec import Codec
 from detlayer.layer.decompress import BlobReader, Readable
 from detlayer.layer.entry import Entry, Profile, is_whiteout
 from detlayer.layer.formats import ArchiveSigns, image_archive
@@ -25,31 +24,29 @@ from detlayer.layer.reader import TarReader
 from detlayer.layer.writer import Layer
 from detlayer.output.files import Outputs
 from detlayer.output.spool import Spool
-from detlayer.packing.packer import Path, choose_codec, default_jobs, warn_of_class
+from detlayer.packing.options import DEFAULT_OPTIONS, PackOptions, Path, default_jobs
+from detlayer.packing.packer import warn_of_class
 from detlayer.tree import Selection
 
 
 def normalize(
     source: Path | BinaryIO,
-    *,
     output: Path | BinaryIO | None = None,
+    *,
     oci_layout: Path | None = None,
     descriptor: Path | None = None,
-    compression: str | Codec | None = None,
-    profile: Profile | None = None,
-    selection: Selection | None = None,
     max_expansion: int = 200,
-    jobs: int | None = None,
-    reporter: Reporter | None = None,
+    options: PackOptions = DEFAULT_OPTIONS,
 ) -> Layer:
     """Write the layer at `source` (a file or a binary stream) in canonical form: sorted, normalised, SPEC 3 to 6.
 
-    Later duplicates win, as when the layer is applied; whiteouts stay; missing parents are added. Of `selection`
-    only `hardlinks`, `special` and `retime_pyc` count. normalize(normalize(x)) is normalize(x), and with the default
-    profile normalize(pack(tree)) is pack(tree). Raises LayerError for what can't be read, ConfigError and OutputError.
+    Later duplicates win, as when the layer is applied; whiteouts stay; missing parents are added. `options` counts as
+    far as it is not about files on disk: compression, profile, jobs, reporter, and `hardlinks`, `special` and
+    `retime_pyc` of its selection. normalize(normalize(x)) is normalize(x), and with the default profile
+    normalize(pack(tree)) is pack(tree). Raises LayerError for what can't be read, ConfigError and OutputError.
     """
-    profile, selection, reporter = profile or Profile(), selection or Selection(), reporter or Silence()
-    codec = choose_codec(compression, output if isinstance(output, str | os.PathLike) else None)
+    profile, selection, reporter = options.profile, options.selection, options.reporter or Silence()
+    codec, jobs = options.codec_for(output), options.jobs or default_jobs()
     spool = Spool()
     try:
         with Outputs(output=output, oci_layout=oci_layout, descriptor=descriptor) as outputs:
@@ -59,7 +56,7 @@ def normalize(
             else:
                 merger = _read(source, "", spool, selection, max_expansion, reporter)
             entries = _with_content(merger, spool, profile, selection)
-            made = writer.pack(entries, outputs.blob, codec=codec, jobs=jobs or default_jobs(), reporter=reporter)
+            made = writer.pack(entries, outputs.blob, codec=codec, jobs=jobs, reporter=reporter)
             outputs.commit(made.digest, descriptor=made.descriptor().to_bytes() + b"\n")
     finally:
         spool.close()

@@ -83,7 +83,9 @@ def test_many_are_capped(tmp_path: Path) -> None:
 def test_compressor(trees: tuple[Path, Path], tmp_path: Path) -> None:
     """SPEC 6.3."""
     for name, compression in (("a", "gzip:6"), ("b", "gzip:9")):
-        detlayer.pack([trees[0]], output=tmp_path / f"{name}.tar.gz", compression=compression)
+        detlayer.pack(
+            [trees[0]], output=tmp_path / f"{name}.tar.gz", options=detlayer.PackOptions(compression=compression)
+        )
     done = run(tmp_path / "a.tar.gz", tmp_path / "b.tar.gz")
     assert done.returncode == 1
     assert done.stdout.startswith("~ blob: codec gzip-libdeflate-6 (class ")

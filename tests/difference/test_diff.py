@@ -55,7 +55,7 @@ def copy(tree: Path, name: str) -> Path:
 
 def packed(tree: Path, name: str, **options: Any) -> Path:
     path = tree.with_name(name)
-    detlayer.pack([tree], output=path, **options)
+    detlayer.pack([tree], output=path, options=detlayer.PackOptions(**options))
     return path
 
 

@@ -13,8 +13,9 @@ from typing import Any
 from detlayer.layer.writer import Layer
 from detlayer.packing import packer
 from detlayer.packing.explanation import Explanation
+from detlayer.packing.options import PackOptions
 from detlayer.store import Store
-from tests.support import Words
+from tests.support import Words, take_outputs
 
 LATER_S = 100.0  # by a clock that is ahead, nothing on disk is young
 
@@ -32,17 +33,19 @@ class Warm:
 def pack_warm(cache: Path, *sources: str | Path, ahead_s: float = LATER_S, **options: Any) -> Warm:
     """Pack with a store, by a clock that is ahead of the system's."""
     stream, words, heard = io.BytesIO(), Words(), list[Explanation]()
-    options = {"output": stream, "compression": "gzip:1", "jobs": 1, **options}
+    to = take_outputs(options)
+    options = {"compression": "gzip:1", "jobs": 1, "reporter": words, "explain": heard.append, **options}
     with Store(str(cache), reporter=words, clock=lambda: time.time() + ahead_s) as store:
-        layer = packer.pack(sources, store=store, reporter=words, explain=heard.append, **options)
+        layer = packer.pack(sources, **{"output": stream, **to}, store=store, options=PackOptions(**options))
     return Warm(layer, stream.getvalue(), heard[0] if heard else Explanation(), words.warnings)
 
 
 def pack_cold(*sources: str | Path, **options: Any) -> tuple[Layer, bytes]:
     """Pack as if there had never been another."""
     stream = io.BytesIO()
-    options = {"output": stream, "compression": "gzip:1", "jobs": 1, **options}
-    return packer.pack(sources, **options), stream.getvalue()
+    to = take_outputs(options)
+    options = {"compression": "gzip:1", "jobs": 1, **options}
+    return packer.pack(sources, **{"output": stream, **to}, options=PackOptions(**options)), stream.getvalue()
 
 
 def next_tick(near: Path) -> None:

@@ -21,6 +21,7 @@ from detlayer.layer.entry import Mtime, Profile
 from detlayer.layer.key import key_of
 from detlayer.layer.writer import fingerprint
 from detlayer.packing import packer
+from detlayer.packing.options import PackOptions
 from detlayer.tree import Source, copy_file, read_file
 from tests.support import make_tree, need_user_xattrs, pack_tree, walk_tree
 
@@ -347,15 +348,11 @@ def edited(src: Path) -> Iterator[Path]:
 def test_an_editor_that_sets_mtimes_back_leaves_no_mixed_layer(edited: Path) -> None:
     """A file that is in the middle of a write has the mtime of that write; one that has its old mtime is whole."""
     whole = refused = 0
+    options = PackOptions(compression="none", profile=Profile(mtime=Mtime("source")))
     for _ in range(ROUNDS):
         stream = io.BytesIO()
         try:
-            packer.pack(
-                [Source(os.fsencode(edited))],
-                output=stream,
-                compression="none",
-                profile=Profile(mtime=Mtime("source")),
-            )
+            packer.pack([Source(os.fsencode(edited))], stream, options=options)
         except TreeError as error:
             assert error.code == "changed-while-read"
             refused += 1

@@ -104,7 +104,11 @@ def test_the_profile_that_packed_it_finds_nothing(src: Path, tmp_path: Path, pro
     (src / "a").write_text("a")
     (src / "a").chmod(0o600)
     selection = detlayer.Selection(whiteouts=(b"opt/gone",))
-    detlayer.pack([f"{src}:/opt/app"], output=tmp_path / "l.tar", profile=profile, selection=selection)
+    detlayer.pack(
+        [f"{src}:/opt/app"],
+        output=tmp_path / "l.tar",
+        options=detlayer.PackOptions(profile=profile, selection=selection),
+    )
     assert verify([tmp_path / "l.tar"], profile=profile).findings == []
 
 
@@ -159,7 +163,12 @@ def test_against_another_digest(packed: tuple[Path, detlayer.Layer]) -> None:
 def test_tar_equal_but_compressor_differs(src: Path, packed: tuple[Path, detlayer.Layer], form: str) -> None:
     """SPEC 6.3: not content that changed."""
     other = src.parent / "other.tar.gz"
-    detlayer.pack([f"{src}:/srv"], output=other, compression="gzip:9", descriptor=src.parent / "other.json")
+    detlayer.pack(
+        [f"{src}:/srv"],
+        output=other,
+        descriptor=src.parent / "other.json",
+        options=detlayer.PackOptions(compression="gzip:9"),
+    )
     report = verify([packed[0]], against=str(other if form == "layer" else src.parent / "other.json"))
     [finding] = report.findings
     assert finding.trap == "compressor-class"
@@ -342,7 +351,11 @@ def test_a_layer_without_an_image_is_judged(src: Path, tmp_path: Path) -> None:
     (src / "a").write_text("a")
     detlayer.pack([src], oci_layout=tmp_path / "oci")
     assert [len(target.layers) for target in verify([f"oci:{tmp_path}/oci"]).targets] == [1]
-    detlayer.pack([src], oci_layout=tmp_path / "oci", profile=detlayer.Profile(mtime=detlayer.Mtime("fixed", 5)))
+    detlayer.pack(
+        [src],
+        oci_layout=tmp_path / "oci",
+        options=detlayer.PackOptions(profile=detlayer.Profile(mtime=detlayer.Mtime("fixed", 5))),
+    )
     assert verify([f"oci:{tmp_path}/oci"]).targets[0].failures.counts == {"mtime": 1}
 
 

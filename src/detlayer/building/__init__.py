@@ -22,7 +22,7 @@ from detlayer.building.settings import ImageSettings
 from detlayer.building.steps import BuildSteps, ImageSteps, locked_layer
 from detlayer.errors import DetlayerError
 from detlayer.oci.references import Reference
-from detlayer.packing.packer import default_jobs
+from detlayer.packing.options import default_jobs
 from detlayer.store import Store
 
 if TYPE_CHECKING:

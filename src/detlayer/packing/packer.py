@@ -4,72 +4,56 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, BinaryIO
 
 from detlayer.errors import ConfigError, printable
 from detlayer.filesystem import is_file, real_path
 from detlayer.layer import writer
-from detlayer.layer.codec import DEFAULT_CODEC, KNOWN_CLASSES, Codec, parse_compression
-from detlayer.layer.entry import Profile
+from detlayer.layer.codec import KNOWN_CLASSES
 from detlayer.layer.ports import Reporter, Silence
 from detlayer.layer.writer import Layer
 from detlayer.output.depfile import rule
 from detlayer.output.files import Outputs
-from detlayer.tree import Selection, Source, fail, read_file, takes, walk
+from detlayer.packing.options import DEFAULT_OPTIONS, PackOptions, Path
+from detlayer.tree import Source, fail, read_file, takes, walk
 from detlayer.tree.patterns import Pattern, parse_pattern, parse_patterns, read_ignore_file
 
 if TYPE_CHECKING:
-    from detlayer.packing.explanation import Explanation
     from detlayer.store import Store
 
 IGNORE_FILE = ".detlayerignore"
-MAX_DEFAULT_JOBS = 8  # one thread reads: more workers than this would wait for it, and each costs memory
-
-_SUFFIXES = {".tar": "none", ".gz": "gzip", ".tgz": "gzip", ".zst": "zstd", ".tzst": "zstd"}
-_OTHER_SUFFIXES = (".bz2", ".tbz2", ".xz", ".txz", ".lz4", ".lzma", ".br", ".Z", ".zip", ".7z")
-
-Path = str | os.PathLike[str]
 
 
 def pack(
     sources: Iterable[Source | Path],
-    *,
     output: Path | BinaryIO | None = None,
+    *,
     oci_layout: Path | None = None,
     descriptor: Path | None = None,
     depfile: Path | None = None,
-    compression: str | Codec | None = None,
-    profile: Profile | None = None,
-    selection: Selection | None = None,
-    exclude: Sequence[str] = (),
-    ignore_files: Sequence[Path] = (),
-    use_ignore_file: bool = True,
-    jobs: int | None = None,
-    reporter: Reporter | None = None,
+    options: PackOptions = DEFAULT_OPTIONS,
     store: Store | None = None,
-    paranoid: bool = False,
-    explain: Callable[[Explanation], None] | None = None,
 ) -> Layer:
     """Pack directories and files into one reproducible layer.
 
     A source is a `Source`, or `SOURCE[:DEST]` as on the command line. The blob goes to `output` (a file that appears
     whole or not at all, or a binary stream), to `oci_layout`, to both, or to neither: then it is only computed.
-    `descriptor` gets the OCI descriptor as JSON, `depfile` a rule for make and ninja. `compression` is a codec, or text
-    as on the command line; by default it follows from the suffix of `output`. `exclude` holds gitignore lines (`!`
-    brings back) that come after those of `ignore_files` and of each source's own `.detlayerignore`. `jobs` workers
-    compress; their number never shows in the bytes. What earlier packs left in `store` is reused, and this one leaves
-    its own; `paranoid` takes nothing from there, and says where it was wrong. `explain` hears what was reused.
+    `descriptor` gets the OCI descriptor as JSON, `depfile` a rule for make and ninja. What earlier packs left in
+    `store` is reused.
 
     Raises ConfigError, TreeError, LayerError or OutputError. Each output is then whole or untouched; only where one
     can't be renamed at the very end are others there without it.
     """
-    reporter = reporter or Silence()
+    reporter = options.reporter or Silence()
     output_path = output if isinstance(output, str | os.PathLike) else None
-    codec = choose_codec(compression, output_path)
-    if jobs is not None and jobs < 1:
-        raise ConfigError("jobs-invalid", f"{jobs} workers can't compress", "give 1 or more, or leave it out")
-    resolved = resolve(sources, exclude=exclude, ignore_files=ignore_files, use_ignore_file=use_ignore_file)
+    codec, jobs = options.codec_for(output), options.count_jobs()
+    resolved = resolve(
+        sources,
+        exclude=options.exclude,
+        ignore_files=options.ignore_files,
+        use_ignore_file=options.use_ignore_file,
+    )
     target = output_path if output_path is not None else descriptor
     if depfile is not None and target is None:
         raise ConfigError("depfile-target", "a depfile needs an output file", "add -o FILE or --descriptor FILE")
@@ -87,8 +71,8 @@ def pack(
 
             taken = Sources(
                 resolved,
-                profile or Profile(),
-                selection or Selection(),
+                options.profile,
+                options.selection,
                 visited=visited if depfile is not None else None,
             )
             made = repack(
@@ -96,24 +80,24 @@ def pack(
                 outputs,
                 store,
                 codec=codec,
-                jobs=jobs or default_jobs(),
+                jobs=jobs,
                 reporter=reporter,
-                paranoid=paranoid,
-                explain=explain,
+                paranoid=options.paranoid,
+                explain=options.explain,
             )
         else:
             entries = walk(
                 resolved,
-                profile=profile,
-                selection=selection,
+                profile=options.profile,
+                selection=options.selection,
                 reporter=reporter,
                 visited=visited.append if depfile is not None else None,
             )
-            made = writer.pack(entries, outputs.blob, codec=codec, jobs=jobs or default_jobs(), reporter=reporter)
+            made = writer.pack(entries, outputs.blob, codec=codec, jobs=jobs, reporter=reporter)
         depends = b""
         if depfile is not None and target is not None:
-            own = filter(None, map(own_ignore_file, resolved)) if use_ignore_file else ()
-            patterns = [*ignore_files, *own]
+            own = filter(None, map(own_ignore_file, resolved)) if options.use_ignore_file else ()
+            patterns = [*options.ignore_files, *own]
             depends = rule(os.fsencode(target), [*map(os.fsencode, patterns), *visited])
         goals = outputs.goals(made.digest) if store is not None else []
         outputs.commit(made.digest, descriptor=made.descriptor().to_bytes() + b"\n", depfile=depends)
@@ -184,33 +168,6 @@ def parse_destination(text: str) -> bytes:
             "destination-invalid", f"{printable(text)!r} is no path in a layer", "give an absolute path without '..'"
         )
     return b"/".join(parts)
-
-
-def default_jobs() -> int:
-    """Count the processors that this process may use, up to a bound."""
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(usable, MAX_DEFAULT_JOBS)
-
-
-def choose_codec(compression: str | Codec | None, output: Path | None) -> Codec:
-    name = os.path.basename(os.fspath(output)).lower() if output is not None else ""
-    implied = next((kind for suffix, kind in _SUFFIXES.items() if name.endswith(suffix)), None)
-    if implied is None and name.endswith(_OTHER_SUFFIXES):
-        raise ConfigError(
-            "compression-contradicts",
-            f"{printable(name)} names a compression that OCI layers don't have",
-            "use .tar, .tar.gz or .tar.zst",
-        )
-    if compression is None:
-        return parse_compression(implied) if implied else DEFAULT_CODEC
-    codec = compression if isinstance(compression, Codec) else parse_compression(compression)
-    if implied is not None and codec.family != implied:
-        raise ConfigError(
-            "compression-contradicts",
-            f"{codec.name} does not go with the name {printable(name)}",
-            "change one of the two, or give the file a suffix of your own",
-        )
-    return codec
 
 
 def _read_ignore_files(paths: Sequence[Path]) -> list[Pattern]:

@@ -22,7 +22,7 @@ from detlayer.errors import ConfigError
 from detlayer.images.files import open_file
 from detlayer.layer.codec import Codec
 from detlayer.layer.entry import Profile
-from detlayer.packing.packer import default_jobs
+from detlayer.packing.options import default_jobs
 from detlayer.tree import Selection, Source, takes
 from detlayer.verification.contrast import Run, contrast
 from detlayer.verification.layers import Expectation

@@ -26,6 +26,7 @@ from detlayer.filesystem import look
 from detlayer.images.files import open_file
 from detlayer.layer.codec import Codec
 from detlayer.layer.entry import Profile
+from detlayer.packing.options import PackOptions
 from detlayer.packing.packer import pack, parse_source
 from detlayer.tree import Selection, copy_file, fail
 from detlayer.tree.patterns import Pattern
@@ -90,7 +91,7 @@ def check_rebuild(
             blob = os.path.join(scratch, f"layer-{build.name}")
             source = parse_source(os.path.join(build.directory, relative))
             source = replace(source, patterns=patterns)
-            pack([source], output=blob, compression=codec, profile=profile, selection=selection)
+            pack([source], blob, options=PackOptions(codec, profile, selection))
             marks = {"build path": os.fsencode(build.directory)}
             for label, name in (("home", "HOME"), ("time zone", "TZ")):
                 if len(build.environment.get(name, "")) > 3:

@@ -22,6 +22,7 @@ from detlayer.layer.codec import Codec
 from detlayer.layer.entry import Profile
 from detlayer.layer.ports import Silence
 from detlayer.packing import packer
+from detlayer.packing.options import PackOptions
 from detlayer.tree import Selection, Source
 
 _START = "from detlayer.verification.replica import main; main()"
@@ -98,13 +99,15 @@ def main() -> None:
     try:
         packer.pack(
             request.sources,
-            output=request.output,
-            compression=request.codec,
-            profile=request.profile,
-            selection=request.selection,
-            use_ignore_file=False,
-            jobs=request.jobs,
-            reporter=warnings,
+            request.output,
+            options=PackOptions(
+                request.codec,
+                request.profile,
+                request.selection,
+                use_ignore_file=False,
+                jobs=request.jobs,
+                reporter=warnings,
+            ),
         )
     except DetlayerError as error:
         told = {"family": type(error).__name__, "code": error.code, "message": error.message, "hint": error.hint}
