@@ -6,6 +6,7 @@ Opening a store does nothing yet; what it needs is opened by the first question.
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 
@@ -36,14 +37,19 @@ __all__ = [
 
 
 class Store:
-    """The store in a directory, which is made at the first use. A context: its pins end with it.
+    """The cache in a directory, by default the user's, which is created when it is first used. A context manager.
 
-    A directory that can't be used is one warning, and a store that knows nothing. `clock` gives seconds since 1970.
+    An unusable directory is one warning, and an empty store. `clock` returns seconds since 1970.
     """
 
     def __init__(
-        self, directory: str, *, reporter: Reporter | None = None, clock: Callable[[], float] = time.time
+        self,
+        directory: str | os.PathLike[str] | None = None,
+        *,
+        reporter: Reporter | None = None,
+        clock: Callable[[], float] = time.time,
     ) -> None:
+        directory = default_directory() if directory is None else os.fspath(directory)
         self.directory = directory
         self.lease = Lease(directory)
         self.index = Index(directory, reporter=reporter)

@@ -1,4 +1,4 @@
-"""Where the store lies, and the files in it. Reads no environment: the door hands in what was asked for.
+"""Where the store is, and the files in it.
 
 DIRECTORY/
   index.sqlite       what is known: records, traces, chunks, facts of registries (`index`)
@@ -20,7 +20,9 @@ _TAG = (
 
 
 def default_directory() -> str:
-    """Name the platform's directory for our cache."""
+    """Return the user's cache directory: $DETLAYER_CACHE_DIR, or the one of the platform."""
+    if named := os.environ.get("DETLAYER_CACHE_DIR"):
+        return named
     from platformdirs import user_cache_dir
 
     return user_cache_dir("detlayer", appauthor=False)
