@@ -66,7 +66,7 @@ class Scene:
             text = text.replace("{" + key + "}", value)
         (self.here / "detlayer.toml").write_text(text)
         project = load(str(self.here / "detlayer.toml"), ProjectFiles(), environment={})
-        with Store(str(cache)) as store, Build(BuildOptions(project.choose(())), store, None) as wired:
+        with Store(str(cache)) as store, Build(project.choose(()), BuildOptions(), store, None) as wired:
             report = wired.run()
         assert report.errors == []
         return {one.name: str(one.digest) for one in report.images}, report.outcome

@@ -16,8 +16,8 @@ from detlayer.registry.credentials import Credentials
 from detlayer.registry.transport import Pace
 from detlayer.store import Store
 from detlayer.transfer.plan import Plan
-from detlayer.transfer.pull import Pulled, pull
-from detlayer.transfer.push import Hints, PushReport, plan_push, push
+from detlayer.transfer.pull import Pulled, PullOptions, pull_image
+from detlayer.transfer.push import PushOptions, PushReport, plan_image, push_image
 from tests.contracts.images import Layout
 from tests.contracts.records import Request
 from tests.contracts.servers import Server
@@ -96,31 +96,25 @@ class Client:
     ) -> PushReport:
         image_name = layout if isinstance(layout, str) else f"oci:{layout.path}"
         with self.registries() as (registries, memory), open_image(image_name) as image:
-            return push(
-                image,
-                [parse_reference(f"{self.server.address}/{name}") for name in names],
-                registries,
-                memory=memory,
-                hints=self._hints(source),
-                plans=plans,
-                check=check,
-            )
+            references = [parse_reference(f"{self.server.address}/{name}") for name in names]
+            options = PushOptions(self._sources(source), check, None if plans is None else tuple(plans))
+            return push_image(image, references, registries, options=options, memory=memory)
 
     def plan(self, layout: Layout | str, *names: str, source: Sequence[str] = (), check: bool = False) -> list[Plan]:
         image_name = layout if isinstance(layout, str) else f"oci:{layout.path}"
         with self.registries() as (registries, memory), open_image(image_name) as image:
             references = [parse_reference(f"{self.server.address}/{name}") for name in names]
-            return plan_push(image, references, registries, memory=memory, hints=self._hints(source), check=check)
+            options = PushOptions(self._sources(source), check)
+            return plan_image(image, references, registries, options=options, memory=memory)
 
     def pull(self, name: str, target: Path, *, manifests_only: bool = False) -> Pulled:
         with self.registries() as (registries, memory):
             reference = parse_reference(f"{self.server.address}/{name}")
-            return pull(
-                reference, LayoutWriter(target), registries, memory=memory, manifests_only=manifests_only, tag="pulled"
-            )
+            options = PullOptions("pulled", manifests_only=manifests_only)
+            return pull_image(reference, LayoutWriter(target), registries, options=options, memory=memory)
 
-    def _hints(self, source: Sequence[str]) -> Hints:
-        return Hints(tuple(RepositoryName(self.server.address, one) for one in source))
+    def _sources(self, source: Sequence[str]) -> tuple[RepositoryName, ...]:
+        return tuple(RepositoryName(self.server.address, one) for one in source)
 
 
 def counted(server: Server) -> list[Request]:

@@ -12,7 +12,7 @@ from detlayer.images.source import open_image
 from detlayer.oci.references import RepositoryName, parse_reference
 from detlayer.oci.types import canonical_json, parse_digest
 from detlayer.transfer.plan_document import parse_plans, plans_document
-from detlayer.transfer.push import Knowledge, open_surveys, push
+from detlayer.transfer.push import Knowledge, open_surveys, push_image
 from tests.contracts.claims import assert_has, broken_tags, seed
 from tests.contracts.faults import Fault, Reply
 from tests.contracts.fixtures import StartStrict
@@ -191,7 +191,7 @@ def test_one_question_for_each_repository_and_run(start_strict: StartStrict, lay
                 with open_image(f"oci:{layout.path}:{number}") as opened:
                     to = [parse_reference(f"{server.address}/app:{number}{suffix}")]
                     surveys = open_surveys(opened.root, to, registries, knowledge)
-                    assert push(opened, to, registries, surveys=surveys).first_error is None
+                    assert push_image(opened, to, registries, surveys=surveys).first_error is None
         return [f"{one.method} {one.path.split('/')[3]}" for one in server.requests]
 
     first = push_all("-again")

@@ -304,13 +304,6 @@ def test_beside_a_known_image_only_a_very_large_blob_is_asked_for() -> None:
         assert sum(question.about == "blob" for question in world.asked) == asked
 
 
-def test_what_was_made_just_now_is_not_asked_for() -> None:
-    wanted = image("a", top_bytes=ASK_NEW_FROM_BYTES)
-    world = World()
-    world.push(replace(wanted, fresh=frozenset(one.digest for one in wanted.blobs)), ["1"])
-    assert not [question for question in world.asked if question.about == "blob"]
-
-
 def test_an_upload_that_was_begun_is_asked_for() -> None:
     wanted = image("a")
     facts = Facts(begun={wanted.blobs[0].digest})

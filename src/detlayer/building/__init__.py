@@ -7,7 +7,7 @@ layer is lost from the cache. `lock` pins bases; `image_from_files` assembles an
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from detlayer.building.context import BuildContext
@@ -19,7 +19,7 @@ from detlayer.building.publish_step import Publisher, Turns
 from detlayer.building.report import BuildReport, BuildReporter, BuiltImage, SilentBuild
 from detlayer.building.results import MadeImage, WrittenImage
 from detlayer.building.settings import ImageSettings
-from detlayer.building.steps import BuildSteps, ImageSteps, locked_layer
+from detlayer.building.steps import BuildSteps, ImageSteps, locked_layer, output_paths
 from detlayer.errors import DetlayerError
 from detlayer.oci.references import Reference
 from detlayer.packing.options import default_jobs
@@ -40,26 +40,26 @@ class Build:
 
     def __init__(
         self,
+        images: Sequence[ImageSettings],
         options: BuildOptions,
         store: Store,
         registries: Callable[[], Registries] | None,
         *,
-        jobs: int | None = None,
-        is_dry: bool = False,
         reporter: BuildReporter | None = None,
     ) -> None:
         """Check the options; raises ConfigError for what cannot be built together.
 
-        `registries` opens the network when it is first needed. `jobs` bounds how many steps run at a time.
+        `registries` opens the network when it is first needed; None is a build without network.
         """
-        options.check()
+        options.check(images)
+        self.images = tuple(images)
         self.options = options
         self.context = BuildContext(store, None if options.is_offline else registries)
-        self._is_dry = is_dry
-        self._jobs = max(MIN_JOBS, default_jobs()) if jobs is None else jobs
+        self._jobs = max(MIN_JOBS, default_jobs()) if options.jobs is None else options.jobs
         self._reporter = reporter or SilentBuild()
-        pack_jobs = max(1, (default_jobs() if jobs is None else jobs) // max(1, min(self._jobs, _count_packs(options))))
-        self._steps = BuildSteps(options, self.context, self._reporter, pack_jobs=pack_jobs, is_dry=is_dry)
+        pack_jobs = (options.jobs or default_jobs()) // max(1, min(self._jobs, _count_packs(images)))
+        paths = output_paths(images, options)
+        self._steps = BuildSteps(options, paths, self.context, self._reporter, pack_jobs=max(1, pack_jobs))
         self._turns = Turns()
         self._images: dict[str, ImageSteps] = {}
         self._published: dict[str, Step[MadeImage]] = {}
@@ -81,7 +81,7 @@ class Build:
                 self.context,
                 self._turns,
                 self._reporter,
-                is_dry=self._is_dry,
+                is_dry=self.options.is_dry,
                 check=options.check_registry,
             )
             self._published[image.name] = steps.add(publisher.step)
@@ -91,14 +91,14 @@ class Build:
             platforms = platforms_of(image, output, options.host)
             downloads = [steps.bases.download(image.base, one) for one in platforms] if image.base is not None else []
             root = made.root if platforms == image.platforms else made.manifests[label(platforms[0])]
-            is_alone = len(options.images) == 1 or "{image}" in output.path
+            is_alone = len(self.images) == 1 or "{image}" in output.path
             writer = ImageWriter(image, output, root, downloads, self.context, is_alone=is_alone)
             self._written.setdefault(image.name, []).append(steps.add(writer.step))
 
     @property
     def steps(self) -> list[Step[Any]]:
         """The requested steps. The first use makes them, which may run git; raises ConfigError."""
-        for image in self.options.images:
+        for image in self.images:
             if image.name not in self._images:
                 self._add_image(image)
         every = list(self._steps.steps.values())
@@ -123,14 +123,14 @@ class Build:
                 traces=self.context.traces,
                 scope=self.options.scope,
                 jobs=self._jobs,
-                is_dry=self._is_dry,
+                is_dry=self.options.is_dry,
                 monitor=monitor,
             )
         ):
             pass
         outcome = rounds.outcome
         requests, sent_bytes = self.context.counts
-        images = tuple(self._built(image, outcome) for image in self.options.images)
+        images = tuple(self._built(image, outcome) for image in self.images)
         return BuildReport(images, outcome, requests, sent_bytes)
 
     def _built(self, image: ImageSettings, outcome: Outcome) -> BuiltImage:
@@ -155,7 +155,7 @@ class Build:
         """Return the lock of a build without errors: the digests of its bases, and its layers."""
         outcome = report.outcome
         bases: dict[str, LockedBase] = {}
-        for image in self.options.images:
+        for image in self.images:
             steps = self._images[image.name]
             resolved = outcome.result(steps.resolved) if steps.resolved is not None else None
             if resolved is not None and isinstance(image.base, Reference):
@@ -176,13 +176,13 @@ class Build:
                 }
                 for layer, platforms in self._images[image.name].layers.items()
             }
-            for image in self.options.images
+            for image in self.images
         }
 
     def compare(self, lock: Lock, report: BuildReport) -> list[str]:
         """Say in what the layers that were made, and the bases that are asked for, differ from a lock; a line each."""
         found = []
-        for image in self.options.images:
+        for image in self.images:
             for platform in image.platforms if isinstance(image.base, Reference) else ():
                 base = lock.bases.get(str(image.base))
                 if base is None or label(platform) not in base.platforms:
@@ -217,5 +217,5 @@ def _error(steps: Mapping[str, Done], name: str) -> DetlayerError | None:
     return done.error if isinstance(done.error, DetlayerError) else None
 
 
-def _count_packs(options: BuildOptions) -> int:
-    return sum(1 if layer.is_common else len(image.platforms) for image in options.images for layer in image.layers)
+def _count_packs(images: Sequence[ImageSettings]) -> int:
+    return sum(1 if layer.is_common else len(image.platforms) for image in images for layer in image.layers)

@@ -32,8 +32,16 @@ _PIECE_BYTES = 1 << 20
 _DEFAULT_PLATFORM = "linux/amd64"
 
 
+class ImageOutput(msgspec.Struct, frozen=True):
+    """What is written beside the image: its tag in the layout, a descriptor as JSON, a rule for make and ninja."""
+
+    tag: str = ""
+    descriptor: Path | None = None
+    depfile: Path | None = None
+
+
 class Assembled(msgspec.Struct, frozen=True):
-    """What was made: its document, and the descriptor that names it, with its platform."""
+    """A manifest or an index, and the descriptor that names it, with its platform."""
 
     document: Document
     descriptor: Descriptor
@@ -46,17 +54,15 @@ def assemble_image(
     base: str = "scratch",
     settings: Path | None = None,
     platform: str = "",
-    tag: str = "",
-    descriptor: Path | None = None,
-    depfile: Path | None = None,
     epoch: str | None = None,
+    output: ImageOutput | None = None,
 ) -> Assembled:
     """Make an image in an OCI layout of a base, layers that are in the layout, and settings.
 
     `layers` are descriptors that `pack --descriptor` wrote. `base` is `scratch` or `oci:DIR[:TAG]`, whose layers are
     copied into the layout unless they are there or were left in a registry. `settings` is a file with the table of an
-    image (docs/build.md); what it says of base, layers, platforms, repositories and tags does not count here.
-    `descriptor` and `depfile` are written as by `pack`. Raises ConfigError, TreeError, LayerError, IntegrityError,
+    image (docs/build.md), whose base, layers, platforms, repositories and tags are ignored. `epoch` is
+    SOURCE_DATE_EPOCH. Raises ConfigError, TreeError, LayerError, IntegrityError,
     NotFoundError, OutputError.
     """
     read = [os.fspath(one) for one in layers]
@@ -83,9 +89,9 @@ def assemble_image(
         made = assemble(config, (*under.parts, *parts), format=image.format, annotations=annotations)
     writer.put(config)
     writer.put(made.data)
-    return _finish(
-        writer, layout, Assembled(made, made.descriptor(runs_on(under, wanted))), tag, origin, descriptor, depfile, read
-    )
+    assembled = Assembled(made, made.descriptor(runs_on(under, wanted)))
+    _write(writer, layout, assembled.descriptor, output or ImageOutput(), origin=origin, read=read)
+    return assembled
 
 
 def assemble_index(
@@ -93,9 +99,7 @@ def assemble_index(
     manifests: Sequence[Path],
     *,
     annotations: Mapping[str, str] | None = None,
-    tag: str = "",
-    descriptor: Path | None = None,
-    depfile: Path | None = None,
+    output: ImageOutput | None = None,
 ) -> Assembled:
     """Make the index over images that `assemble_image` made in the same layout, by their descriptors.
 
@@ -117,28 +121,28 @@ def assemble_index(
         raise ConfigError("platform-invalid", "two images are for one platform", "give one for each platform")
     made = index(pairs, annotations=annotations)
     writer.put(made.data)
+    assembled = Assembled(made, made.descriptor())
     read = [os.fspath(one) for one in manifests]
-    return _finish(writer, layout, Assembled(made, made.descriptor()), tag, {}, descriptor, depfile, read)
+    _write(writer, layout, assembled.descriptor, output or ImageOutput(), origin={}, read=read)
+    return assembled
 
 
-def _finish(
+def _write(
     writer: LayoutWriter,
     layout: Path,
-    made: Assembled,
-    tag: str,
+    named: Descriptor,
+    output: ImageOutput,
+    *,
     origin: Mapping[str, str],
-    descriptor: Path | None,
-    depfile: Path | None,
     read: Sequence[str],
-) -> Assembled:
-    named = made.descriptor
-    writer.tag(Descriptor(named.media_type, named.digest, named.size_bytes, dict(origin), named.platform), tag)
-    target = descriptor if descriptor is not None else os.path.join(os.fspath(layout), "index.json")
-    if depfile is not None:
-        write_file(depfile, rule(os.fsencode(target), [os.fsencode(one) for one in read]))
-    if descriptor is not None:  # last: whoever finds it finds the image
-        write_file(descriptor, named.to_bytes() + b"\n")
-    return made
+) -> None:
+    """Tag an image, and write the files about it; `read` are the files that it was made of."""
+    writer.tag(Descriptor(named.media_type, named.digest, named.size_bytes, dict(origin), named.platform), output.tag)
+    target = output.descriptor if output.descriptor is not None else os.path.join(os.fspath(layout), "index.json")
+    if output.depfile is not None:
+        write_file(output.depfile, rule(os.fsencode(target), [os.fsencode(one) for one in read]))
+    if output.descriptor is not None:  # last: whoever finds it finds the image
+        write_file(output.descriptor, named.to_bytes() + b"\n")
 
 
 def _settings(path: Path | None, epoch: str | None) -> ImageSettings:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal, get_args
 
 import msgspec
@@ -54,9 +55,13 @@ def parse_output(text: str) -> BuildOutput:
 
 
 class BuildOptions(msgspec.Struct, frozen=True):
-    """A build. `scope` names the project among others that share a store, `host` is the platform of this machine."""
+    """How images are built.
 
-    images: tuple[ImageSettings, ...]
+    `push` publishes them to their repositories; `outputs` are other destinations. `until` stops after a stage, and
+    `only_layers` packs layers and nothing else. `scope` names the project among others that share a store: what changed
+    since its last build is reported. `host` is the platform of this machine, for outputs that hold one platform.
+    """
+
     push: bool = False
     outputs: tuple[BuildOutput, ...] = ()
     policy: Policy = "always"
@@ -66,36 +71,40 @@ class BuildOptions(msgspec.Struct, frozen=True):
     scope: str = ""
     host: Platform | None = None
     is_offline: bool = False
-    """Whether the network is out of bounds, whatever the policy."""
+    """Send no request, whatever the policy."""
     check_registry: bool = False
-    """Whether a push asks the registry for every blob and manifest, also where a tag names the image."""
+    """Ask the registry for every blob and manifest, even where a tag names the image."""
+    is_dry: bool = False
+    """Find out what would run, and change nothing."""
+    jobs: int | None = None
+    """How many steps run at a time; by default as many as there are CPUs, and at least four."""
 
-    def check(self) -> None:
-        """Hold what was asked for together; raises ConfigError."""
+    def check(self, images: Sequence[ImageSettings]) -> None:
+        """Check that images can be built with these options; raises ConfigError."""
         if self.push and self.is_offline:
             raise ConfigError("offline-push", "--offline and --push exclude each other", "leave one of them out")
         if self.check_registry and not self.push:
             raise ConfigError("usage", "--check needs --push", "add --push, or leave --check out")
-        for image in self.images if self.push else ():
+        for image in images if self.push else ():
             if not image.repositories:
                 raise ConfigError(
                     "no-reference",
                     f"{printable(image.file)}: image {image.name} has no repositories to push to",
                     'write them: repositories = ["registry/team/app"]',
                 )
-        if len(self.images) > 1 and any(one.is_for_one for one in self.outputs):
+        if len(images) > 1 and any(one.is_for_one for one in self.outputs):
             raise ConfigError(
                 "outputs-collide", "an archive holds one image", "put {image} into its name, or name one image"
             )
         if self.policy == "locked" and self.lock is None:
             raise ConfigError("lock-missing", "there is no detlayer.lock", "write it with `detlayer lock`")
-        places: dict[Reference, str] = {}
-        for image in self.images if self.push else ():
+        names: dict[Reference, str] = {}
+        for image in images if self.push else ():
             for reference in image.references:
-                if places.setdefault(reference, image.name) != image.name:
+                if names.setdefault(reference, image.name) != image.name:
                     raise ConfigError(
                         "references-collide",
-                        f"{places[reference]} and {image.name} both go to {reference}",
+                        f"{names[reference]} and {image.name} both go to {reference}",
                         "give each a repository or tag of its own",
                     )
 

@@ -114,14 +114,14 @@ class Publisher:
         return tuple(reasons) or call.result(self._root)
 
     def _push(self, call: Call) -> MadeImage:
-        from detlayer.transfer.push import push
+        from detlayer.transfer.push import push_image
         from detlayer.transfer.remote import gather
 
         made, image = self._made(call), self._image
         documents = gather(made, made.root).documents
         large = {blob.digest for one in documents for blob in one.layers if blob.size_bytes >= _LARGE_BYTES}
         with self._turns.turn({(name.registry, one) for name in image.repositories for one in large}, call.check):
-            report = push(
+            report = push_image(
                 made,
                 image.references,
                 self._context.registries,

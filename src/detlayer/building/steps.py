@@ -10,7 +10,7 @@ Steps hand each other digests; documents and blobs are on the context.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -40,17 +40,17 @@ class BuildSteps:
     def __init__(
         self,
         options: BuildOptions,
+        outputs: tuple[tuple[str, bool], ...],
         context: BuildContext,
         reporter: BuildReporter,
         *,
         pack_jobs: int,
-        is_dry: bool,
     ) -> None:
         self._options = options
+        self._outputs = outputs
         self._context = context
         self._reporter = reporter
         self._pack_jobs = pack_jobs
-        self._is_dry = is_dry
         self._revisions: dict[str, dict[str, str]] = {}
         self.steps: dict[str, Step[Any]] = {}
         self.bases = BaseSteps(options, context, reporter, self.add)
@@ -87,8 +87,8 @@ class BuildSteps:
             context,
             jobs=self._pack_jobs,
             warn=self._reporter.warning,
-            outputs=_paths(self._options),
-            is_dry=self._is_dry,
+            outputs=self._outputs,
+            is_dry=self._options.is_dry,
             progress=partial(self._reporter.progress, name),
         )
         step = self._packs[same] = self.add(
@@ -282,13 +282,10 @@ class _ManifestInputs(msgspec.Struct, frozen=True, eq=False):
         ]
 
 
-def _paths(options: BuildOptions) -> tuple[tuple[str, bool], ...]:
-    """Name what a build writes, and whether it is a directory: no layer may hold it."""
+def output_paths(images: Sequence[ImageSettings], options: BuildOptions) -> tuple[tuple[str, bool], ...]:
+    """Return the paths that a build writes, and whether each is a directory: no layer may contain them."""
     return tuple(
-        (path, one.kind == "oci")
-        for one in options.outputs
-        for each in options.images
-        if (path := one.path_for(each.name))
+        (path, one.kind == "oci") for one in options.outputs for each in images if (path := one.path_for(each.name))
     )
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import time
+from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
@@ -13,13 +13,14 @@ from detlayer.cli import exits
 from detlayer.cli.common import cache_options, console_options, make_console
 from detlayer.cli.console import Console
 from detlayer.cli.network import network_options, open_registries
-from detlayer.cli.projects import host_platform, open_workshop, project_options, read_lock, read_project, retag
+from detlayer.cli.projects import open_workshop, project_options, read_project, retag
 from detlayer.cli.steps import Steps, show_report
 from detlayer.errors import ConfigError
 
 if TYPE_CHECKING:
     from detlayer.building import BuildReport
-    from detlayer.building.options import BuildOptions, Policy
+    from detlayer.building.options import BuildOptions
+    from detlayer.building.settings import ImageSettings
 
 
 @click.command(
@@ -71,19 +72,18 @@ def build(ctx: click.Context, /, **options: Any) -> None:
     if options["until"] and (options["push"] or options["outputs"]):
         raise ConfigError("usage", "--until ends before --push and --output", "leave one of them out")
     is_dry = options["dry_run"] or options["question"]
-    request = _read_request(options)
+    images, how = _read_options(options)
     steps = Steps(console, as_json=options["as_json"], explain=options["explain"], is_silent=options["question"])
     try:
         with ExitStack() as stack:
             store = stack.enter_context(open_workshop(options, console))
-            references = [one for image in request.images for one in image.references] if request.push else []
+            references = [one for image in images for one in image.references] if how.push else []
             wired = stack.enter_context(
                 Build(
-                    request,
+                    images,
+                    how,
                     store,
                     lambda: stack.enter_context(open_registries(options, steps, references)),
-                    jobs=options["jobs"],
-                    is_dry=is_dry,
                     reporter=steps,
                 )
             )
@@ -93,23 +93,22 @@ def build(ctx: click.Context, /, **options: Any) -> None:
     _finish(ctx, console, report, options, started=started, is_dry=is_dry)
 
 
-def _read_request(options: dict[str, Any]) -> BuildOptions:
+def _read_options(options: dict[str, Any]) -> tuple[Sequence[ImageSettings], BuildOptions]:
+    from detlayer.building.commands import options_for
     from detlayer.building.options import BuildOptions, parse_output
 
-    policy: Policy = "locked" if options["locked"] else "offline" if options["offline"] else "always"
     project, images = read_project(options)
-    return BuildOptions(
-        retag(images, options["tag"]),
+    how = BuildOptions(
         push=options["push"],
         check_registry=options["check"],
         outputs=tuple(map(parse_output, options["outputs"])),
-        policy=policy,
-        lock=read_lock(project) if policy != "always" else None,
+        policy="locked" if options["locked"] else "offline" if options["offline"] else "always",
         until=options["until"],
-        scope=os.path.realpath(project.file),
-        host=host_platform(),
         is_offline=options["offline"],
+        is_dry=options["dry_run"] or options["question"],
+        jobs=options["jobs"],
     )
+    return retag(images, options["tag"]), options_for(project, how)
 
 
 def _finish(

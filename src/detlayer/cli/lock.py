@@ -10,7 +10,7 @@ import click
 
 from detlayer.cli.common import cache_options, console_options, make_console
 from detlayer.cli.network import network_options, open_registries
-from detlayer.cli.projects import lock_path, open_workshop, read_project
+from detlayer.cli.projects import open_workshop, read_project
 from detlayer.cli.steps import Steps
 from detlayer.errors import DetlayerError, printable
 
@@ -33,6 +33,7 @@ def lock(**options: Any) -> None:
     It goes beside detlayer.toml, and into version control. `build --locked` builds by it, `verify --locked` proves it.
     """
     from detlayer.building import Build
+    from detlayer.building.commands import lock_path
     from detlayer.building.options import BuildOptions
     from detlayer.output.files import write_file
 
@@ -44,10 +45,10 @@ def lock(**options: Any) -> None:
             store = stack.enter_context(open_workshop(options, console))
             wired = stack.enter_context(
                 Build(
-                    BuildOptions(images, until="pack"),
+                    images,
+                    BuildOptions(until="pack", jobs=options["jobs"]),
                     store,
                     lambda: stack.enter_context(open_registries(options, steps, [])),
-                    jobs=options["jobs"],
                     reporter=steps,
                 )
             )

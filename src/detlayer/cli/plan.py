@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -13,16 +12,12 @@ from detlayer.cli.common import cache_options, console_options, make_console
 from detlayer.cli.console import Console, counted, size
 from detlayer.cli.network import network_options, open_memory, open_registries
 from detlayer.cli.transfers import Transfers
-from detlayer.errors import ConfigError
 
 if TYPE_CHECKING:
-    from detlayer.oci.ports import Memory
     from detlayer.oci.references import Reference
-    from detlayer.registry.client import Registries
     from detlayer.transfer.plan import Plan
-    from detlayer.transfer.push import Hints, Image
+    from detlayer.transfer.push import PushOptions
 
-REMOTE = "docker://"
 _Decorated = TypeVar("_Decorated", bound=Callable[..., Any])
 _SHOWN_DIGEST = 19
 
@@ -68,19 +63,21 @@ def plan(ctx: click.Context, /, **options: Any) -> None:
     For each blob: present (seen or pushed earlier), inferred (a manifest that is there lists it), mount (another
     repository of the registry has it), upload, or foreign (registries do not take it).
     """
-    from detlayer.transfer.push import plan_push
+    from detlayer.transfer.commands import open_push_source
+    from detlayer.transfer.push import plan_image
 
     console = make_console(options, json=options["as_json"])
     transfers = Transfers(console)
     references = read_references(options["references"])
-    hints = read_hints(options)
+    how = read_push_options(options)
+    kinds = {name: options[name] for name in ("whole_index", "as_blob")}
     try:
         with (
             open_memory(options, console) as memory,  # outermost: what threads send until they stop is remembered
             open_registries(options, transfers, references) as registries,
-            open_image_named(options, registries, memory) as image,
+            open_push_source(options["image"], registries, memory, **kinds) as image,
         ):
-            plans = plan_push(image, references, registries, memory=memory, hints=hints, check=options["check"])
+            plans = plan_image(image, references, registries, options=how, memory=memory)
     finally:
         console.close()
     show_plan(console, plans, as_json=options["as_json"])
@@ -125,30 +122,10 @@ def read_references(texts: Sequence[str]) -> list[Reference]:
     return [parse_reference(text) for text in texts]
 
 
-def read_hints(options: dict[str, Any]) -> Hints:
-    """Read --source; raises ConfigError."""
+def read_push_options(options: dict[str, Any]) -> PushOptions:
+    """Read --source and --check; raises ConfigError."""
     from detlayer.oci.references import parse_reference
-    from detlayer.transfer.push import Hints
+    from detlayer.transfer.push import PushOptions
 
-    return Hints(tuple(parse_reference(text).name for text in options["source"]))
-
-
-@contextmanager
-def open_image_named(options: dict[str, Any], registries: Registries, memory: Memory) -> Iterator[Image]:
-    """Open IMAGE, of whatever kind; raises ConfigError, TreeError, LayerError, IntegrityError and RegistryError."""
-    text: str = options["image"]
-    if text.startswith(REMOTE):
-        from detlayer.oci.references import parse_reference
-        from detlayer.transfer.remote import RemoteImage
-
-        for name, flag in (("whole_index", "--index"), ("as_blob", "--as-blob")):
-            if options[name]:
-                raise ConfigError("usage", f"{flag} is not for {REMOTE}", "leave it out")
-        reference = parse_reference(text.removeprefix(REMOTE))
-        repository = registries.repository(reference.name)
-        yield RemoteImage(repository, repository.get_manifest(reference.target), memory)
-        return
-    from detlayer.images.source import open_image
-
-    with open_image(text, whole_index=options["whole_index"], as_blob=options["as_blob"]) as image:
-        yield image
+    sources = tuple(parse_reference(text).name for text in options["source"])
+    return PushOptions(sources, options["check"])

@@ -101,8 +101,9 @@ def verify(ctx: click.Context, /, **options: Any) -> None:
 def _verify_lock(options: dict[str, Any], *, as_json: bool) -> int:
     """Pack what a project's lock is about, with nothing remembered; the exit says whether it came out the same."""
     from detlayer.building import Build
+    from detlayer.building.commands import lock_path, read_lock
     from detlayer.building.options import BuildOptions
-    from detlayer.cli.projects import lock_path, open_workshop, read_lock, read_project
+    from detlayer.cli.projects import open_workshop, read_project
     from detlayer.cli.steps import Steps
     from detlayer.oci.types import canonical_json
 
@@ -111,10 +112,10 @@ def _verify_lock(options: dict[str, Any], *, as_json: bool) -> int:
     console = make_console(options, json=as_json)
     project, images = read_project({**options, "images": (), "platform": ()})
     lock = read_lock(project)
-    request = BuildOptions(images, policy="locked", lock=lock, only_layers=True, is_offline=True)
+    how = BuildOptions(policy="locked", lock=lock, only_layers=True, is_offline=True, jobs=options["jobs"])
     with (
         open_workshop({"no_cache": True}, console) as store,
-        Build(request, store, None, jobs=options["jobs"], reporter=Steps(console)) as wired,
+        Build(images, how, store, None, reporter=Steps(console)) as wired,
     ):
         report = wired.run()
         for error in report.errors:

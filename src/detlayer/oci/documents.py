@@ -269,8 +269,6 @@ class Wanted(msgspec.Struct, frozen=True):
     """An image to push: its documents, children before parents and the root last, and their blobs, each once."""
 
     documents: tuple[Document, ...]
-    fresh: frozenset[Digest] = frozenset()
-    """Blobs that were made just now, which no registry can have yet."""
 
     @property
     def root(self) -> Document:

@@ -23,7 +23,7 @@ from detlayer.errors import (
     printable,
 )
 from detlayer.oci.documents import Document, parse_document
-from detlayer.oci.references import RepositoryName
+from detlayer.oci.references import Reference, RepositoryName
 from detlayer.oci.types import INDEX_TYPES, MANIFEST_TYPES, MAX_DOCUMENT_BYTES, Descriptor, Digest, digest_of
 from detlayer.registry.address import checked, join, origin
 from detlayer.registry.answer import RefusedError, error_of, garbage, read_digest
@@ -62,6 +62,18 @@ class Registries:
         self._challenges: dict[str, Challenge] = {}
         self._repositories: dict[RepositoryName, Repository] = {}
         self._lock = threading.Lock()
+
+    @classmethod
+    def from_environment(
+        cls, environment: Mapping[str, str] | None = None, *, given_for: Iterable[Reference] = ()
+    ) -> Registries:
+        """Open registries with the proxies and credentials of the environment, by default that of the process.
+
+        DETLAYER_USERNAME and DETLAYER_PASSWORD are sent to the registries of `given_for` only. Raises ConfigError.
+        """
+        from detlayer.registry.user import open_user_registries
+
+        return open_user_registries(environment, given_for=given_for)
 
     def repository(self, name: RepositoryName) -> Repository:
         with self._lock:

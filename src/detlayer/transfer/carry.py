@@ -17,11 +17,11 @@ from detlayer.registry.answer import RefusedError
 from detlayer.registry.client import Repository
 from detlayer.registry.download import RemoteBody, spooled
 from detlayer.registry.upload import Progress, upload
-from detlayer.transfer.knowledge import Knowledge
-from detlayer.transfer.plan import BlobStep, Facts, Plan, TagStep
+from detlayer.transfer.plan import BlobStep, Plan, TagStep
 from detlayer.transfer.referrers import confirm_referrers
 from detlayer.transfer.remote import gather
 from detlayer.transfer.results import TagResult
+from detlayer.transfer.survey import Survey
 from detlayer.transfer.workers import Job, work_off
 
 _SMALL_BYTES = 64 << 10  # goes in the lane for what is small
@@ -36,20 +36,19 @@ class Carrier:
 
     def __init__(
         self,
-        repository: Repository,
+        survey: Survey,
         image: ImageSource,
         wanted: Wanted,
-        facts: Facts,
-        knowledge: Knowledge,
         reporter: TransferReporter,
         origins: Sequence[Repository],
     ) -> None:
-        self._repository = repository
+        """`survey` has what is known of the repository; `origins` are repositories that may have the image's blobs."""
+        self._repository = survey.repository
         self._image = image
         self._wanted = wanted
-        self._facts = facts
-        self._knowledge = knowledge
-        self._memory = knowledge.memory
+        self._facts = survey.facts
+        self._knowledge = survey.knowledge
+        self._memory = survey.knowledge.memory
         self._reporter = reporter
         self._origins = origins
         self._descriptors = {blob.digest: blob for blob in wanted.blobs}

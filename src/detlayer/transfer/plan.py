@@ -265,7 +265,7 @@ def _believe(wanted: Wanted, facts: Facts) -> Facts:
 
 def _about_everything(wanted: Wanted, facts: Facts) -> Iterator[Question]:
     """Ask for all that this run did not see; the root is what the tags name, or is put."""
-    answered = facts.proofs.keys() | facts.absent | wanted.fresh
+    answered = facts.proofs.keys() | facts.absent
     documents = [one.digest for one in wanted.documents[:-1] if one.digest not in answered]
     blobs = [one.digest for one in wanted.blobs if one.digest not in answered and not one.is_foreign]
     yield from (Question("manifest", str(digest)) for digest in documents)
@@ -337,7 +337,7 @@ def _old_documents(wanted: Wanted, root: Descriptor, facts: Facts) -> list[Diges
 
 def _about_blobs(wanted: Wanted, is_known: bool, facts: Facts) -> Iterator[Question]:
     for blob in _open(wanted, facts):
-        if blob.digest in facts.absent or blob.digest in facts.elsewhere or blob.digest in wanted.fresh:
+        if blob.digest in facts.absent or blob.digest in facts.elsewhere:
             continue  # a mount that fails begins the upload, so that no question would be saved
         least = ASK_NEW_FROM_BYTES if is_known else ASK_FROM_BYTES
         if blob.size_bytes >= least or blob.digest in facts.begun:
