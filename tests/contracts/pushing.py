@@ -13,7 +13,7 @@ from detlayer.oci.ports import Memory
 from detlayer.oci.references import RepositoryName, parse_reference
 from detlayer.registry import Network, Registries, Transport
 from detlayer.registry.credentials import Credentials
-from detlayer.registry.transport import Pace
+from detlayer.registry.retry import Pace
 from detlayer.store import Store
 from detlayer.transfer.plan import Plan
 from detlayer.transfer.pull import Pulled, PullOptions, pull_image

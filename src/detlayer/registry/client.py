@@ -28,6 +28,7 @@ from detlayer.oci.types import INDEX_TYPES, MANIFEST_TYPES, MAX_DOCUMENT_BYTES, 
 from detlayer.registry.address import checked, join, origin
 from detlayer.registry.answer import RefusedError, error_of, garbage, read_digest
 from detlayer.registry.auth import Authorizer, Challenge, Scope, pull, push
+from detlayer.registry.retry import Attempts
 from detlayer.registry.transport import Answer, Method, Request, Transport, follow
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
 ACCEPT = ", ".join(sorted(INDEX_TYPES | MANIFEST_TYPES))
 _MAX_REDIRECTS = 5
 _KEEPING_REDIRECTS = frozenset((307, 308))  # those that keep method and body (RFC 9110 15.4)
-_MAX_REFUSALS = 5  # lanes may use up each other's tokens, where these are short-lived
+_MAX_REFUSALS = 5  # threads may use up each other's tokens, where these are short-lived
 _MAX_PAGES = 10_000
 _MAX_PAGE_BYTES = 16 << 20
 _MAX_TAGS = 1_000_000
@@ -165,7 +166,8 @@ class Repository:
     def get_manifest_data(self, target: str) -> tuple[bytes, str]:
         """Fetch an index or manifest as it is, and its media type; raises RegistryError and IntegrityError."""
         what = f"pull {self._named(target)}"
-        for left in range(self.transport.network.retries, -1, -1):
+        attempts = Attempts(self.transport.network.retries + 1)
+        while True:
             answer = self.fetch("GET", f"manifests/{target}", {"accept": ACCEPT})
             if answer.status != 200:
                 raise self._refused(answer, what)
@@ -173,7 +175,8 @@ class Repository:
                 data = answer.read(MAX_DOCUMENT_BYTES)
                 break
             except UnavailableError:
-                if not left:
+                attempts.failures += 1
+                if attempts.are_used_up:
                     raise
         if data is None:
             raise RejectedError(
