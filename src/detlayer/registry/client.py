@@ -26,7 +26,7 @@ from detlayer.oci.documents import Document, parse_document
 from detlayer.oci.references import Reference, RepositoryName
 from detlayer.oci.types import INDEX_TYPES, MANIFEST_TYPES, MAX_DOCUMENT_BYTES, Descriptor, Digest, digest_of
 from detlayer.registry.address import checked, join, origin
-from detlayer.registry.answer import RefusedError, error_of, garbage, read_digest
+from detlayer.registry.answer import RefusalReason, RefusedError, RepositoryMissingError, error_of, garbage, read_digest
 from detlayer.registry.auth import Authorizer, Challenge, Scope, pull, push
 from detlayer.registry.retry import Attempts
 from detlayer.registry.transport import Answer, Method, Request, Transport, follow
@@ -193,26 +193,29 @@ class Repository:
             )
         return data, answer.media_type
 
-    def put_manifest(self, target: str, document: Document) -> None:
-        """Put a document under a tag or its own digest; raises RefusedError with what is missing, and RegistryError.
+    def put_manifest(self, target: str, document: Document) -> RefusedError | RepositoryMissingError | None:
+        """Put a document under a tag or its own digest; returns a refusal, which may say what is missing.
 
-        Of one with a subject it is learned whether the registry lists it ("Pushing Manifests with Subject").
+        Of one with a subject it is learned whether the registry lists it ("Pushing Manifests with Subject"). Raises
+        RegistryError and IntegrityError.
         """
         headers = {"content-type": document.media_type}
         answer = self.call(Request("PUT", self.url(f"manifests/{target}"), headers, document.data))
-        what = f"push {self._named(target)}"
         if answer.status not in (200, 201, 202):
             refusal = answer.refusal()
             if refusal.says("MANIFEST_BLOB_UNKNOWN", "BLOB_UNKNOWN", "MANIFEST_UNKNOWN"):
                 named = ", ".join(map(str, refusal.digests[:10]))
-                raise RefusedError(
+                return RefusedError(
                     refusal,
-                    "blobs-missing",
+                    RefusalReason.MISSING_PARTS,
                     f"{self.name} lacks parts of {document.digest}, though all of them were sent or found there"
                     f"{f': {named}' if named else ''} ({refusal})",
                     "see the registry's log, and whether garbage collection runs now; then push again",
                 )
-            raise error_of(refusal, what, self.name.registry)
+            error = error_of(refusal, f"push {self._named(target)}", self.name.registry)
+            if isinstance(error, RefusedError | RepositoryMissingError):
+                return error
+            raise error
         said = read_digest(answer.header("docker-content-digest"))
         listed = read_digest(answer.header("oci-subject"))
         answer.drain()
@@ -225,6 +228,7 @@ class Repository:
         if document.subject is not None:
             with self._lock:
                 self.lists_referrers = listed == document.subject.digest and self.lists_referrers is not False
+        return None
 
     # -- blobs
 
