@@ -1,4 +1,4 @@
-"""What a registry answers, as errors of ours: the codes of the distribution-spec, bounded and shown on one line."""
+"""Error responses of registries as our errors: the codes of the distribution-spec, bounded and shown on one line."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from detlayer.errors import (
 )
 from detlayer.oci.types import Digest, parse_digest
 
-MAX_ERROR_BYTES = 4 << 20  # a registry may name each blob of a manifest, and what was in vain is sent again otherwise
+MAX_ERROR_BYTES = 4 << 20  # a registry may name each missing blob of a manifest
 _MAX_SHOWN = 300
 _MAX_ERRORS = 20_000
 
@@ -32,7 +32,7 @@ class Fault(msgspec.Struct, frozen=True):
 
 
 class Refusal(msgspec.Struct, frozen=True):
-    """An answer that is no success: status, and what the body says if it is what the specification wants."""
+    """An error response: its status, and the errors in its body if that follows the specification."""
 
     url: str
     status: int
@@ -77,7 +77,7 @@ def _fault(item: dict[str, object], secrets: Sequence[str]) -> Fault:
 
 
 def _texts(value: object, depth: int) -> list[str]:
-    """All texts in an error's detail: every registry has its own form of it."""
+    """All texts in an error's detail: every registry structures it differently."""
     if isinstance(value, str):
         return [value]
     if depth > 3:
@@ -87,7 +87,7 @@ def _texts(value: object, depth: int) -> list[str]:
 
 
 def read_digest(text: str) -> Digest | None:
-    """Read a digest that a registry names; None for what is none."""
+    """Read a digest that a registry names; None if it is invalid."""
     try:
         return parse_digest(text)
     except ValueError:
@@ -195,12 +195,12 @@ def error_of(refusal: Refusal, what: str, host: str) -> RegistryError:
 
 
 def login_hint(host: str) -> str:
-    """Say how to become somebody for a registry."""
+    """Say how to log in to a registry."""
     return f"run `docker login {host}`, or set DETLAYER_USERNAME and DETLAYER_PASSWORD"
 
 
 def denied(refusal: Refusal, what: str, host: str) -> DeniedError:
-    """Make an error of a refusal to somebody whom the registry knows."""
+    """Make an error of a refusal although the registry knows who we are."""
     return DeniedError(
         "registry-denied",
         f"{host} refused to let you {what} ({refusal})",

@@ -356,7 +356,7 @@ class Repository:
         raise error_of(answer.refusal(), what, self.name.registry)
 
     def location(self, answer: Answer) -> str:
-        """Read where an upload goes on: relative or not, on this host by HTTPS if that is how we speak to it."""
+        """Read where an upload continues: relative or not, on this host by HTTPS if that is how we speak to it."""
         text = answer.header("location")
         if not text:
             raise garbage(self.name.registry, "an upload without a Location")

@@ -38,7 +38,7 @@ UploadResult = Literal["uploaded", "mounted"]
 
 
 class Progress(msgspec.Struct, frozen=True):
-    """What is told of an upload: bytes sent (bytes sent in vain as a negative number), and its session."""
+    """What is told of an upload: bytes sent, negative where they have to be sent again, and its session."""
 
     advance: Callable[[int], None] = lambda count_bytes: None
     on_session: Callable[[Session | None], None] = lambda session: None

@@ -85,7 +85,7 @@ class Carrier:
     # -- blobs
 
     def _find_bodies(self, plan: Plan) -> dict[Digest, Body]:
-        """Find all that is to be uploaded before anything is sent: where one is missing, the rest would be in vain."""
+        """Find all that is to be uploaded before anything is sent: where one is missing, nothing is sent."""
         uploads = [self._descriptors[one.digest] for one in plan.sends if one.action == "upload"]
         found = work_off([Job(lambda blob=blob: self._body(blob)) for blob in uploads])  # type: ignore[misc]
         return dict(zip((blob.digest for blob in uploads), found, strict=True))
