@@ -266,7 +266,9 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def rebuilt(build: str, **options: Any) -> dict[str, set[str]]:
     """Trap → paths of what two builds differ in."""
     report = verify(
-        rebuild=f"mkdir out; {build}", output="out", options=VerifyOptions(environment=os.environ, **options)
+        rebuild=f"mkdir out; {build}",
+        output="out",
+        options=VerifyOptions(PackOptions(**options), environment=os.environ),
     )
     found: dict[str, set[str]] = {}
     for finding in report.findings:
