@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from detlayer.checks.audit import Findings, audit
 from detlayer.checks.findings import Finding
 from detlayer.errors import LayerError, TreeError, UnreadableError, printable
-from detlayer.images.layout import Image, Layout, LayoutName, Measure, open_layout
+from detlayer.images.layout import Layout, LayoutImage, LayoutName, Measure, open_layout
 from detlayer.layer.formats import HEAD_BYTES, is_layer
 from detlayer.oci.types import Descriptor, Digest
 from detlayer.verification.layers import Expectation
@@ -97,7 +97,7 @@ class _Check:
             kind = printable(blob.media_type[:100]) or "no media type"
             self._note(f"{blob.digest}: {kind}, {what} that we know; only its digest was checked")
 
-    def _take_image(self, image: Image) -> None:
+    def _take_image(self, image: LayoutImage) -> None:
         self._check_blob(image.config)
         for one in image.layers:
             self._take_layer(one)

@@ -28,7 +28,7 @@ from detlayer.tree import Source, takes
 from detlayer.verification.layers import Expectation
 from detlayer.verification.machine import CannotView, disordered, on_one_processor, time_prefix
 from detlayer.verification.options import VerifyOptions
-from detlayer.verification.replica import Request, run_replica
+from detlayer.verification.replica import ReplicaJob, run_replica
 from detlayer.verification.report import Perturbation, TargetReport, divide, facts_of
 from detlayer.verification.twin import NoTwin, Twins
 from detlayer.verification.variation import Variation
@@ -106,8 +106,8 @@ class _Session:
     def pack_plainly(self, jobs: int) -> tuple[Run, LayerReport]:
         """Pack the sources where they are, and read the layer back."""
         output = os.path.join(self._scratch, "plain")
-        request = Request(self._sources, self._profile, self._selection, self._codec, jobs, output)
-        self.warnings = run_replica(request, environment=self._environment, cwd=os.getcwd(), umask=0o022)
+        job = ReplicaJob(self._sources, self._profile, self._selection, self._codec, jobs, output)
+        self.warnings = run_replica(job, environment=self._environment, cwd=os.getcwd(), umask=0o022)
         run = Run("the plain run", partial(open_file, output))
         with run.open() as file:
             return run, audit(file, profile=self._profile, max_expansion=_TRUSTED)
@@ -166,7 +166,7 @@ class _Session:
                 self._apply("processors", "1")
             else:
                 self.left_out["processors"] = "there is but one, or it can't be chosen here"
-        request = Request(
+        job = ReplicaJob(
             tuple(sources),
             self._profile,
             self._selection,
@@ -176,7 +176,7 @@ class _Session:
             order,
             variation.number,
         )
-        run_replica(request, environment=environment, cwd=cwd, umask=variation.umask, prefix=prefix)
+        run_replica(job, environment=environment, cwd=cwd, umask=variation.umask, prefix=prefix)
 
     def _vary_environment(self, variation: Variation, home: str) -> dict[str, str]:
         varied = {
