@@ -20,7 +20,7 @@ from detlayer.checks.findings import TRAPS, Finding
 from detlayer.errors import ConfigError
 from detlayer.layer.codec import Codec
 from detlayer.layer.entry import Profile, order_key
-from tests.layer.crafted import (
+from tests.layer.handmade_tars import (
     LONG,
     SPARSE_FORMS,
     Bytes,

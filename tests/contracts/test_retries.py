@@ -12,8 +12,8 @@ from detlayer.oci.types import Descriptor, digest_of
 from detlayer.registry import Network, Registries, Transport
 from detlayer.registry.transport import Request, Stretch
 from detlayer.registry.upload import upload
-from tests.contracts.pushing import FastPace
-from tests.contracts.raw import Asked, RawServer, answer
+from tests.contracts.client import FastPace
+from tests.contracts.raw_server import Asked, RawServer, answer
 from tests.contracts.test_addresses import BLOB, Bytes, repository
 
 RETRIES = 3

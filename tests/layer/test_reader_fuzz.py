@@ -16,7 +16,7 @@ from detlayer.checks.audit import audit
 from detlayer.checks.findings import TRAPS
 from detlayer.errors import LayerError
 from detlayer.layer.codec import Codec
-from tests.layer.crafted import (
+from tests.layer.handmade_tars import (
     LONG,
     SPARSE_FORMS,
     Bytes,

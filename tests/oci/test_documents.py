@@ -26,7 +26,7 @@ from detlayer.oci.types import (
     canonical_json,
     digest_of,
 )
-from tests.layer.crafted import checked
+from tests.layer.handmade_tars import checked
 
 HEX = "0123456789abcdef" * 4
 LAYER = {"mediaType": "application/vnd.oci.image.layer.v1.tar+gzip", "digest": f"sha256:{HEX}", "size": 7}

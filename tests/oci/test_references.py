@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from detlayer.errors import ConfigError
 from detlayer.oci.references import Reference, RepositoryName, host_of, is_tag, parse_reference, parse_repository
 from detlayer.oci.types import Digest
-from tests.layer.crafted import checked
+from tests.layer.handmade_tars import checked
 
 HEX = "0123456789abcdef" * 4
 

@@ -18,7 +18,7 @@ import pytest
 from detlayer.oci.types import Digest
 from detlayer.store import Store
 from detlayer.store.keeping import collect, examine, make_room
-from tests.packing.warm import next_tick, pack_cold, pack_warm
+from tests.packing.cached_packs import next_tick, pack_cold, pack_warm
 from tests.support import Words, counter_bytes, make_tree, mounted
 
 ROUNDS = int(os.environ.get("DETLAYER_KILL_ROUNDS", "12"))

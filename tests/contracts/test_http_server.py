@@ -23,10 +23,10 @@ from tests.contracts.faults import (
     WrongLength,
     kill_at,
 )
+from tests.contracts.http_records import Answer, Request
+from tests.contracts.http_server import Incoming, WireServer
 from tests.contracts.images import CounterBody
-from tests.contracts.records import Answer, Request
 from tests.contracts.storage import sha256
-from tests.contracts.wire import Incoming, WireServer
 
 
 class Echo:

@@ -18,8 +18,8 @@ from detlayer.store import LostBlobError, Store
 from detlayer.store.keeping import examine
 from detlayer.store.proof import prove
 from detlayer.store.stamp import stamp_of
-from tests.building.bench import APP, Bench, Built
-from tests.packing.warm import pack_cold, pack_warm
+from tests.building.project_bench import APP, Bench, Built
+from tests.packing.cached_packs import pack_cold, pack_warm
 from tests.support import Words, counter_bytes, make_tree, program
 
 Rot = Callable[[Path, Digest], None]

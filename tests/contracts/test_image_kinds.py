@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from detlayer.errors import IntegrityError, LayerError
-from tests.contracts.claims import assert_has
+from tests.contracts.assertions import assert_has
+from tests.contracts.client import Client
 from tests.contracts.images import CONFIG, EMPTY, NONDISTRIBUTABLE, Descriptor, Layout
-from tests.contracts.pushing import Client
 from tests.contracts.servers import Kind, RealRegistry, Server
 from tests.contracts.storage import INDEX, MANIFEST
 
