@@ -85,7 +85,7 @@ def tree(tmp_path: Path) -> Path:
 
 @rots
 @pytest.mark.parametrize("where", ["file", "stream", "layout", "both", "device"])
-def test_pack(cache: Path, tree: Path, tmp_path: Path, rot: Rot, where: str) -> None:
+def test_pack_never_copies_a_corrupt_layer(cache: Path, tree: Path, tmp_path: Path, rot: Rot, where: str) -> None:
     layer, blob = pack_cold(tree)
     pack_warm(cache, tree)
     rot(cache, layer.digest)

@@ -573,7 +573,7 @@ def _divided(prefix: bytes, name: bytes) -> bytes:
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.trap} {case.name}".strip())
-def test_trap(case: Case) -> None:
+def test_each_trap_is_found_alone(case: Case) -> None:
     """SPEC 3 to 6: just that finding, and no other."""
     report = audited(case.make(), case.profile, case.build_paths)
     assert report.findings.kept == [Finding(case.trap, case.path, case.field, case.found, case.wanted)]

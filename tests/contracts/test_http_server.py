@@ -141,7 +141,9 @@ def test_wrong_lengths_and_cut_answers(server: WireServer, connection: http.clie
         connection.close()
 
 
-def test_replies(server: WireServer, echo: Echo, connection: http.client.HTTPConnection) -> None:
+def test_a_fault_answers_in_place_of_the_server(
+    server: WireServer, echo: Echo, connection: http.client.HTTPConnection
+) -> None:
     server.arm(Fault(Reply(Answer(503, (), b"busy")), at=2, times=2))
     assert [send(connection, "/") for _ in range(4)] == [b"0123456789", b"busy", b"busy", b"0123456789"]
     assert len(echo.done) == 2

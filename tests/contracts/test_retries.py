@@ -27,7 +27,7 @@ def transport(pace: FastPace | None = None) -> Transport:
 
 @pytest.mark.parametrize("status", [*PASSING, *FINAL])
 @pytest.mark.parametrize("method", ["GET", "HEAD", "POST", "PUT", "DELETE"])
-def test_how_often(status: int, method: str) -> None:
+def test_how_often_a_request_is_sent_again(status: int, method: str) -> None:
     with RawServer(lambda asked: answer(status)) as server:
         sender = transport()
         said = sender.send(Request(method, f"http://{server.address}/"))  # type: ignore[arg-type]

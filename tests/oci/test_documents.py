@@ -179,7 +179,7 @@ def test_schema_1(suffix: str) -> None:
 
 
 @pytest.mark.parametrize("size", [-1, 1 << 63, 10**40, 1.5, "7", None, True])
-def test_sizes(size: object) -> None:
+def test_invalid_sizes_are_refused(size: object) -> None:
     assert refused({"manifests": [{**CHILD, "size": size}]}) == "document-invalid"
     assert refused({"config": CONFIG, "layers": [{**LAYER, "size": size}]}) == "document-invalid"
 

@@ -70,7 +70,7 @@ def test_what_parses_prints_as_something_that_means_the_same(text: str) -> None:
         (f"ghcr.io/team/app:v1@sha256:{HEX}", "ghcr.io", "team/app", "v1", HEX),
     ],
 )
-def test_meaning(text: str, registry: str, repository: str, tag: str, digest: str) -> None:
+def test_references_mean_what_other_tools_say(text: str, registry: str, repository: str, tag: str, digest: str) -> None:
     """The cases on which users of other tools rely (github.com/distribution/reference)."""
     wanted = Reference(RepositoryName(registry, repository), tag, Digest(digest) if digest else None)
     found = parse_reference(text)

@@ -130,7 +130,7 @@ def test_principals() -> None:
 # -- where they are
 
 
-def test_nothing_anywhere(machine: Machine) -> None:
+def test_without_any_file_there_are_no_credentials(machine: Machine) -> None:
     assert machine.find("host.example/app") is None
     assert CredentialStore(read_environment({})).find(RepositoryName("host.example", "app")) is None
 
