@@ -67,7 +67,8 @@ class BuildSteps:
         if image.directory not in self._revisions:
             from detlayer.building.revision import describe
 
-            self._revisions[image.directory] = describe(image.directory)
+            with (image.location / "git").located():
+                self._revisions[image.directory] = describe(image.directory)
         return self._revisions[image.directory]
 
     # -- layers
