@@ -218,8 +218,8 @@ class BaseSource:
         return self._base.name
 
 
-class Made:
-    """An image of this build (`transfer.push.Image`): documents from the context, layers from the store or the base."""
+class BuiltSource:
+    """An image of this build (`transfer.push.PushSource`); its layers are in the store or those of the base."""
 
     def __init__(self, context: BuildContext, root: Document, base: BaseName | None) -> None:
         self._context = context

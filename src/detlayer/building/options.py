@@ -111,7 +111,7 @@ class BuildOptions(msgspec.Struct, frozen=True):
                     )
 
 
-def local_reference(image: ImageSettings, kind: OutputKind) -> tuple[Reference, ...]:
+def local_references(image: ImageSettings, kind: OutputKind) -> tuple[Reference, ...]:
     """Name an image for an engine: as it is published, or else by its own name."""
     if image.references:
         return image.references

@@ -1,4 +1,4 @@
-"""The steps of a build, wired for each image and platform. What is common to several is one step.
+"""The steps of a build, made for each image and platform. What is common to several is one step.
 
     resolve ── fetch ──┬── configure ── assemble ── index ──┬── publish
               pack ────┘                                    └── write

@@ -13,7 +13,7 @@ from detlayer.cli import exits
 from detlayer.cli.common import cache_options, console_options, make_console
 from detlayer.cli.console import Console
 from detlayer.cli.network import network_options, open_registries
-from detlayer.cli.projects import open_workshop, project_options, read_project, retag
+from detlayer.cli.projects import open_build_store, project_options, read_project, retag
 from detlayer.cli.steps import Steps, show_report
 from detlayer.errors import ConfigError
 
@@ -76,9 +76,9 @@ def build(ctx: click.Context, /, **options: Any) -> None:
     steps = Steps(console, as_json=options["as_json"], explain=options["explain"], is_silent=options["question"])
     try:
         with ExitStack() as stack:
-            store = stack.enter_context(open_workshop(options, console))
+            store = stack.enter_context(open_build_store(options, console))
             references = [one for image in images for one in image.references] if how.push else []
-            wired = stack.enter_context(
+            opened = stack.enter_context(
                 Build(
                     images,
                     how,
@@ -87,7 +87,7 @@ def build(ctx: click.Context, /, **options: Any) -> None:
                     reporter=steps,
                 )
             )
-            report = wired.run(report=steps.hear, clock=time.monotonic)
+            report = opened.run(report=steps.on_event, clock=time.monotonic)
     finally:
         console.close()
     _finish(ctx, console, report, options, started=started, is_dry=is_dry)

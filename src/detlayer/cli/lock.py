@@ -10,7 +10,7 @@ import click
 
 from detlayer.cli.common import cache_options, console_options, make_console
 from detlayer.cli.network import network_options, open_registries
-from detlayer.cli.projects import open_workshop, read_project
+from detlayer.cli.projects import open_build_store, read_project
 from detlayer.cli.steps import Steps
 from detlayer.errors import DetlayerError, printable
 
@@ -42,8 +42,8 @@ def lock(**options: Any) -> None:
     steps = Steps(console)
     try:
         with ExitStack() as stack:
-            store = stack.enter_context(open_workshop(options, console))
-            wired = stack.enter_context(
+            store = stack.enter_context(open_build_store(options, console))
+            opened = stack.enter_context(
                 Build(
                     images,
                     BuildOptions(until="pack", jobs=options["jobs"]),
@@ -52,14 +52,14 @@ def lock(**options: Any) -> None:
                     reporter=steps,
                 )
             )
-            report = wired.run(report=steps.hear, clock=time.monotonic)
+            report = opened.run(report=steps.on_event, clock=time.monotonic)
             errors = list(report.errors)
             for error in errors[1:]:
                 if isinstance(error, DetlayerError):
                     console.error(error)
             if errors:
                 raise errors[0]
-            text = wired.locked(report).to_text()
+            text = opened.locked(report).to_text()
     finally:
         console.close()
     path = lock_path(project)
