@@ -219,7 +219,7 @@ class BaseSource:
 
 
 class BuiltSource:
-    """An image of this build (`transfer.push.PushSource`); its layers are in the store or those of the base."""
+    """An image of this build, as a `transfer.push.PushSource`."""
 
     def __init__(self, context: BuildContext, root: Document, base: BaseName | None) -> None:
         self._context = context
