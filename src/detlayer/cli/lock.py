@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from contextlib import ExitStack
 from typing import Any
 
 import click
@@ -32,8 +31,7 @@ def lock(**options: Any) -> None:
 
     It goes beside detlayer.toml, and into version control. `build --locked` builds by it, `verify --locked` proves it.
     """
-    from detlayer.building import Build
-    from detlayer.building.commands import lock_path
+    from detlayer.building.commands import lock_path, open_build
     from detlayer.building.options import BuildOptions
     from detlayer.output.files import write_file
 
@@ -41,17 +39,11 @@ def lock(**options: Any) -> None:
     project, images = read_project({**options, "images": ()})
     steps = Steps(console)
     try:
-        with ExitStack() as stack:
-            store = stack.enter_context(open_build_store(options, console))
-            opened = stack.enter_context(
-                Build(
-                    images,
-                    BuildOptions(until="pack", jobs=options["jobs"]),
-                    store,
-                    lambda: stack.enter_context(open_registries(options, steps, [])),
-                    reporter=steps,
-                )
-            )
+        how = BuildOptions(until="pack", jobs=options["jobs"])
+        with (
+            open_build_store(options, console) as store,
+            open_build(images, how, store, lambda: open_registries(options, steps, []), steps) as opened,
+        ):
             report = opened.run(report=steps.on_event, clock=time.monotonic)
             errors = list(report.errors)
             for error in errors[1:]:
