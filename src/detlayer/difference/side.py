@@ -12,7 +12,7 @@ from typing import Protocol
 from blake3 import blake3
 from msgspec import structs
 
-from detlayer.checks.compare import DIGEST_BYTES, Summary, Values, summarise, summary_key
+from detlayer.checks.compare import DIGEST_BYTES, Summary, Values, summarise
 from detlayer.checks.findings import Finding
 from detlayer.checks.header_form import check_form
 from detlayer.errors import ConfigError, IntegrityError, LayerError, printable
@@ -22,6 +22,7 @@ from detlayer.layer.apply import Applied
 from detlayer.layer.decompress import BlobFacts, BlobReader
 from detlayer.layer.entry import Entry, Mtime, Profile, is_whiteout, marker, normalise
 from detlayer.layer.key import confirm, hash_content, pieces
+from detlayer.layer.order import order_key
 from detlayer.layer.ports import Reporter
 from detlayer.layer.reader import TarReader
 from detlayer.layer.tar import END
@@ -105,7 +106,7 @@ class Gathering:
         """Give back the summaries in the order of SPEC 3.4."""
         summaries = [self._whiteout(one) for one in self._applied.held.values()]
         self._applied.held.clear()
-        summaries.sort(key=lambda summary: summary_key(summary.path))
+        summaries.sort(key=lambda summary: order_key(summary.path))
         return summaries
 
     def _whiteout(self, summary: Summary) -> Summary:

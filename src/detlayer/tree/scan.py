@@ -15,7 +15,8 @@ from struct import Struct
 from blake3 import blake3
 
 from detlayer.filesystem import real_path
-from detlayer.layer.entry import WHITEOUT_PREFIX, without_temporaries
+from detlayer.layer.entry import WHITEOUT_PREFIX
+from detlayer.layer.order import order_names
 from detlayer.tree.patterns import excluded
 from detlayer.tree.source import Source
 
@@ -165,7 +166,7 @@ def _scan(
         above.append(identity)
         patterns = source.patterns
         with os.scandir(fd) as found:
-            names = without_temporaries(sorted([item.name.encode(_ENCODING, _ERRORS) for item in found]))
+            names = order_names(item.name.encode(_ENCODING, _ERRORS) for item in found)
         witness = result.witness
         if result.listings is not None and witness.count + len(names) > _MAX_LISTED:
             result.forget_listings()

@@ -23,9 +23,8 @@ from detlayer.layer.entry import (
     marker,
     normalise,
     parent,
-    sibling_key,
-    without_temporaries,
 )
+from detlayer.layer.order import order_names
 from detlayer.layer.ports import Reporter
 from detlayer.tree.disk import BytecodeContent, Dir, FileContent, Found, seconds
 from detlayer.tree.forest import Node, collide
@@ -122,17 +121,14 @@ class Walker:
                 self._visited(directory.path + b"/")
         lists = [self._list(directory) for directory in dirs]
         is_merged = node is not None or len(dirs) != 1
-        names = list(set().union(*lists, node.children if node is not None else ())) if is_merged else lists[0]
+        names = set().union(*lists, node.children if node is not None else ()) if is_merged else lists[0]
         if is_merged:
             frame.listed = [frozenset(found) for found in lists]
         del lists
-        names.sort()
-        names = without_temporaries(names)
-        if len(names) > 1:
-            self._warn_alike(frame, names)
-        if is_merged:  # only then can there be whiteouts, which go first
-            names.sort(key=sibling_key)
-        frame.names = iter(names)
+        ordered = order_names(names)
+        if len(ordered) > 1:
+            self._warn_alike(frame, ordered)
+        frame.names = iter(ordered)
         return frame
 
     def _leave(self, frame: Frame, above: Frame | None) -> None:
