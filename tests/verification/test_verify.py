@@ -26,10 +26,10 @@ import detlayer
 from detlayer.checks.audit import Findings
 from detlayer.checks.findings import TRAPS, Finding
 from detlayer.errors import ConfigError, DetlayerError, LayerError, TreeError
-from detlayer.layer.decompress import Readable
 from detlayer.layer.entry import Entry
 from detlayer.layer.writer import BytesContent
 from detlayer.layer.writer import pack as pack_layer
+from detlayer.oci.ports import Readable
 from detlayer.verification import verify
 from detlayer.verification.contrast import Run, contrast, name_difference
 from detlayer.verification.report import ADVICE, INTEGRITY, divide

@@ -23,13 +23,14 @@ from detlayer.errors import printable
 from detlayer.layer import bytecode
 from detlayer.layer.chunking import CHUNK_MAX_BYTES, cut_before
 from detlayer.layer.codec import Codec
-from detlayer.layer.decompress import BlobFacts, BlobReader, Readable
+from detlayer.layer.decompress import BlobFacts, BlobReader
 from detlayer.layer.entry import Profile
 from detlayer.layer.formats import ArchiveSigns
 from detlayer.layer.identify import recognise
 from detlayer.layer.key import LayerKey
 from detlayer.layer.reader import Member, TarReader
 from detlayer.layer.tar import END, padding
+from detlayer.oci.ports import Readable
 
 
 class Findings:

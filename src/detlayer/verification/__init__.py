@@ -16,7 +16,7 @@ from detlayer.images.layout import SAVED, LayoutName, name_layout, split_name
 from detlayer.layer.codec import DEFAULT_CODEC, Codec, parse_compression
 from detlayer.layer.entry import Profile
 from detlayer.layer.formats import HEAD_BYTES, format_of, image_archive
-from detlayer.packing import packer
+from detlayer.packing.sources import resolve
 from detlayer.tree import Selection, Source
 from detlayer.tree.patterns import parse_patterns
 from detlayer.verification.images import check_layout
@@ -96,7 +96,7 @@ def verify(
             )
         )
     if sources:
-        resolved = packer.resolve(sources, exclude=exclude, ignore_files=ignore_files, use_ignore_file=use_ignore_file)
+        resolved = resolve(sources, exclude=exclude, ignore_files=ignore_files, use_ignore_file=use_ignore_file)
         reports.append(
             check_sources(
                 resolved,

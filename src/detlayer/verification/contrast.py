@@ -22,9 +22,10 @@ from msgspec import structs
 from detlayer.checks.findings import Finding
 from detlayer.errors import printable
 from detlayer.layer import bytecode
-from detlayer.layer.decompress import BlobReader, Readable
+from detlayer.layer.decompress import BlobReader
 from detlayer.layer.entry import Entry
 from detlayer.layer.reader import TarReader
+from detlayer.oci.ports import Readable
 
 MAX_KEPT_BYTES = 64 << 20  # of each layer's contents that differ, to say where
 _CLOCK = re.compile(rb"\d{1,2}:\d{2}(?::\d{2})?|(?:19|20)\d{2}-\d{2}-\d{2}|\b1\d{9}(?:\d{3}){0,3}\b|\b20\d{12}\b")

@@ -15,10 +15,10 @@ from detlayer.checks.findings import Finding
 from detlayer.errors import ConfigError, LayerError, printable
 from detlayer.filesystem import is_file
 from detlayer.images.files import open_file, read_bounded
-from detlayer.layer.decompress import Readable
 from detlayer.layer.entry import Profile
 from detlayer.layer.formats import image_archive, quoted
 from detlayer.layer.writer import ANNOTATION_PREFIX
+from detlayer.oci.ports import Readable
 from detlayer.oci.types import MAX_DOCUMENT_BYTES, parse_digest
 from detlayer.verification.contrast import Run, contrast
 from detlayer.verification.report import LayerFacts, TargetReport, divide, facts_of

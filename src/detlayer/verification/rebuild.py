@@ -27,7 +27,8 @@ from detlayer.images.files import open_file
 from detlayer.layer.codec import Codec
 from detlayer.layer.entry import Profile
 from detlayer.packing.options import PackOptions
-from detlayer.packing.packer import pack, parse_source
+from detlayer.packing.packer import pack
+from detlayer.packing.sources import parse_source
 from detlayer.tree import Selection, copy_file, fail
 from detlayer.tree.patterns import Pattern
 from detlayer.verification.contrast import Run, contrast
