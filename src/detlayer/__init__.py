@@ -70,6 +70,7 @@ if TYPE_CHECKING:
     from detlayer.transfer.results import PushReport as PushReport
     from detlayer.tree import Selection as Selection
     from detlayer.tree import Source as Source
+    from detlayer.verification import VerifyOptions as VerifyOptions
     from detlayer.verification import VerifyReport as VerifyReport
     from detlayer.verification import verify as verify
 
@@ -133,6 +134,7 @@ _MODULES = {
     "PushReport": "transfer.results",
     "Selection": "tree",
     "Source": "tree",
+    "VerifyOptions": "verification",
     "VerifyReport": "verification",
     "verify": "verification",
 }

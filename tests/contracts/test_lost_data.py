@@ -155,9 +155,9 @@ def test_all_facts_of_a_repository_go(start_strict: StartStrict, layout: Layout,
     client.push(layout, "app:1")
     with client.registries() as (_, memory):
         assert memory is not None
-        places = memory.places(server.address, "", [parse_digest(layers(layout, other)[0])])
+        places = memory.locations(server.address, "", [parse_digest(layers(layout, other)[0])])
         assert [str(one.name) for one in places] == [f"{server.address}/lib"]
-        kept = memory.places(server.address, "", [parse_digest(index["digest"])])
+        kept = memory.locations(server.address, "", [parse_digest(index["digest"])])
         assert [str(one.name) for one in kept] == [f"{server.address}/app"]
 
 

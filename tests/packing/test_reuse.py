@@ -16,6 +16,7 @@ import pytest
 from detlayer.errors import TreeError
 from detlayer.layer.entry import Mtime, Owner, Profile
 from detlayer.oci.types import Digest
+from detlayer.packing.options import PackOptions
 from detlayer.packing.pack_input import PackInput
 from detlayer.packing.sources import resolve
 from detlayer.store import Store, is_racy
@@ -527,7 +528,8 @@ def test_very_much_is_not_listed(cache: Path, tree: Path, tmp_path: Path, monkey
 
 def test_scan_and_walk_agree(tree: Path, tmp_path: Path) -> None:
     other = make_tree(tmp_path / "other", {"d": {"b2": "1", "new": {"x": ""}}, "link": File(b"")})
-    sources = resolve([f"{tree}:/srv", f"{other}:/srv", f"{tree / 'a'}:/etc/a"], exclude=["z", "e/"])
+    options = PackOptions(exclude=["z", "e/"])
+    sources = resolve([f"{tree}:/srv", f"{other}:/srv", f"{tree / 'a'}:/etc/a"], options)
     walk = PackInput(sources, Profile(), Selection()).walk(None)
     entries = len(list(walk))
     scanned = scan(sources)

@@ -219,7 +219,7 @@ class BaseSource:
 
 
 class Made:
-    """An image of this build (`transfer.push.Image`): documents from the context, layers from the store or the base."""
+    """An image of this build, as a `transfer.push.PushSource`."""
 
     def __init__(self, context: BuildContext, root: Document, base: BaseName | None) -> None:
         self._context = context

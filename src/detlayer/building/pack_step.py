@@ -15,6 +15,7 @@ from detlayer.layer.entry import Entry
 from detlayer.layer.writer import Layer
 from detlayer.packing.cached_pack import CachedPack, Lookup
 from detlayer.packing.explanation import Explanation
+from detlayer.packing.options import PackOptions
 from detlayer.packing.pack_input import PackInput
 from detlayer.packing.packer import codec_warnings
 from detlayer.packing.sources import parse_destination, parse_source, resolve
@@ -75,12 +76,12 @@ class Packer:
 
     def _look_up(self) -> tuple[CachedPack, Lookup]:
         layer = self._layer
-        sources = resolve(
-            [_source(one, layer) for one in layer.sources],
+        options = PackOptions(
             exclude=layer.exclude,
             ignore_files=[beside(layer.directory, one) for one in layer.ignore_files],
             use_ignore_file=layer.use_ignore_file,
         )
+        sources = resolve([_source(one, layer) for one in layer.sources], options)
         self._check_outside(sources)
         source = PackInput(sources, layer.profile(), self._selection())
         cached = CachedPack(self._context.store, layer.codec, source, jobs=self._jobs)

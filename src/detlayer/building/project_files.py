@@ -8,6 +8,7 @@ import os
 import stat
 
 from detlayer.building.settings import FILE_NAME, PYPROJECT, read_tables
+from detlayer.building.settings.parsing import NotTomlError
 from detlayer.errors import ConfigError, printable
 from detlayer.filesystem import is_dir, is_file
 
@@ -96,5 +97,7 @@ def _is_ours(data: bytes, path: str) -> bool:
     """Tell whether a pyproject.toml has a table of ours; what is wrong in it is said when it is read."""
     try:
         return read_tables(data, path, {}) is not None
-    except ConfigError as error:
-        return error.code != "config-invalid"
+    except NotTomlError:
+        return False
+    except ConfigError:
+        return True

@@ -21,7 +21,7 @@ from detlayer.layer.order import order_key
 DIGEST_BYTES = 16
 
 
-class Values(NamedTuple):
+class EntryValues(NamedTuple):
     """What many entries share; equal ones are one object."""
 
     kind: str
@@ -35,7 +35,7 @@ class Summary(msgspec.Struct, frozen=True, gc=False):
     """What is kept of an entry. `digest` is of its content; `position` is its place in the tar it was read from."""
 
     path: bytes
-    values: Values
+    values: EntryValues
     size_bytes: int = 0
     digest: bytes = b""
     target: bytes = b""
@@ -82,14 +82,14 @@ class Difference:
 
 def summarise(
     entry: Entry,
-    values: dict[Values, Values],
+    values: dict[EntryValues, EntryValues],
     position: int,
     kind: str,
     digest: bytes,
     extras: tuple[tuple[bytes, bytes], ...] = (),
 ) -> Summary:
     """Keep what is compared of `entry`; `values` makes equal values one object."""
-    own = Values(kind, entry.mode, entry.uid, entry.gid, entry.mtime)
+    own = EntryValues(kind, entry.mode, entry.uid, entry.gid, entry.mtime)
     shared = values.setdefault(own, own)
     return Summary(entry.path, shared, entry.size_bytes, digest, entry.target, entry.xattrs, position, extras)
 

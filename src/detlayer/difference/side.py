@@ -12,7 +12,7 @@ from typing import Protocol
 from blake3 import blake3
 from msgspec import structs
 
-from detlayer.checks.compare import DIGEST_BYTES, Summary, Values, summarise
+from detlayer.checks.compare import DIGEST_BYTES, EntryValues, Summary, summarise
 from detlayer.checks.findings import Finding
 from detlayer.checks.header_form import check_form
 from detlayer.errors import IntegrityError, LayerError, printable
@@ -73,7 +73,7 @@ class Gathering:
     def __init__(self, normalised: bool) -> None:
         self._profile = Profile() if normalised else None
         self._applied = Applied[Summary](lambda summary: summary.values.kind == "dir")
-        self._values: dict[Values, Values] = {}
+        self._values: dict[EntryValues, EntryValues] = {}
         self.count = 0
         self.duplicates: list[bytes] = []
 

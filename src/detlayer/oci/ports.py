@@ -40,7 +40,7 @@ class ImageSource(Protocol):
 Proof = Literal["uploaded", "mounted", "seen", "inferred"]
 
 
-class Place(NamedTuple):
+class BlobLocation(NamedTuple):
     """A repository that is known to have had a blob or manifest, and how that is known."""
 
     name: RepositoryName
@@ -62,10 +62,10 @@ class Memory(Protocol):
     tells whom the registry took us for, without the secret. Safe to use from several threads and processes.
     """
 
-    def places(self, registry: str, principal: str, digests: Collection[Digest]) -> list[Place]:
+    def locations(self, registry: str, principal: str, digests: Collection[Digest]) -> list[BlobLocation]:
         """Say which repositories of a registry are known to have any of these."""
 
-    def remember(self, principal: str, places: Collection[Place]) -> None:
+    def remember(self, principal: str, locations: Collection[BlobLocation]) -> None:
         """Keep facts, as of now."""
 
     def forget(self, principal: str, name: RepositoryName, digests: Collection[Digest] | None = None) -> None:
@@ -87,10 +87,10 @@ class Memory(Protocol):
 class Amnesia:
     """A memory that forgets everything (`--no-cache`)."""
 
-    def places(self, registry: str, principal: str, digests: Collection[Digest]) -> list[Place]:
+    def locations(self, registry: str, principal: str, digests: Collection[Digest]) -> list[BlobLocation]:
         return []
 
-    def remember(self, principal: str, places: Collection[Place]) -> None:
+    def remember(self, principal: str, locations: Collection[BlobLocation]) -> None:
         return
 
     def forget(self, principal: str, name: RepositoryName, digests: Collection[Digest] | None = None) -> None:

@@ -47,12 +47,7 @@ def pack(
     output_path = output if isinstance(output, str | os.PathLike) else None
     codec = options.codec_for(output)
     options.count_jobs()  # a wrong number is refused before anything is read
-    resolved = resolve(
-        sources,
-        exclude=options.exclude,
-        ignore_files=options.ignore_files,
-        use_ignore_file=options.use_ignore_file,
-    )
+    resolved = resolve(sources, options)
     target = output_path if output_path is not None else descriptor
     if depfile is not None and target is None:
         raise ConfigError("depfile-target", "a depfile needs an output file", "add -o FILE or --descriptor FILE")

@@ -4,31 +4,25 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 from detlayer.errors import ConfigError, printable
 from detlayer.filesystem import is_file
-from detlayer.packing.options import Path
+from detlayer.packing.options import PackOptions, Path
 from detlayer.tree import Source, fail
 from detlayer.tree.ignore_files import read_ignore_files, read_own_patterns
 from detlayer.tree.patterns import Pattern, parse_pattern
 
 
-def resolve(
-    sources: Iterable[Source | Path],
-    *,
-    exclude: Sequence[str] = (),
-    ignore_files: Sequence[Path] = (),
-    use_ignore_file: bool = True,
-) -> list[Source]:
+def resolve(sources: Iterable[Source | Path], options: PackOptions) -> list[Source]:
     """Read sources with all patterns that judge their paths (SPEC 4.9); at least one, or it is a ConfigError."""
-    if isinstance(sources, str | os.PathLike) or isinstance(exclude, str):
+    if isinstance(sources, str | os.PathLike) or isinstance(options.exclude, str):
         raise TypeError("sources and exclude are sequences: write ['dist:/srv/app']")
-    common = [*read_ignore_files(ignore_files), *map(_single_pattern, exclude)]
+    common = [*read_ignore_files(options.ignore_files), *map(_single_pattern, options.exclude)]
     resolved = []
     for item in sources:
         source = item if isinstance(item, Source) else parse_source(os.fspath(item))
-        own = read_own_patterns(os.fsdecode(source.path)) if use_ignore_file else []
+        own = read_own_patterns(os.fsdecode(source.path)) if options.use_ignore_file else []
         resolved.append(Source(source.path, source.dest, (*source.patterns, *own, *common)))
     if not resolved:
         raise ConfigError("no-source", "there is nothing to pack", "name a directory: SOURCE[:DEST]")

@@ -6,7 +6,15 @@ from collections.abc import Sequence
 
 import msgspec
 
-from detlayer.errors import AuthError, NotFoundError, RegistryError, RejectedError, UnavailableError, printable
+from detlayer.errors import (
+    AuthError,
+    IntegrityError,
+    NotFoundError,
+    RegistryError,
+    RejectedError,
+    UnavailableError,
+    printable,
+)
 from detlayer.oci.types import Digest, parse_digest
 
 MAX_ERROR_BYTES = 4 << 20  # a registry may name each blob of a manifest, and what was in vain is sent again otherwise
@@ -86,11 +94,35 @@ def read_digest(text: str) -> Digest | None:
 
 
 class RefusedError(RejectedError):
-    """A refusal that nobody along the way knew what to do about."""
+    """The registry refused a request, and said what `refusal` holds."""
 
     def __init__(self, refusal: Refusal, code: str, message: str, hint: str) -> None:
         super().__init__(code, message, hint)
         self.refusal = refusal
+
+
+class UnspecificRefusalError(RefusedError):
+    """A refusal whose cause the registry does not say in the terms of the specification."""
+
+
+class BlobsMissingError(RefusedError):
+    """A manifest was refused because the registry lacks what it lists."""
+
+
+class TagImmutableError(RefusedError):
+    """The tag names something else, and cannot be moved."""
+
+
+class RepositoryMissingError(NotFoundError):
+    """The repository does not exist, and the registry does not create it."""
+
+
+class DeniedError(AuthError):
+    """The registry knows the user, who may not do this."""
+
+
+class BlobRefusedError(IntegrityError):
+    """The registry received other bytes than the digest of a blob says."""
 
 
 def error_of(refusal: Refusal, what: str, host: str) -> RegistryError:
@@ -100,7 +132,7 @@ def error_of(refusal: Refusal, what: str, host: str) -> RegistryError:
         return garbage(host, f"{status} to a request to {what}")
     said = f"{host} refused to let you {what} ({refusal})"
     if status == 400 and refusal.url.startswith("http:") and not refusal.faults:
-        return RefusedError(
+        return UnspecificRefusalError(
             refusal,
             "registry-refused",
             f"{host} does not take what it was asked over plain HTTP ({refusal})",
@@ -113,7 +145,7 @@ def error_of(refusal: Refusal, what: str, host: str) -> RegistryError:
             login_hint(host),
         )
     if status == 404 and (refusal.says("NAME_UNKNOWN") or what.startswith("push")):
-        return NotFoundError(
+        return RepositoryMissingError(
             "repository-missing",
             f"can't {what}: {host} has no such repository ({refusal})",
             "create the repository first: this registry does not do so by itself (ECR: aws ecr create-repository)",
@@ -121,7 +153,7 @@ def error_of(refusal: Refusal, what: str, host: str) -> RegistryError:
     if refusal.says("TAG_INVALID", "TAG_IMMUTABLE", "ImageTagAlreadyExistsException") or (
         "immutable" in str(refusal).lower()
     ):
-        return RefusedError(refusal, "tag-immutable", said, "the registry lets no tag move: push under a new tag")
+        return TagImmutableError(refusal, "tag-immutable", said, "the registry lets no tag move: push under a new tag")
     if status == 403 or refusal.says("DENIED"):
         return denied(refusal, what, host)
     if status == 404:
@@ -138,7 +170,7 @@ def error_of(refusal: Refusal, what: str, host: str) -> RegistryError:
         return RefusedError(
             refusal, "too-large", said, "the registry, or a proxy before it, takes no body of this size"
         )
-    return RefusedError(refusal, "registry-refused", said, "see what the registry says, and its log")
+    return UnspecificRefusalError(refusal, "registry-refused", said, "see what the registry says, and its log")
 
 
 def login_hint(host: str) -> str:
@@ -146,9 +178,9 @@ def login_hint(host: str) -> str:
     return f"run `docker login {host}`, or set DETLAYER_USERNAME and DETLAYER_PASSWORD"
 
 
-def denied(refusal: Refusal, what: str, host: str) -> AuthError:
+def denied(refusal: Refusal, what: str, host: str) -> DeniedError:
     """Make an error of a refusal to somebody whom the registry knows."""
-    return AuthError(
+    return DeniedError(
         "registry-denied",
         f"{host} refused to let you {what} ({refusal})",
         f"ask for the right to {what}, or `docker login {host}` as somebody who has it",

@@ -26,7 +26,7 @@ from detlayer.oci.documents import Document, parse_document
 from detlayer.oci.references import Reference, RepositoryName
 from detlayer.oci.types import INDEX_TYPES, MANIFEST_TYPES, MAX_DOCUMENT_BYTES, Descriptor, Digest, digest_of
 from detlayer.registry.address import checked, join, origin
-from detlayer.registry.answer import RefusedError, error_of, garbage, read_digest
+from detlayer.registry.answer import BlobsMissingError, error_of, garbage, read_digest
 from detlayer.registry.auth import Authorizer, Challenge, Scope, pull, push
 from detlayer.registry.transport import Answer, Method, Request, Transport, follow
 
@@ -202,7 +202,7 @@ class Repository:
             refusal = answer.refusal()
             if refusal.says("MANIFEST_BLOB_UNKNOWN", "BLOB_UNKNOWN", "MANIFEST_UNKNOWN"):
                 named = ", ".join(map(str, refusal.digests[:10]))
-                raise RefusedError(
+                raise BlobsMissingError(
                     refusal,
                     "blobs-missing",
                     f"{self.name} lacks parts of {document.digest}, though all of them were sent or found there"

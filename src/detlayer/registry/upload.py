@@ -19,7 +19,7 @@ from detlayer.oci.references import RepositoryName
 from detlayer.oci.types import Descriptor
 from detlayer.registry.address import with_query
 from detlayer.registry.allowance import Allowance
-from detlayer.registry.answer import Refusal, error_of
+from detlayer.registry.answer import BlobRefusedError, Refusal, error_of
 from detlayer.registry.client import Repository
 from detlayer.registry.transport import Answer, Request, Stretch
 
@@ -34,7 +34,7 @@ _RANGE = re.compile(r"(?:bytes=)?([0-9]{1,19})-([0-9]{1,19})\Z")
 _LONGEST_CHUNK_BYTES = {"ghcr.io": 4 << 20}
 _WHOLE_ONLY = frozenset(("gcr.io", "pkg.dev"))  # Artifact Registry: no chunks; these and all below them
 
-Outcome = Literal["uploaded", "mounted"]
+UploadResult = Literal["uploaded", "mounted"]
 
 
 class Progress(msgspec.Struct, frozen=True):
@@ -52,7 +52,7 @@ def upload(
     mount_from: RepositoryName | None = None,
     resume: Session | None = None,
     progress: Progress | None = None,
-) -> Outcome:
+) -> UploadResult:
     """Bring a blob into a repository, and say how it got there.
 
     `body` is asked for only when bytes have to flow. `resume` is a session that an earlier run began. Raises
@@ -84,7 +84,7 @@ class _Upload:
         self._in_chunks = self._may_chunk() and blob.size_bytes >= CHUNKED_FROM_BYTES
         self._chunk_bytes = min(_CHUNK_BYTES, _LONGEST_CHUNK_BYTES.get(repository.name.host, _CHUNK_BYTES))
 
-    def run(self, mount_from: RepositoryName | None, resume: Session | None) -> Outcome:
+    def run(self, mount_from: RepositoryName | None, resume: Session | None) -> UploadResult:
         # One that was not sent in chunks has nothing to go on from.
         session = self._recover(resume) if resume is not None and self._in_chunks else None
         last: Exception | None = None
@@ -109,8 +109,8 @@ class _Upload:
                     starts -= 1  # as often as it takes to find a size that is taken
                 self._in_chunks = True
                 last, session = error, None
-            except IntegrityError as error:
-                if error.code != "blob-refused" or not self._is_resumed:
+            except BlobRefusedError as error:
+                if not self._is_resumed:
                     raise
                 # What an earlier run sent, or the registry kept of it, was no good: once from the beginning.
                 self._is_resumed = False
@@ -270,7 +270,7 @@ class _Upload:
         refusal = answer.refusal()
         if refusal.says("DIGEST_INVALID"):
             self._progress.on_session(None)
-            return IntegrityError(
+            return BlobRefusedError(
                 "blob-refused",
                 f"{self._repository.name.registry} says that the bytes sent are not {self._blob.digest}",
                 "the blob, or something on the way to the registry, is corrupt",

@@ -13,7 +13,14 @@ from detlayer.oci.documents import Document, Wanted, parse_document
 from detlayer.oci.ports import Body, ImageSource, Proof, Session, TransferReporter
 from detlayer.oci.references import RepositoryName
 from detlayer.oci.types import Descriptor, Digest
-from detlayer.registry.answer import RefusedError
+from detlayer.registry.answer import (
+    BlobRefusedError,
+    BlobsMissingError,
+    RefusedError,
+    RepositoryMissingError,
+    TagImmutableError,
+    UnspecificRefusalError,
+)
 from detlayer.registry.client import Repository
 from detlayer.registry.download import RemoteBody, spooled
 from detlayer.registry.upload import Progress, upload
@@ -28,7 +35,7 @@ _SMALL_BYTES = 64 << 10  # goes in the lane for what is small
 _PIECE_BYTES = 1 << 20
 _MAX_SUBJECTS = 32  # that have to be brought, each for the one before
 # Refusals of a document that may mean that the registry lacks what it names. Registries agree on no code for that.
-_MAY_LACK = frozenset(("blobs-missing", "registry-refused", "repository-missing"))
+_MAY_LACK = (BlobsMissingError, UnspecificRefusalError, RepositoryMissingError)
 
 
 class Carrier:
@@ -115,8 +122,8 @@ class Carrier:
                 )
         except IntegrityError as error:
             self._memory.keep_session(principal, name, blob.digest, None)
-            if error.code == "blob-refused":
-                self._blame(blob, error)
+            if isinstance(error, BlobRefusedError):
+                self._check_own_bytes(blob, error)
             raise
         self._learn({blob.digest: outcome})
         self._memory.keep_session(principal, name, blob.digest, None)
@@ -152,8 +159,8 @@ class Carrier:
                     return RemoteBody(origin, blob)
         return None
 
-    def _blame(self, blob: Descriptor, error: IntegrityError) -> None:
-        """The registry got other bytes than the digest says: read ours again, to tell who is to blame."""
+    def _check_own_bytes(self, blob: Descriptor, error: BlobRefusedError) -> None:
+        """Read a blob that the registry received with another digest again: raises IntegrityError if it is corrupt."""
         sha = hashlib.sha256()
         with self._body(blob).open() as source:
             while piece := source.read(_PIECE_BYTES):
@@ -177,8 +184,8 @@ class Carrier:
         try:
             try:
                 self._put(root, step.tag)
-            except RefusedError as refused:
-                if refused.code != "tag-immutable" or step.seen != root.digest:
+            except TagImmutableError:
+                if step.seen != root.digest:
                     raise
                 self._put(root, str(root.digest))  # the tag names it already: the registry sees it again all the same
         except DetlayerError as error:
@@ -193,9 +200,7 @@ class Carrier:
             try:
                 self._send(document, target)
                 break
-            except (RefusedError, NotFoundError) as refused:
-                if refused.code not in _MAY_LACK:
-                    raise
+            except _MAY_LACK as refused:
                 with self._restoring:
                     self._restore(self._find_lost(needed, refused))
                 if self._restored.intersection(needed) == before:  # another document may have needed the same
@@ -221,7 +226,7 @@ class Carrier:
         answers = work_off([Job(lambda digest=digest: self._is_there(digest)) for digest in doubtful])  # type: ignore[misc]
         lost = {digest for digest, is_there in zip(doubtful, answers, strict=True) if not is_there}
         self._found.update(set(doubtful) - lost)
-        if refused.code == "blobs-missing" and not lost and not said.intersection(needed):
+        if isinstance(refused, BlobsMissingError) and not lost and not said.intersection(needed):
             return unsent  # its HEAD knows less than its PUT
         return [one for one in needed if one not in self._restored and (one in said or one in lost)]
 
@@ -260,7 +265,7 @@ class Carrier:
 
     def _bring_subject(self, document: Document, subject: Descriptor, refused: RefusedError | NotFoundError) -> bool:
         """Put the subject of a document that was refused; tells whether that document is worth another try."""
-        if isinstance(refused, RefusedError) and refused.code not in ("blobs-missing", "registry-refused"):
+        if isinstance(refused, RefusedError) and not isinstance(refused, _MAY_LACK):
             return False  # a subject would not help against an immutable tag, for example
         named = refused.refusal.digests if isinstance(refused, RefusedError) else ()
         if subject.digest not in named and any(one.digest in named for one in (*document.children, *document.blobs)):
@@ -276,7 +281,7 @@ class Carrier:
                 if subject.digest in named:
                     raise RejectedError("subject-missing", message, hint) from error
                 if isinstance(refused, RefusedError):  # blobs may be missing, too
-                    raise RefusedError(refused.refusal, refused.code, message, hint) from error
+                    raise type(refused)(refused.refusal, refused.code, message, hint) from error
                 raise NotFoundError(refused.code, message, hint) from error
             self._subjects.add(subject.digest)
             self._carry(found)

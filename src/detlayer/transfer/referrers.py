@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from detlayer.errors import AuthError, NotFoundError, RejectedError, UnavailableError
+from detlayer.errors import NotFoundError, RejectedError, UnavailableError
 from detlayer.oci.documents import Document, parse_document
 from detlayer.oci.types import (
     INDEX_TYPES,
@@ -23,7 +23,7 @@ from detlayer.oci.types import (
     canonical_json,
     digest_of,
 )
-from detlayer.registry.answer import RefusedError, error_of, garbage, read_digest
+from detlayer.registry.answer import DeniedError, RefusedError, error_of, garbage, read_digest
 from detlayer.registry.client import Repository
 from detlayer.transfer.workers import Job, work_off
 
@@ -144,9 +144,9 @@ def _read(repository: Repository, tag: str, name: str, document: Document) -> _L
         data, media_type = repository.get_manifest_data(tag)
     except NotFoundError:
         return _parse(_EMPTY, MEDIA_TYPE_INDEX)
-    except AuthError as error:
+    except DeniedError:
         # Some registries say 403 of what they do not have. If we may read the document, that is what it means.
-        if error.code != "registry-denied" or repository.head_manifest(str(document.digest)) is None:
+        if repository.head_manifest(str(document.digest)) is None:
             raise
         return _parse(_EMPTY, MEDIA_TYPE_INDEX)
     try:

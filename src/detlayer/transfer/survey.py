@@ -77,11 +77,11 @@ class Survey:
         elsewhere: dict[RepositoryName, None] = {}
         for digest in known.keys() & (blobs | wanted.by_digest.keys()):
             facts.proofs.setdefault(digest, known[digest])
-        for place in memory.places(here.registry, principal, [*blobs, *wanted.by_digest]):
-            if place.name == here:
-                facts.remembered.setdefault(place.digest, place.proof)
-            elif place.digest in blobs:
-                facts.elsewhere.setdefault(place.digest, place.name)
+        for location in memory.locations(here.registry, principal, [*blobs, *wanted.by_digest]):
+            if location.name == here:
+                facts.remembered.setdefault(location.digest, location.proof)
+            elif location.digest in blobs:
+                facts.elsewhere.setdefault(location.digest, location.name)
         for digest in blobs - facts.proofs.keys() - facts.remembered.keys():
             if memory.session(principal, here, digest) is not None:
                 facts.begun.add(digest)

@@ -29,7 +29,7 @@ _START = "from detlayer.verification.replica import main; main()"
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
+class ReplicaJob:
     """What to pack, and how names shall be listed: `""` as the system does, else an order of `Variation`."""
 
     sources: tuple[Source, ...]
@@ -48,14 +48,14 @@ class Request:
 
 
 def run_replica(
-    request: Request, *, environment: Mapping[str, str], cwd: str, umask: int, prefix: Sequence[str] = ()
+    job: ReplicaJob, *, environment: Mapping[str, str], cwd: str, umask: int, prefix: Sequence[str] = ()
 ) -> list[str]:
-    """Pack to `request.output` in a fresh process, and return what its pack warned of.
+    """Pack to `job.output` in a fresh process, and return what its pack warned of.
 
     Raises what its pack raised, and ConfigError for rules that can't go to another process.
     """
     try:
-        asked = pickle.dumps(request)
+        asked = pickle.dumps(job)
     except (pickle.PicklingError, AttributeError, TypeError) as error:
         raise ConfigError(
             "rules-not-portable",
@@ -74,7 +74,7 @@ def run_replica(
         check=False,
     )
     try:
-        with open(request.answer, encoding="utf-8") as file:
+        with open(job.answer, encoding="utf-8") as file:
             told = json.load(file)
     except (OSError, ValueError):
         said = done.stderr.decode(errors="replace").strip().splitlines()[-1:] or [f"exit {done.returncode}"]
@@ -91,27 +91,27 @@ def run_replica(
 
 def main() -> None:
     """Do what stdin asks for; the answer has the warnings, or is an error."""
-    request: Request = pickle.load(sys.stdin.buffer)
-    if request.order:
-        _disorder(request.order, request.seed)
+    job: ReplicaJob = pickle.load(sys.stdin.buffer)
+    if job.order:
+        _disorder(job.order, job.seed)
     warnings = _Warnings()
     told: dict[str, Any] = {"warnings": warnings.said}
     try:
         packer.pack(
-            request.sources,
-            request.output,
+            job.sources,
+            job.output,
             options=PackOptions(
-                request.codec,
-                request.profile,
-                request.selection,
+                job.codec,
+                job.profile,
+                job.selection,
                 use_ignore_file=False,
-                jobs=request.jobs,
+                jobs=job.jobs,
                 reporter=warnings,
             ),
         )
     except DetlayerError as error:
         told = {"family": type(error).__name__, "code": error.code, "message": error.message, "hint": error.hint}
-    with open(request.answer, "w", encoding="utf-8") as file:
+    with open(job.answer, "w", encoding="utf-8") as file:
         json.dump(told, file)
 
 

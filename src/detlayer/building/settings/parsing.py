@@ -24,6 +24,10 @@ _LINE = re.compile(r"at line ([0-9]+)")
 _TableT = TypeVar("_TableT", bound=Table)
 
 
+class NotTomlError(ConfigError):
+    """A project file is not TOML."""
+
+
 class Tables(msgspec.Struct, frozen=True):
     """A file as it was read: what is needed to read its images once defaults are known. `raw` has variables filled."""
 
@@ -66,14 +70,14 @@ def image_with_defaults(defaults: Mapping[str, Any], image: Mapping[str, Any], n
 
 def _toml(data: bytes, name: str) -> dict[str, Any]:
     if len(data) > _MAX_BYTES:
-        raise ConfigError(
+        raise NotTomlError(
             "config-invalid", f"{printable(name)} has over {_MAX_BYTES} bytes", "is it the right file?", file=name
         )
     try:
         return tomllib.loads(data.decode("utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         line = _LINE.search(str(error))
-        raise ConfigError(
+        raise NotTomlError(
             "config-invalid",
             f"{printable(name)} is no TOML: {printable(str(error))}",
             "see toml.io for the syntax",
