@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 from hypothesis import strategies as st
 
-from detlayer.layer.entry import MAX_MTIME, MAX_OWNER, Entry, Kind, Mtime, Owner, Profile, order_key
+from detlayer.layer.entry import MAX_MTIME, MAX_OWNER, Entry, Kind, Mtime, Owner, Profile
+from detlayer.layer.order import order_key
 from detlayer.layer.writer import BytesContent
 
 # Few letters, so that names meet; bytes around `/` and `.`, which orders go wrong by; control characters and Unicode.

@@ -25,6 +25,7 @@ from detlayer.layer.writer import BytesContent, Layer
 from detlayer.layer.writer import pack as pack_layer
 from detlayer.packing import packer
 from detlayer.packing.options import PackOptions
+from detlayer.packing.sources import parse_source
 from detlayer.tree import Selection, Source, walk
 
 ROOT = Path(__file__).parent.parent
@@ -175,8 +176,8 @@ def pack_tree(*sources: Source | str | Path, compression: str = "none", **option
 def walk_tree(
     *sources: Source | str | Path, profile: Profile | None = None, selection: Selection | None = None
 ) -> Iterator[Entry]:
-    named = [item if isinstance(item, Source) else packer.parse_source(os.fspath(item)) for item in sources]
-    return walk(named, profile=profile, selection=selection)
+    named = [item if isinstance(item, Source) else parse_source(os.fspath(item)) for item in sources]
+    return iter(walk(named, profile=profile, selection=selection))
 
 
 # -- an independent reader of tars: fields by the offset table of SPEC 5.2, PAX by POSIX

@@ -28,7 +28,7 @@ ROOMS: dict[str, set[str]] = {
     "filesystem": set(),
     "oci": set(),
     "layer": {"oci"},
-    "checks": {"layer"},
+    "checks": {"oci", "layer"},
     "tree": {"filesystem", "layer"},
     "output": {"filesystem", "oci", "layer"},
     "store": {"filesystem", "oci", "layer"},
@@ -36,8 +36,8 @@ ROOMS: dict[str, set[str]] = {
     "images": {"filesystem", "oci", "layer", "output"},
     "transfer": {"oci", "images", "registry", "store"},
     "packing": {"filesystem", "oci", "layer", "tree", "output", "store"},
-    "normalization": {"layer", "tree", "output", "images", "packing"},
-    "inspection": {"layer", "images", "packing"},
+    "normalization": {"oci", "layer", "tree", "output", "images", "packing"},
+    "inspection": {"oci", "layer", "images", "packing"},
     "difference": {"filesystem", "oci", "layer", "checks", "tree", "images"},
     "verification": {"filesystem", "oci", "layer", "checks", "tree", "images", "packing"},
     "building": {
@@ -58,7 +58,7 @@ PURE = (
     "transfer/plan.py",
     "transfer/plan_document.py",
 )
-OPENERS = {"building/commands.py", "store/place.py", "registry/user.py"}
+OPENERS = {"building/commands.py", "store/directory.py", "registry/user.py"}
 OUTSIDE = {"os", "time", "random", "socket", "httpx", "click", "sqlite3", "pathlib", "subprocess", "tempfile", "shutil"}
 
 

@@ -20,7 +20,7 @@ from detlayer import filesystem
 from detlayer.building.revision import describe
 from detlayer.errors import ConfigError, OutputError
 from detlayer.store import Store
-from detlayer.store.keeping import collect
+from detlayer.store.maintenance import collect
 from tests.support import Words, make_tree, program
 
 ERRORS = ["EIO", "ESTALE", "ENOMEM"]

@@ -16,16 +16,17 @@ from detlayer.errors import LayerError, printable
 from detlayer.images.files import open_layer
 from detlayer.layer import bytecode, writer
 from detlayer.layer.apply import Held, Merger
-from detlayer.layer.decompress import BlobReader, Readable
+from detlayer.layer.decompress import BlobReader
 from detlayer.layer.entry import Entry, Profile, is_whiteout
 from detlayer.layer.formats import ArchiveSigns, image_archive
 from detlayer.layer.ports import Reporter, Silence
 from detlayer.layer.reader import TarReader
 from detlayer.layer.writer import Layer
-from detlayer.output.files import Outputs
+from detlayer.oci.ports import Readable
+from detlayer.output.files import Outputs, Tee
 from detlayer.output.spool import Spool
 from detlayer.packing.options import DEFAULT_OPTIONS, PackOptions, Path, default_jobs
-from detlayer.packing.packer import warn_of_class
+from detlayer.packing.packer import codec_warnings
 from detlayer.tree import Selection
 
 
@@ -56,11 +57,12 @@ def normalize(
             else:
                 merger = _read(source, "", spool, selection, max_expansion, reporter)
             entries = _with_content(merger, spool, profile, selection)
-            made = writer.pack(entries, outputs.blob, codec=codec, jobs=jobs, reporter=reporter)
+            made = writer.pack(entries, Tee(outputs.sinks), codec=codec, jobs=jobs, reporter=reporter)
             outputs.commit(made.digest, descriptor=made.descriptor().to_bytes() + b"\n")
     finally:
         spool.close()
-    warn_of_class(made, reporter)
+    for code, message in codec_warnings(made):
+        reporter.warning(code, message)
     return made
 
 

@@ -10,7 +10,7 @@ import pytest
 
 import detlayer
 from detlayer.building import Build
-from tests.building.bench import APP, Bench, directory
+from tests.building.project_bench import APP, Bench, directory
 from tests.support import make_tree
 
 

@@ -15,9 +15,9 @@ import pytest
 from detlayer.cli import run
 from detlayer.oci.types import Digest
 from detlayer.store import LostBlobError, Store
-from detlayer.store.keeping import examine
-from detlayer.store.proof import prove
-from detlayer.store.stamp import stamp_of
+from detlayer.store.maintenance import examine
+from detlayer.store.stat_record import stamp_of
+from detlayer.store.verified_files import prove
 from tests.building.project_bench import APP, Bench, Built
 from tests.packing.cached_packs import pack_cold, pack_warm
 from tests.support import Words, counter_bytes, make_tree, program

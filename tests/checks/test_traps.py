@@ -19,7 +19,8 @@ from detlayer.checks.audit import LayerReport, audit
 from detlayer.checks.findings import TRAPS, Finding
 from detlayer.errors import ConfigError
 from detlayer.layer.codec import Codec
-from detlayer.layer.entry import Profile, order_key
+from detlayer.layer.entry import Profile
+from detlayer.layer.order import order_key
 from tests.layer.handmade_tars import (
     LONG,
     SPARSE_FORMS,

@@ -168,12 +168,9 @@ FAULTS = {
     # names stay as the file system lists them
     "entry-order": """
 import detlayer.layer.writer
-from detlayer.tree.walk import Walker
-class Unsorted(list):
-    def sort(self): pass
-listed = Walker._list
-Walker._list = lambda self, directory: Unsorted(listed(self, directory))
-detlayer.layer.writer.Order.check = lambda self, entry: None
+import detlayer.tree.walk
+detlayer.tree.walk.order_names = list
+detlayer.layer.writer.OrderChecker.check = lambda self, entry: None
 """,
     "mtime": """
 from detlayer.layer.entry import Profile

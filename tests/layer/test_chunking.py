@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from detlayer.layer.chunking import CHUNK_MAX_BYTES, CHUNK_MIN_BYTES, cut_before
-from detlayer.layer.entry import Entry, order_key
+from detlayer.layer.entry import Entry
+from detlayer.layer.order import order_key
 from detlayer.layer.tar import encode_header
 from detlayer.layer.writer import BytesContent
 from tests.support import layer_of

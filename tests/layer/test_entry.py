@@ -16,15 +16,14 @@ from detlayer.layer.entry import (
     Entry,
     Kind,
     Mtime,
-    Order,
     Owner,
     Profile,
     check_path,
     marker,
     normalise,
-    order_key,
     parent,
 )
+from detlayer.layer.order import OrderChecker, order_key
 from tests import strategies
 
 SOURCE = Profile(mtime=Mtime("source"), owner=None, mode="source")
@@ -35,7 +34,7 @@ def made(kind: Kind = "file", mode: int = 0o600, path: bytes = b"a") -> Entry:
 
 
 def check_follows(entry: Entry, previous: Entry) -> None:
-    order = Order()
+    order = OrderChecker()
     order.check(previous)
     order.check(entry)
 

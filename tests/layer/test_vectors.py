@@ -8,7 +8,7 @@ import random
 import pytest
 
 from detlayer.layer.codec import KNOWN_CLASSES, PROBE_BYTES, Codec, probe
-from detlayer.layer.entry import order_key
+from detlayer.layer.order import order_key
 from tests.support import Vector, layer_of, load_classes, load_vector, vector_names
 
 CLASSES: dict[str, str] = load_classes()["classes"]

@@ -14,7 +14,7 @@ from detlayer.errors import LayerError, OutputError, TreeError
 from detlayer.layer.chunking import CHUNK_MAX_BYTES
 from detlayer.layer.codec import Codec
 from detlayer.layer.entry import Entry
-from detlayer.layer.pipeline import Line, Processor
+from detlayer.layer.pipeline import ChunkPipeline, Processor
 from detlayer.layer.ports import Bytes
 from detlayer.layer.tar import encode_header
 from detlayer.layer.writer import BytesContent, Layer, fingerprint
@@ -136,7 +136,7 @@ def test_nobody_waits_for_a_thread_that_writes() -> None:
     others = threading.Event()
     seen: list[int] = []
 
-    class Slow(Line[int]):
+    class Slow(ChunkPipeline[int]):
         def processor(self) -> Processor[int]:
             def process(chunk: memoryview) -> int:
                 if chunk[0] == 3:

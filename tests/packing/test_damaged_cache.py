@@ -17,7 +17,8 @@ import pytest
 
 from detlayer.oci.types import Digest
 from detlayer.store import Store
-from detlayer.store.keeping import collect, examine, make_room
+from detlayer.store.maintenance import collect, examine, make_room
+from detlayer.store.traces import Trace
 from tests.packing.cached_packs import next_tick, pack_cold, pack_warm
 from tests.support import Words, counter_bytes, make_tree, mounted
 
@@ -226,7 +227,7 @@ def test_full_disk(tree: Path, tmp_path: Path, room_kib: int) -> None:
 
 def test_the_output_needs_the_room_more(tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A copy that would fill the disk is given up, and nothing is said of it."""
-    monkeypatch.setattr("detlayer.packing.lookup._CHECK_BYTES", 1 << 20)
+    monkeypatch.setattr("detlayer.packing.spare_blob._CHECK_BYTES", 1 << 20)
     monkeypatch.setattr("detlayer.store.blobs.Incoming.free_bytes", lambda self: 1 << 20)
     warm = pack_warm(tmp_path / "cache", tree)
     assert warm.blob == pack_cold(tree)[1]
@@ -398,7 +399,7 @@ def test_traces_that_are_none(cache: Path, tree: Path, tmp_path: Path, results: 
             if step.startswith("pack/1") and results in (b"digest", b"diff_id"):
                 known = msgspec.json.decode(store.traces.get(key, 0) or b"")
                 made = msgspec.json.encode({**known, results.decode(): "../../../../beside"})
-            store.traces.put(key, step, made, 0)
+            store.traces.put(Trace(key, step, made), 0)
     other = tmp_path / "other"
     shutil.copytree(tree, other)
     for one in (tree, other):

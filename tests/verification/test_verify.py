@@ -27,10 +27,10 @@ from detlayer.checks.audit import Findings
 from detlayer.checks.findings import TRAPS, Finding
 from detlayer.checks.layer_diff import Run, diff_layers, explain_content
 from detlayer.errors import ConfigError, DetlayerError, LayerError, TreeError
-from detlayer.layer.decompress import Readable
 from detlayer.layer.entry import Entry
 from detlayer.layer.writer import BytesContent
 from detlayer.layer.writer import pack as pack_layer
+from detlayer.oci.ports import Readable
 from detlayer.packing.options import PackOptions
 from detlayer.verification import VerifyOptions, verify
 from detlayer.verification.report import ADVICE, INTEGRITY, divide

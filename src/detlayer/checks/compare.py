@@ -15,7 +15,8 @@ import msgspec
 from detlayer.checks.content import check_name
 from detlayer.checks.findings import Change
 from detlayer.errors import printable
-from detlayer.layer.entry import WHITEOUT_PREFIX, Entry
+from detlayer.layer.entry import Entry
+from detlayer.layer.order import order_key
 
 DIGEST_BYTES = 16
 
@@ -93,20 +94,12 @@ def summarise(
     return Summary(entry.path, shared, entry.size_bytes, digest, entry.target, entry.xattrs, position, extras)
 
 
-def summary_key(path: bytes) -> bytes:
-    """Order whole paths as SPEC 3.4 does, as one key: NUL sorts below every byte of a name, and is in none."""
-    if WHITEOUT_PREFIX not in path:
-        return path.replace(b"/", b"\0")
-    names = path.split(b"/")
-    return b"\0".join(b"\0" + name if name.startswith(WHITEOUT_PREFIX) else name for name in names)
-
-
 def compare(a: Iterable[Summary], b: Iterable[Summary]) -> Iterator[Difference]:
     """Merge two streams in order, and yield what differs; paths are there once on each side."""
     left, right = iter(a), iter(b)
     one, other = next(left, None), next(right, None)
     while one is not None or other is not None:
-        if other is None or (one is not None and summary_key(one.path) < summary_key(other.path)):
+        if other is None or (one is not None and order_key(one.path) < order_key(other.path)):
             assert one is not None
             yield _alone(one, "removed")
             one = next(left, None)

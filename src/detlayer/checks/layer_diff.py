@@ -21,13 +21,14 @@ from detlayer.checks.compare import (
     compare,
     first_out_of_order,
     summarise,
-    summary_key,
 )
 from detlayer.checks.content_diff import explain
 from detlayer.checks.findings import Change, Finding
 from detlayer.errors import printable
-from detlayer.layer.decompress import BlobReader, Readable
+from detlayer.layer.decompress import BlobReader
+from detlayer.layer.order import order_key
 from detlayer.layer.reader import TarReader
+from detlayer.oci.ports import Readable
 
 MAX_COMPARED_BYTES = 64 << 20
 """How much of the contents that differ is kept of each layer, to explain them; the smallest first."""
@@ -90,7 +91,7 @@ def _read_entries(run: Run, max_expansion: int) -> dict[bytes, _Listed]:
 
 
 def _sorted(listed: Mapping[bytes, _Listed]) -> list[Summary]:
-    return sorted((one.summary for one in listed.values()), key=lambda summary: summary_key(summary.path))
+    return sorted((one.summary for one in listed.values()), key=lambda summary: order_key(summary.path))
 
 
 def _is_file(old: Mapping[bytes, _Listed], new: Mapping[bytes, _Listed], difference: Difference) -> bool:

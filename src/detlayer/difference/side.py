@@ -12,25 +12,24 @@ from typing import Protocol
 from blake3 import blake3
 from msgspec import structs
 
-from detlayer.checks.compare import DIGEST_BYTES, EntryValues, Summary, summarise, summary_key
+from detlayer.checks.compare import DIGEST_BYTES, EntryValues, Summary, summarise
 from detlayer.checks.findings import Finding
 from detlayer.checks.header_form import check_form
-from detlayer.errors import ConfigError, IntegrityError, LayerError, printable
-from detlayer.filesystem import is_file
+from detlayer.errors import IntegrityError, LayerError, printable
 from detlayer.images.files import OpenFile
 from detlayer.layer.apply import Applied
 from detlayer.layer.decompress import BlobFacts, BlobReader
 from detlayer.layer.entry import Entry, Mtime, Profile, is_whiteout, marker, normalise
 from detlayer.layer.key import confirm, hash_content, pieces
+from detlayer.layer.order import order_key
 from detlayer.layer.ports import Reporter
 from detlayer.layer.reader import TarReader
 from detlayer.layer.tar import END
 from detlayer.oci.types import Digest
-from detlayer.tree import Selection, Source, read_file, walk
-from detlayer.tree.patterns import Pattern, parse_patterns, read_ignore_file
+from detlayer.tree import Selection, Source, walk
+from detlayer.tree.ignore_files import read_own_patterns
 
 Pieces = Iterator[bytes | memoryview]
-IGNORE_FILE = ".detlayerignore"
 _PIECE_BYTES = 1 << 18
 _KEPT_FINDINGS = 50
 
@@ -105,7 +104,7 @@ class Gathering:
         """Give back the summaries in the order of SPEC 3.4."""
         summaries = [self._whiteout(one) for one in self._applied.held.values()]
         self._applied.held.clear()
-        summaries.sort(key=lambda summary: summary_key(summary.path))
+        summaries.sort(key=lambda summary: order_key(summary.path))
         return summaries
 
     def _whiteout(self, summary: Summary) -> Summary:
@@ -123,10 +122,10 @@ class TreeSide:
         self._normalised = normalised
         self._reporter = reporter
 
-    def _walk(self) -> Iterator[Entry]:
+    def _walk(self) -> Iterable[Entry]:
         raw = os.fsencode(self.name)
         if self._normalised:
-            return walk([Source(raw, b"", tuple(_ignored(self.name)))], reporter=self._reporter)
+            return walk([Source(raw, b"", tuple(read_own_patterns(self.name)))], reporter=self._reporter)
         # Everything that is there; a tree is looked at here, not packed, so what no layer can hold is left out.
         xattrs = ("*",) if hasattr(os, "listxattr") else ()
         profile = Profile(mtime=Mtime("source"), owner=None, mode="source", xattrs=xattrs)
@@ -283,14 +282,3 @@ def _pieces(entry: Entry) -> Pieces:
             confirm(entry, reader, digest)
     finally:
         reader.close()
-
-
-def _ignored(path: str) -> list[Pattern]:
-    """The patterns that `pack` takes from the tree itself (SPEC 4.9)."""
-    name = os.path.join(path, IGNORE_FILE)
-    try:
-        if not is_file(name):
-            return []
-        return [*parse_patterns(["/" + IGNORE_FILE]), *read_ignore_file(read_file(os.fsencode(name)), name)]
-    except OSError as error:
-        raise ConfigError("ignore-file", f"{printable(name)}: {error.strerror}", "check the path") from error

@@ -14,7 +14,8 @@ from msgspec import structs
 
 from detlayer.errors import LayerError, printable
 from detlayer.layer import bytecode
-from detlayer.layer.entry import Entry, Profile, is_whiteout, marker, normalise, order_key, parent
+from detlayer.layer.entry import Entry, Profile, is_whiteout, marker, normalise, parent
+from detlayer.layer.order import order_key
 
 
 @dataclass(slots=True)

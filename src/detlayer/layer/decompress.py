@@ -10,12 +10,13 @@ import hashlib
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Literal
 
 from zstandard import FrameParameters, ZstdDecompressor, ZstdError, frame_header_size, get_frame_parameters
 
 from detlayer.errors import LayerError
 from detlayer.layer.formats import HEAD_BYTES, check_format, format_of
+from detlayer.oci.ports import Readable
 from detlayer.oci.types import Digest
 
 PIECE_BYTES = 1 << 20
@@ -35,10 +36,6 @@ _SKIPPABLE = (b"\x2a\x4d\x18", range(0x50, 0x60))  # RFC 8878 3.1.2, the last th
 _FREE_BYTES = 1 << 30
 
 Compression = Literal["none", "gzip", "zstd"]
-
-
-class Readable(Protocol):
-    def read(self, size: int, /) -> bytes: ...
 
 
 @dataclass(slots=True)

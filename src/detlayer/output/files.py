@@ -263,7 +263,6 @@ class Outputs:
             if oci_layout is not None:
                 self._open(LayoutOutput(oci_layout))
             self._blobs = tuple(self._opened)
-            self.blob: Sink = Tee(self._blobs)
             self._depfile = self._open(FileOutput(depfile)) if depfile is not None else None
             # Last, so that whoever finds a descriptor finds the blob.
             self._descriptor = self._open(FileOutput(descriptor)) if descriptor is not None else None
@@ -280,6 +279,11 @@ class Outputs:
 
     def __exit__(self, *failed: object) -> None:
         self.discard()
+
+    @property
+    def sinks(self) -> Sequence[Sink]:
+        """Where the blob is written to."""
+        return self._blobs
 
     @property
     def can_restart(self) -> bool:

@@ -20,11 +20,11 @@ from detlayer.errors import IntegrityError, OutputError, printable
 from detlayer.layer.ports import Bytes
 from detlayer.oci.ports import Body
 from detlayer.oci.types import MEDIA_TYPE_INDEX, OCI_LAYOUT_VERSION, Digest, canonical_json, digest_of
+from detlayer.store.directory import make_directory
 from detlayer.store.index import Index
 from detlayer.store.lease import Lease
-from detlayer.store.place import make_directory
-from detlayer.store.proof import holds, prove, read_digest
-from detlayer.store.stamp import Stamp, stamp_of
+from detlayer.store.stat_record import Stamp, stamp_of
+from detlayer.store.verified_files import holds, prove, read_digest
 
 _TOUCH_S = 3600  # how exactly it is known when a blob was last used
 _PIECE_BYTES = 1 << 20

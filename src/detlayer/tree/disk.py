@@ -15,7 +15,7 @@ from detlayer.layer.entry import ContentReader, Profile
 from detlayer.tree.patterns import excluded
 from detlayer.tree.scan import Listing
 from detlayer.tree.source import Source
-from detlayer.tree.steady import CHANGED_AGAIN, changed, difference, fail, settle
+from detlayer.tree.stable_read import CHANGED_AGAIN, changed, difference, fail, settle
 
 _OPEN_DIR = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
 # Not blocking: what was a file when it was listed may be a FIFO by now.

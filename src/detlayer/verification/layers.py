@@ -16,9 +16,9 @@ from detlayer.checks.layer_diff import Run, diff_layers
 from detlayer.errors import ConfigError, FormatError, printable
 from detlayer.filesystem import is_file
 from detlayer.images.files import open_file, read_bounded
-from detlayer.layer.decompress import Readable
 from detlayer.layer.formats import image_archive, quoted
 from detlayer.layer.writer import ANNOTATION_PREFIX
+from detlayer.oci.ports import Readable
 from detlayer.oci.types import MAX_DOCUMENT_BYTES, parse_digest
 from detlayer.verification.options import VerifyOptions
 from detlayer.verification.report import LayerFacts, TargetReport, divide, facts_of

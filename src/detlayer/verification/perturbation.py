@@ -22,8 +22,8 @@ from detlayer.checks.layer_diff import Run, diff_layers
 from detlayer.errors import ConfigError
 from detlayer.images.files import open_file
 from detlayer.layer.codec import Codec
-from detlayer.packing import packer
 from detlayer.packing.options import PackOptions
+from detlayer.packing.sources import resolve
 from detlayer.tree import Source, takes
 from detlayer.verification.layers import Expectation
 from detlayer.verification.machine import CannotView, disordered, on_one_processor, time_prefix
@@ -46,9 +46,7 @@ def check_sources(
     """
     pack = options.pack
     codec = pack.codec_for()
-    resolved = packer.resolve(
-        sources, exclude=pack.exclude, ignore_files=pack.ignore_files, use_ignore_file=pack.use_ignore_file
-    )
+    resolved = resolve(sources, pack)
     with tempfile.TemporaryDirectory(prefix="detlayer-") as scratch:
         _check_outside(scratch, resolved)
         session = _Session(scratch, resolved, pack, codec, options.environment)

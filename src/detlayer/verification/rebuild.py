@@ -26,7 +26,8 @@ from detlayer.errors import ConfigError, OutputError, printable
 from detlayer.filesystem import look
 from detlayer.images.files import open_file
 from detlayer.packing.options import PackOptions
-from detlayer.packing.packer import pack, parse_source
+from detlayer.packing.packer import pack
+from detlayer.packing.sources import parse_source
 from detlayer.tree import copy_file, fail
 from detlayer.tree.patterns import parse_patterns
 from detlayer.verification.machine import CannotView, disordered, find_program, on_one_processor, time_prefix

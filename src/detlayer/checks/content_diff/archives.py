@@ -11,9 +11,10 @@ from zipfile import BadZipFile, ZipFile, ZipInfo
 
 from blake3 import blake3
 
-from detlayer.checks.compare import EntryValues, Summary, compare, summarise, summary_key
+from detlayer.checks.compare import EntryValues, Summary, compare, summarise
 from detlayer.checks.findings import Change
 from detlayer.errors import LayerError, printable
+from detlayer.layer.order import order_key
 from detlayer.layer.reader import TarReader
 
 Inside = Callable[[bytes, bytes, bytes], list[Change]]
@@ -182,7 +183,7 @@ def _read_ar(data: bytes) -> _Members | None:
 
 def _member_changes(a: _Members, b: _Members, kind: str, inside: Inside) -> list[Change]:
     found = list(_name_changes(list(map(printable, a.summaries)), list(map(printable, b.summaries)), kind))
-    ordered = [sorted(one.summaries.values(), key=lambda summary: summary_key(summary.path)) for one in (a, b)]
+    ordered = [sorted(one.summaries.values(), key=lambda summary: order_key(summary.path)) for one in (a, b)]
     counts: dict[str, int] = {}
     for difference in compare(*ordered):
         path = difference.raw_path

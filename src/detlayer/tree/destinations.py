@@ -1,4 +1,4 @@
-"""What destinations ask for, before the walk: a small tree of named paths (SPEC 4.4, 4.5)."""
+"""The destinations of sources, before the walk: a small tree of named paths (SPEC 4.4, 4.5)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import msgspec
 from detlayer.errors import ConfigError, TreeError, printable
 from detlayer.layer.entry import MERGED_DIRS, OPAQUE_WHITEOUT, WHITEOUT_PREFIX, check_path
 from detlayer.tree.source import Selection, Source
-from detlayer.tree.steady import fail
+from detlayer.tree.stable_read import fail
 
 
 class Node(msgspec.Struct):
@@ -41,7 +41,7 @@ class Node(msgspec.Struct):
         return f"the destination of {node}"
 
 
-def plant(sources: Sequence[Source], selection: Selection) -> Node:
+def find_destinations(sources: Sequence[Source], selection: Selection) -> Node:
     """Put every source and marker where it goes; raises TreeError for collisions, ConfigError for bad destinations."""
     top = Node(b"")
     for source in sources:

@@ -14,23 +14,23 @@ from detlayer.oci.types import Digest
 from detlayer.store import Spot, Store
 
 
-class Chunks:
-    """A `ChunkMemory` over the store. What is copied is held against its own blake3: a blob may be damaged.
+class ChunkCache:
+    """A `ChunkMemory` over the store. What is copied is checked by its blake3: a blob may be damaged.
 
     Where nothing is compressed there is nothing to gain: a chunk is as soon made as copied.
     """
 
-    def __init__(self, store: Store, codec: Codec, *, recalls: bool = True) -> None:
+    def __init__(self, store: Store, codec: Codec, *, is_read: bool = True) -> None:
         self._store = store
         self._codec = f"{codec.name} {codec.codec_class}".encode()
         self._compresses = bool(codec.level)
-        self._recalls = recalls
+        self._is_read = is_read
         self._fds: dict[Digest, int] = {}
         self._lock = Lock()
-        self._prints: dict[bytes, bytes] = {}
+        self._fingerprints: dict[bytes, bytes] = {}
         """blake3 of the compressed bytes of chunks that were copied, until their place in the new blob is known."""
-        self._all = blake3()
-        self._places: dict[bytes, tuple[Digest, Spot]] = {}
+        self._combined = blake3()
+        self._known: dict[bytes, tuple[Digest, Spot]] = {}
         self._asked: set[Digest] = set()
         self.spots: list[tuple[bytes, Spot]] = []
         """Keys and places of the new blob's chunks, in order."""
@@ -41,25 +41,25 @@ class Chunks:
         """Give the compressed bytes of a chunk; None if it has to be compressed."""
         if not self._compresses:
             return None
-        found = self._copy(self._key(fingerprint)) if self._recalls else None
+        found = self._copy(self._key(fingerprint)) if self._is_read else None
         with self._lock:
             if found is None:
                 self.compressed += 1
                 return None
             self.copied += 1
-            data, self._prints[fingerprint] = found
+            data, self._fingerprints[fingerprint] = found
         return data
 
     def learn(self, fingerprint: bytes, offset_bytes: int, data: Bytes) -> None:
         """Hear where in the new blob a chunk's compressed bytes are."""
-        self._all.update(fingerprint)
+        self._combined.update(fingerprint)
         if self._compresses:
-            spot = Spot(offset_bytes, len(data), self._prints.pop(fingerprint, b"") or blake3(data).digest())
+            spot = Spot(offset_bytes, len(data), self._fingerprints.pop(fingerprint, b"") or blake3(data).digest())
             self.spots.append((self._key(fingerprint), spot))
 
     def fingerprint(self) -> bytes:
         """Give what `layer.writer.fingerprint` gives of the chunks that were learned."""
-        return self._all.digest()
+        return self._combined.digest()
 
     def close(self) -> None:
         for fd in self._fds.values():
@@ -83,13 +83,13 @@ class Chunks:
 
     def _find(self, key: bytes) -> tuple[Digest, Spot] | None:
         """Say where a chunk is. Where one is, most are that come next: they are asked for at once."""
-        found = self._places.get(key)
+        found = self._known.get(key)
         if found is None:
             with self._lock:
                 found = self._store.traces.find_chunk(key)
                 if found is not None and found[0] not in self._asked:
                     self._asked.add(found[0])
-                    self._places |= {
+                    self._known |= {
                         each: (found[0], spot) for each, spot in self._store.traces.chunks_in(found[0]).items()
                     }
         return found

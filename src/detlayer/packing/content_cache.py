@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 
 from blake3 import blake3
 
 from detlayer.layer.entry import Entry
-from detlayer.packing.explanation import Explanation, Reason
+from detlayer.packing.explanation import Explanation, ReadReason
 from detlayer.store import Record, Records, Shelf, Stamp, Store, is_racy, stamp_of
 from detlayer.tree import Source
 from detlayer.tree.disk import Dir, FileContent
@@ -18,7 +17,7 @@ _SAVED_AT_ONCE = 10_000  # records, of half a kilobyte each
 _MAX_FILES = 100_000
 
 
-class _Place:
+class _Directory:
     """A directory of the tree: what was known of its files, and what is now."""
 
     __slots__ = ("dir", "new", "old", "relative")
@@ -35,18 +34,17 @@ class _Tree:
 
     def __init__(self, records: Records) -> None:
         self.records = records
-        self.open: list[_Place] = []
+        self.open: list[_Directory] = []
         self.left: list[tuple[bytes, Shelf]] = []
         self.left_records = 0
         self.seen: set[bytes] = set()
         self.is_changed = False
 
 
-class Contents:
+class ContentCache:
     """A `ContentMemory` of what the walk brings. Whoever made it calls `close` after a pass that ended well.
 
-    `started_ns` is before the first file was looked at. Where `judge` is given it hears of contents that are not what
-    their stat records promised.
+    `started_ns` is before the first file was looked at. If it `is_paranoid` every file is read.
     """
 
     def __init__(
@@ -54,29 +52,32 @@ class Contents:
         store: Store,
         started_ns: int,
         explanation: Explanation,
-        judge: Callable[[bytes], None] | None = None,
+        *,
+        is_paranoid: bool = False,
     ) -> None:
         self._store = store
         self._started_ns = started_ns
         self._explanation = explanation
-        self._judge = judge
+        self._is_paranoid = is_paranoid
+        self.contradicted: list[bytes] = []
+        """Paths whose content is not what their stat record promised."""
         self._trees: dict[Source, _Tree] = {}
         self._source: Source | None = None
         self._tree: _Tree | None = None
         self._dir: Dir | None = None
-        self._place = _Place(Dir(Source(b""), None, b""), b"", {})
+        self._directory = _Directory(Dir(Source(b""), None, b""), b"", {})
 
     def recall(self, entry: Entry) -> bytes | None:
         """Give the fingerprint of a content that is as it was when it was read."""
         content = entry.content
-        if self._judge is not None or not isinstance(content, FileContent) or not content.is_steady:
+        if self._is_paranoid or not isinstance(content, FileContent) or not content.is_steady:
             return None
         found = content.found
-        place = self._place if found.dir is self._dir else self._turn(found.dir)
-        record = place.old.get(found.name)
+        directory = self._directory if found.dir is self._dir else self._enter(found.dir)
+        record = directory.old.get(found.name)
         if record is None or _reason(record, stamp_of(found.stat), content) is not None:
             return None
-        place.new[found.name] = record
+        directory.new[found.name] = record
         self._explanation.known += 1
         return record.fingerprint
 
@@ -86,26 +87,26 @@ class Contents:
         if not isinstance(content, FileContent):
             return
         found = content.found
-        place = self._place if found.dir is self._dir else self._turn(found.dir)
+        directory = self._directory if found.dir is self._dir else self._enter(found.dir)
         stamp = stamp_of(found.stat)
-        old = place.old.get(found.name)
+        old = directory.old.get(found.name)
         explanation = self._explanation
         explanation.read += 1
         if old is None:
             explanation.note(entry.path, "new")
         elif old.fingerprint == fingerprint:
             explanation.same += 1
-            if self._judge is not None and _reason(old, stamp, content) is None:
-                place.new[found.name] = old
+            if self._is_paranoid and _reason(old, stamp, content) is None:
+                directory.new[found.name] = old
                 return
         else:
             reason = _reason(old, stamp, content)
             if reason is not None:
                 explanation.note(entry.path, reason)
-            elif self._judge is not None:
-                self._judge(entry.path)
-        if content.is_steady and len(place.new) < _MAX_FILES:
-            place.new[found.name] = Record(stamp, self._started_ns, fingerprint, content.variant)
+            elif self._is_paranoid:
+                self.contradicted.append(entry.path)
+        if content.is_steady and len(directory.new) < _MAX_FILES:
+            directory.new[found.name] = Record(stamp, self._started_ns, fingerprint, content.variant)
 
     def close(self) -> None:
         """Keep what was learned of trees that were walked to their end."""
@@ -118,8 +119,8 @@ class Contents:
 
     # -- directories
 
-    def _turn(self, directory: Dir) -> _Place:
-        """Find the place of a directory; the walk has left all that are not above it."""
+    def _enter(self, directory: Dir) -> _Directory:
+        """Find the records of a directory; the walk has left all that are not above it."""
         tree = self._tree
         if directory.source is not self._source or tree is None:
             tree = self._trees.get(directory.source)
@@ -132,23 +133,23 @@ class Contents:
             self._leave(tree)
         if not tree.open or tree.open[-1].dir is not directory:
             relative = directory.relative.encode("utf-8", "surrogateescape")
-            tree.open.append(_Place(directory, relative, tree.records.load(relative)))
+            tree.open.append(_Directory(directory, relative, tree.records.load(relative)))
             tree.seen.add(relative)
         self._dir = directory
-        self._place = tree.open[-1]
-        return self._place
+        self._directory = tree.open[-1]
+        return self._directory
 
     def _leave(self, tree: _Tree) -> None:
-        place = tree.open.pop()
-        if len(place.new) >= _MAX_FILES:
+        directory = tree.open.pop()
+        if len(directory.new) >= _MAX_FILES:
             return
-        gone = place.old.keys() - place.new.keys()
+        gone = directory.old.keys() - directory.new.keys()
         for name in sorted(gone):
-            self._explanation.note(place.relative + name, "gone")
-        if gone or place.new != place.old:
+            self._explanation.note(directory.relative + name, "gone")
+        if gone or directory.new != directory.old:
             tree.is_changed = True
-            tree.left.append((place.relative, place.new))
-            tree.left_records += len(place.new) + 1
+            tree.left.append((directory.relative, directory.new))
+            tree.left_records += len(directory.new) + 1
             if tree.left_records >= _SAVED_AT_ONCE:
                 self._save(tree)
 
@@ -169,7 +170,7 @@ def _is_above(above: Dir, directory: Dir) -> bool:
     return False
 
 
-def _reason(record: Record, stamp: Stamp, content: FileContent) -> Reason | None:
+def _reason(record: Record, stamp: Stamp, content: FileContent) -> ReadReason | None:
     """Say why a record does not tell what a file holds; None if it does (SPEC 10.2)."""
     known = record.stamp
     if known == stamp:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import msgspec
 
 from detlayer.store.index import Index, seal, unseal
-from detlayer.store.stamp import Stamp
+from detlayer.store.stat_record import Stamp
 
 
 class Record(NamedTuple):

@@ -10,7 +10,7 @@ import msgspec
 
 from detlayer.oci.types import Digest
 from detlayer.store.index import Index, seal, unseal
-from detlayer.store.stamp import Stamp, is_racy, stamp_of
+from detlayer.store.stat_record import Stamp, is_racy, stamp_of
 
 _PIECE_BYTES = 1 << 20
 
