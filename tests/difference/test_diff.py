@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 import detlayer
 from detlayer import DetlayerError, LayerError
 from detlayer.difference import DiffReport, diff
-from detlayer.difference.side import LayerSide
+from detlayer.difference.sides import LayerSide
 from detlayer.errors import ConfigError, IntegrityError, TreeError
 from detlayer.images.files import open_file
 from detlayer.layer.codec import Codec

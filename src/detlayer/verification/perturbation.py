@@ -26,11 +26,11 @@ from detlayer.packing.options import PackOptions
 from detlayer.packing.sources import resolve
 from detlayer.tree import Source, takes
 from detlayer.verification.layers import Expectation
-from detlayer.verification.machine import CannotView, disordered, on_one_processor, time_prefix
+from detlayer.verification.machine import CannotViewError, disordered, on_one_processor, time_prefix
 from detlayer.verification.options import VerifyOptions
-from detlayer.verification.replica import ReplicaJob, run_replica
+from detlayer.verification.pack_process import PackJob, run_pack
 from detlayer.verification.report import Perturbation, TargetReport, divide, facts_of
-from detlayer.verification.twin import NoTwin, Twins
+from detlayer.verification.tree_copies import CannotCopyError, TreeCopies
 from detlayer.verification.variation import Variation
 
 _TRUSTED = 1 << 40  # these layers are our own, however far they expand
@@ -104,8 +104,8 @@ class _Session:
     def pack_plainly(self, jobs: int) -> tuple[Run, LayerReport]:
         """Pack the sources where they are, and read the layer back."""
         output = os.path.join(self._scratch, "plain")
-        job = ReplicaJob(self._sources, self._profile, self._selection, self._codec, jobs, output)
-        self.warnings = run_replica(job, environment=self._environment, cwd=os.getcwd(), umask=0o022)
+        job = PackJob(self._sources, self._profile, self._selection, self._codec, jobs, output)
+        self.warnings = run_pack(job, environment=self._environment, cwd=os.getcwd(), umask=0o022)
         run = Run("the plain run", partial(open_file, output))
         with run.open() as file:
             return run, audit(file, profile=self._profile, max_expansion=_TRUSTED)
@@ -140,7 +140,7 @@ class _Session:
                 order = ""
                 self._apply("readdir order", "disorderfs, reversed")
             self._apply("absolute path", at)
-        except NoTwin as reason:
+        except CannotCopyError as reason:
             # The system's side of the run is still perturbed, and names are listed in another order.
             sources = list(self._sources)
             self.left_out["a copy of the tree"] = str(reason)
@@ -164,7 +164,7 @@ class _Session:
                 self._apply("processors", "1")
             else:
                 self.left_out["processors"] = "there is but one, or it can't be chosen here"
-        job = ReplicaJob(
+        job = PackJob(
             tuple(sources),
             self._profile,
             self._selection,
@@ -174,7 +174,7 @@ class _Session:
             order,
             variation.number,
         )
-        run_replica(job, environment=environment, cwd=cwd, umask=variation.umask, prefix=prefix)
+        run_pack(job, environment=environment, cwd=cwd, umask=variation.umask, prefix=prefix)
 
     def _vary_environment(self, variation: Variation, home: str) -> dict[str, str]:
         varied = {
@@ -188,8 +188,8 @@ class _Session:
         return {**self._environment, **varied}
 
     def _copy(self, variation: Variation, at: str) -> list[Source]:
-        """Make twins of all sources below `at`; raises NoTwin."""
-        twins = Twins(variation, self._profile, self._selection, os.geteuid() == 0)
+        """Make twins of all sources below `at`; raises CannotCopyError."""
+        twins = TreeCopies(variation, self._profile, self._selection, os.geteuid() == 0)
         made = []
         for number, source in enumerate(self._sources):
             place = os.path.join(os.fsencode(at), b"%d" % number)
@@ -235,7 +235,7 @@ class _Session:
             return ""
         try:
             return stack.enter_context(disordered(directory, at, "--reverse-dirents=yes", self._environment))
-        except CannotView as reason:
+        except CannotViewError as reason:
             self.left_out["disorderfs"] = str(reason)
             return ""
 

@@ -30,7 +30,7 @@ from detlayer.packing.packer import pack
 from detlayer.packing.sources import parse_source
 from detlayer.tree import copy_file, fail
 from detlayer.tree.patterns import parse_patterns
-from detlayer.verification.machine import CannotView, disordered, find_program, on_one_processor, time_prefix
+from detlayer.verification.machine import CannotViewError, disordered, find_program, on_one_processor, time_prefix
 from detlayer.verification.options import VerifyOptions
 from detlayer.verification.report import Perturbation, TargetReport, divide, facts_of
 
@@ -137,7 +137,7 @@ class _Session:
             view = os.path.join(self._scratch, "second view of it")
             directory = stack.enter_context(disordered(copy, view, "--reverse-dirents=yes", self._environment))
             self.note("readdir order", "disorderfs, reversed")
-        except CannotView as reason:
+        except CannotViewError as reason:
             self.note("readdir order", "", str(reason))
         self.note("absolute path", directory)
         prefix = time_prefix(self._environment)

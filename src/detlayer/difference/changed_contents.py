@@ -12,7 +12,7 @@ from typing import IO
 from detlayer.checks.compare import Difference, first_difference
 from detlayer.checks.content import MAX_KEPT_BYTES
 from detlayer.checks.content_diff import explain
-from detlayer.difference.side import Pieces, Side
+from detlayer.difference.sides import Pieces, Side
 
 _PIECE_BYTES = 1 << 18
 

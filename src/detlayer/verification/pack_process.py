@@ -1,6 +1,6 @@
 """One run of `pack` in a fresh process, as a perturbed run asks for it. Told by stdin, answers in a file; never prints.
 
-Started by `run_replica`, of which it is the other side: what comes by stdin is our own parent's.
+Started by `run_pack`, of which it is the other side: what comes by stdin is our own parent's.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from detlayer.packing import packer
 from detlayer.packing.options import PackOptions
 from detlayer.tree import Selection, Source
 
-_START = "from detlayer.verification.replica import main; main()"
+_START = "from detlayer.verification.pack_process import main; main()"
 
 
 @dataclass(frozen=True, slots=True)
-class ReplicaJob:
+class PackJob:
     """What to pack, and how names shall be listed: `""` as the system does, else an order of `Variation`."""
 
     sources: tuple[Source, ...]
@@ -47,8 +47,8 @@ class ReplicaJob:
         return self.output + ".json"
 
 
-def run_replica(
-    job: ReplicaJob, *, environment: Mapping[str, str], cwd: str, umask: int, prefix: Sequence[str] = ()
+def run_pack(
+    job: PackJob, *, environment: Mapping[str, str], cwd: str, umask: int, prefix: Sequence[str] = ()
 ) -> list[str]:
     """Pack to `job.output` in a fresh process, and return what its pack warned of.
 
@@ -91,7 +91,7 @@ def run_replica(
 
 def main() -> None:
     """Do what stdin asks for; the answer has the warnings, or is an error."""
-    job: ReplicaJob = pickle.load(sys.stdin.buffer)
+    job: PackJob = pickle.load(sys.stdin.buffer)
     if job.order:
         _disorder(job.order, job.seed)
     warnings = _Warnings()

@@ -46,7 +46,7 @@ class Side(Protocol):
         """Read again, and yield the contents at the wanted positions, to be used up before the next."""
 
 
-class FormLog:
+class HeaderFindings:
     """Findings on how a tar is written: the first of each trap, and a sum that tells whether two logs are equal."""
 
     def __init__(self) -> None:
@@ -184,7 +184,7 @@ class LayerSide:
         self._expected = expected
         self._seen: tuple[int, int, int] | None = None
         self.facts = BlobFacts()
-        self.form = FormLog()
+        self.form = HeaderFindings()
         self.entries = 0
 
     def blob(self) -> OpenFile:

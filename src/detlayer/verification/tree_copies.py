@@ -1,4 +1,4 @@
-"""Twins of sources: copies with all that is input for a pack, and everything else made different. Knows no packing.
+"""Copies of sources that keep the inputs of a pack, and vary everything else.
 
 What is input depends on the profile: with times, modes or owners from the source, the twin has the same; else others.
 """
@@ -21,12 +21,12 @@ from detlayer.tree.patterns import excluded
 from detlayer.verification.variation import Variation
 
 
-class NoTwin(Exception):
+class CannotCopyError(Exception):
     """This tree can't be copied faithfully here; the reason is the argument."""
 
 
 @dataclass(slots=True)
-class Twins:
+class TreeCopies:
     """Makes the twins of one run's sources; hard links go across sources, as in a walk."""
 
     variation: Variation
@@ -60,7 +60,7 @@ class Twins:
         )
 
     def make(self, source: Source, at: bytes) -> Source:
-        """Copy `source` to the new path `at`; raises NoTwin, or OutputError where there is no room."""
+        """Copy `source` to the new path `at`; raises CannotCopyError, or OutputError where there is no room."""
         try:
             os.makedirs(os.path.dirname(at), exist_ok=True)
             status = os.stat(source.path)
@@ -74,7 +74,7 @@ class Twins:
                     "disk-full", "no space is left for a copy of the tree", "set TMPDIR to a place with more"
                 ) from error
             name = error.filename
-            raise NoTwin(f"{printable(os.fsencode(name)) if name else source}: {error.strerror}") from error
+            raise CannotCopyError(f"{printable(os.fsencode(name)) if name else source}: {error.strerror}") from error
         return Source(at, source.dest, source.patterns)
 
     def _copy_tree(self, source: Source, at: bytes, status: os.stat_result) -> None:
@@ -157,7 +157,7 @@ class Twins:
             os.chown(new, *self.variation.owner, follow_symlinks=False)
         elif self.profile.owner is None and (status.st_uid, status.st_gid) != _owner_of(new):
             if not self.is_root:
-                raise NoTwin("owners are input, and only root can copy them")
+                raise CannotCopyError("owners are input, and only root can copy them")
             os.chown(new, status.st_uid, status.st_gid, follow_symlinks=False)
         if follow:
             mode = stat.S_IMODE(status.st_mode)
