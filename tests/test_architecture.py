@@ -194,6 +194,13 @@ def test_no_module_hides_a_public_function(tmp_path: Path) -> None:
         assert detlayer.inspect(layer).entries == 1
 
 
+def test_every_file_that_the_map_names_exists() -> None:
+    text = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")
+    named = re.findall(r"`([a-z_]+/[a-z_/]*\.py)`", text)
+    assert len(named) > 40
+    assert [name for name in named if not (PACKAGE / name).exists() and not (ROOT / name).exists()] == []
+
+
 @pytest.mark.parametrize("path", modules(), ids=name_of)
 def test_functions_and_modules_are_short(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
