@@ -17,7 +17,7 @@ from types import ModuleType
 import pytest
 
 import detlayer
-from tests.support import make_tree
+from tests.trees import make_tree
 
 PACKAGE = Path(detlayer.__file__).parent
 ROOT = Path(__file__).parent.parent

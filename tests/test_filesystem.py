@@ -21,7 +21,9 @@ from detlayer.building.revision import describe
 from detlayer.errors import ConfigError, OutputError
 from detlayer.store import Store
 from detlayer.store.maintenance import collect
-from tests.support import Words, make_tree, program
+from tests.layers import Words
+from tests.privileges import program
+from tests.trees import make_tree
 
 ERRORS = ["EIO", "ESTALE", "ENOMEM"]
 BUG = 70

@@ -15,7 +15,7 @@ import pytest
 from detlayer.cli import run
 from tests.contracts.http_records import Request
 from tests.contracts.servers import Server
-from tests.support import Spec, make_tree
+from tests.trees import Spec, make_tree
 
 PLATFORMS = ("linux/amd64", "linux/arm64")
 APP = """

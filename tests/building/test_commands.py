@@ -11,7 +11,7 @@ import pytest
 import detlayer
 from detlayer.building import Build
 from tests.building.project_bench import APP, Bench, directory
-from tests.support import make_tree
+from tests.trees import make_tree
 
 
 @pytest.fixture

@@ -19,8 +19,11 @@ from detlayer.store.maintenance import examine
 from detlayer.store.stat_record import stamp_of
 from detlayer.store.verified_files import prove
 from tests.building.project_bench import APP, Bench, Built
+from tests.layers import Words
 from tests.packing.cached_packs import pack_cold, pack_warm
-from tests.support import Words, counter_bytes, make_tree, program
+from tests.privileges import program
+from tests.trees import make_tree
+from tests.vectors import counter_bytes
 
 Rot = Callable[[Path, Digest], None]
 

@@ -19,7 +19,9 @@ from detlayer.building.settings import load, schema
 from detlayer.building.settings.tables import FileTable, ImageTable, LayerTable
 from tests.building.project_bench import Bench
 from tests.building.test_settings import MemoryFiles
-from tests.support import ROOT, make_tree, program
+from tests.privileges import program
+from tests.trees import make_tree
+from tests.vectors import ROOT
 
 DOCS = ROOT / "docs"
 

@@ -17,7 +17,9 @@ import pytest
 from detlayer.images.source import open_image
 from tests.building.project_bench import APP, FILES, PLATFORMS, Bench, directory
 from tests.contracts.assertions import broken_tags
-from tests.support import as_nobody, counter_bytes, make_tree
+from tests.privileges import as_nobody
+from tests.trees import make_tree
+from tests.vectors import counter_bytes
 
 SERVICE = """
 extends = "../../detlayer.toml"

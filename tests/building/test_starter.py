@@ -14,7 +14,7 @@ from detlayer.building.settings.starter import ECOSYSTEMS, detect_ecosystem, wri
 from detlayer.cli import run
 from detlayer.cli.init import init
 from detlayer.errors import ConfigError
-from tests.support import Spec, make_tree
+from tests.trees import Spec, make_tree
 
 PROJECTS: dict[str, Spec] = {
     "python": {

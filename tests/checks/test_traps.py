@@ -35,7 +35,8 @@ from tests.layer.handmade_tars import (
     sparse,
     tar,
 )
-from tests.support import layer_of, load_vector, vector_names
+from tests.layers import layer_of
+from tests.vectors import load_vector, vector_names
 
 # Found by comparing two runs, never in one layer.
 OF_TWO_RUNS = {"content", "readdir-order", "environment", "time-in-content", "unexpected-digest"}

@@ -26,7 +26,10 @@ from detlayer import __version__
 from detlayer.cli import run
 from detlayer.oci.types import canonical_json
 from detlayer.packing import packer
-from tests.support import File, counter_bytes, list_files, make_tree, pack_tree, read_headers, read_members
+from tests.layers import pack_tree
+from tests.tar_headers import read_headers, read_members
+from tests.trees import File, list_files, make_tree
+from tests.vectors import counter_bytes
 
 COMMAND = [sys.executable, "-m", "detlayer"]
 CACHE = tempfile.mkdtemp(prefix="detlayer-tests-")

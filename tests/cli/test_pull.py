@@ -16,7 +16,8 @@ from tests.contracts.images import CONFIG, ODD_CONFIGS, Descriptor, Layout, imag
 from tests.contracts.registry_behaviour import HTML, PULL_TRAPS
 from tests.contracts.servers import Server
 from tests.contracts.storage import MANIFEST, sha256
-from tests.support import list_files, mounted
+from tests.privileges import mounted
+from tests.trees import list_files
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from tests.contracts.http_server import WireServer
 from tests.contracts.proxy import Proxy
 from tests.contracts.storage import sha256
 from tests.contracts.tokens import ALICE, ISSUER, SERVICE, Account, TokenService, signing_key
-from tests.support import program
+from tests.privileges import program
 
 Kind = Literal["open", "htpasswd", "token", "tls"]
 

@@ -30,7 +30,7 @@ from tests.contracts.plain_client import ACCEPT, begin, client, push_blob, with_
 from tests.contracts.servers import Server
 from tests.contracts.storage import MANIFEST as MANIFEST_TYPE
 from tests.contracts.storage import sha256
-from tests.support import program
+from tests.privileges import program
 
 
 def skopeo(server: Server, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[bytes]:

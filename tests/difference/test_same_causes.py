@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import detlayer
-from tests.support import make_tree
+from tests.trees import make_tree
 
 
 def zipped(*members: tuple[str, str], year: int = 2020) -> bytes:

@@ -11,7 +11,8 @@ import click
 import pytest
 
 from tests.e2e.commands import DETLAYER, pack
-from tests.support import counter_bytes, program
+from tests.privileges import program
+from tests.vectors import counter_bytes
 
 # Nehalem has no AVX, BMI2 or SHA instructions, Haswell has the first two.
 CPUS = ("Nehalem", "Haswell")

@@ -19,7 +19,8 @@ import detlayer
 from detlayer.errors import ConfigError, TreeError
 from detlayer.packing.options import PackOptions
 from detlayer.verification import VerifyOptions, verify
-from tests.support import File, Link, make_tree, program
+from tests.privileges import program
+from tests.trees import File, Link, make_tree
 
 ONE_RUN = VerifyOptions(runs=1)
 HERE = VerifyOptions(environment=os.environ)

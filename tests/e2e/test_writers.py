@@ -16,7 +16,7 @@ import detlayer
 from detlayer.checks.audit import LayerReport, audit
 from detlayer.layer.decompress import BlobReader
 from detlayer.layer.reader import Member, TarReader
-from tests.support import need_root, program
+from tests.privileges import need_root, program
 
 _LONG = "long-" + "n" * 120
 

@@ -16,7 +16,8 @@ import pytest
 from detlayer.layer import bytecode
 from detlayer.layer.entry import DEFAULT_MTIME, Mtime, Profile
 from detlayer.tree import Selection
-from tests.support import Packed, make_tree, pack_tree
+from tests.layers import Packed, pack_tree
+from tests.trees import make_tree
 
 TIMESTAMP = py_compile.PycInvalidationMode.TIMESTAMP
 TAG = sys.implementation.cache_tag

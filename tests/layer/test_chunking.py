@@ -13,7 +13,7 @@ from detlayer.layer.entry import Entry
 from detlayer.layer.order import order_key
 from detlayer.layer.tar import encode_header
 from detlayer.layer.writer import BytesContent
-from tests.support import layer_of
+from tests.layers import layer_of
 
 MIB = 1 << 20
 CUTTING = next(b"f%d" % i for i in range(1000) if not crc32(b"f%d" % i) & 0xF)

@@ -29,7 +29,7 @@ from tests.layer.handmade_tars import (
     sparse,
     tar,
 )
-from tests.support import layer_of
+from tests.layers import layer_of
 
 # What a report or an error may take beyond the blob itself: pieces, a PAX header, the kept findings.
 _MEMORY_BYTES = 64 << 20

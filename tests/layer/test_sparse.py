@@ -37,7 +37,7 @@ from tests.layer.handmade_tars import (
     sparse_pax,
     tar,
 )
-from tests.support import program
+from tests.privileges import program
 
 KEY = b"GNU.sparse."
 

@@ -12,7 +12,7 @@ from detlayer.layer.entry import MAX_MTIME, MAX_OWNER, Entry, Kind
 from detlayer.layer.tar import END, encode_header, padding
 from detlayer.layer.writer import BytesContent
 from tests import strategies
-from tests.support import Header, check_block, cut_field, read_headers, read_members
+from tests.tar_headers import Header, check_block, cut_field, read_headers, read_members
 
 MAX_FIELD_SIZE = 8589934591
 TYPES = {"dir": tarfile.DIRTYPE, "file": tarfile.REGTYPE, "symlink": tarfile.SYMTYPE, "hardlink": tarfile.LNKTYPE}

@@ -9,7 +9,8 @@ import pytest
 
 from detlayer.layer.codec import KNOWN_CLASSES, PROBE_BYTES, Codec, probe
 from detlayer.layer.order import order_key
-from tests.support import Vector, layer_of, load_classes, load_vector, vector_names
+from tests.layers import layer_of
+from tests.vectors import Vector, load_classes, load_vector, vector_names
 
 CLASSES: dict[str, str] = load_classes()["classes"]
 

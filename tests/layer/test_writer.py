@@ -20,7 +20,9 @@ from detlayer.layer.tar import encode_header
 from detlayer.layer.writer import BytesContent, Layer, fingerprint
 from detlayer.layer.writer import pack as pack_layer
 from tests import strategies
-from tests.support import MemorySink, Words, counter_bytes, dir_entry, file_entry, layer_of, read_headers, read_members
+from tests.layers import MemorySink, Words, dir_entry, file_entry, layer_of
+from tests.tar_headers import read_headers, read_members
+from tests.vectors import counter_bytes
 
 MIB = 1 << 20
 CODECS = ("none", "gzip-libdeflate-1", "gzip-stored", "zstd-1")

@@ -15,7 +15,7 @@ from detlayer.packing import packer
 from detlayer.packing.explanation import Explanation
 from detlayer.packing.options import PackOptions
 from detlayer.store import Store
-from tests.support import Words, take_outputs
+from tests.layers import Words, take_outputs
 
 LATER_S = 100.0  # by a clock that is ahead, nothing on disk is young
 

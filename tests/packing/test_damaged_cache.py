@@ -19,8 +19,11 @@ from detlayer.oci.types import Digest
 from detlayer.store import Store
 from detlayer.store.maintenance import collect, examine, make_room
 from detlayer.store.traces import Trace
+from tests.layers import Words
 from tests.packing.cached_packs import next_tick, pack_cold, pack_warm
-from tests.support import Words, counter_bytes, make_tree, mounted
+from tests.privileges import mounted
+from tests.trees import make_tree
+from tests.vectors import counter_bytes
 
 ROUNDS = int(os.environ.get("DETLAYER_KILL_ROUNDS", "12"))
 

@@ -23,8 +23,11 @@ from detlayer.store import Store, is_racy
 from detlayer.store.archive import export, take_in
 from detlayer.store.traces import Spot, TraceStore
 from detlayer.tree import Selection, Source, Walk, scan
+from tests.layers import MemorySink, Words
 from tests.packing.cached_packs import LATER_S, next_tick, pack_cold, pack_warm
-from tests.support import File, MemorySink, Words, counter_bytes, make_tree, need_user_xattrs
+from tests.privileges import need_user_xattrs
+from tests.trees import File, make_tree
+from tests.vectors import counter_bytes
 
 
 @pytest.fixture

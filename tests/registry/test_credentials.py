@@ -23,7 +23,7 @@ from detlayer.errors import ConfigError
 from detlayer.oci.references import RepositoryName, parse_repository
 from detlayer.registry.credentials import Credentials, CredentialStore, read_environment
 from tests.layer.handmade_tars import checked
-from tests.support import as_nobody, need_root, program
+from tests.privileges import as_nobody, need_root, program
 
 SECRET = "s3cr3t-of-nobody"
 HELPER = """#!{python}

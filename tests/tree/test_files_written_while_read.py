@@ -23,7 +23,9 @@ from detlayer.layer.writer import fingerprint
 from detlayer.packing import packer
 from detlayer.packing.options import PackOptions
 from detlayer.tree import Source, copy_file, read_file
-from tests.support import make_tree, need_user_xattrs, pack_tree, walk_tree
+from tests.layers import pack_tree, walk_tree
+from tests.privileges import need_user_xattrs
+from tests.trees import make_tree
 
 ROUNDS = int(os.environ.get("DETLAYER_EDIT_ROUNDS", "300"))
 MIB = 1 << 20

@@ -17,24 +17,9 @@ from detlayer.packing import packer
 from detlayer.packing.options import PackOptions
 from detlayer.tree import Selection, Source, takes
 from detlayer.tree.patterns import parse_mode_rules, parse_owner_rules, parse_patterns
-from tests.support import (
-    NOBODY,
-    File,
-    Link,
-    Packed,
-    Spec,
-    Words,
-    as_nobody,
-    layer_of,
-    list_files,
-    make_deep,
-    make_tree,
-    mounted,
-    need_root,
-    need_user_xattrs,
-    pack_tree,
-    walk_tree,
-)
+from tests.layers import Packed, Words, layer_of, pack_tree, walk_tree
+from tests.privileges import NOBODY, as_nobody, mounted, need_root, need_user_xattrs
+from tests.trees import File, Link, Spec, list_files, make_deep, make_tree
 
 MIB = 1 << 20
 

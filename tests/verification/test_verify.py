@@ -34,7 +34,7 @@ from detlayer.oci.ports import Readable
 from detlayer.packing.options import PackOptions
 from detlayer.verification import VerifyOptions, verify
 from detlayer.verification.report import ADVICE, INTEGRITY, divide
-from tests.support import MemorySink
+from tests.layers import MemorySink
 
 CONFIG = "application/vnd.oci.image.config.v1+json"
 MANIFEST = "application/vnd.oci.image.manifest.v1+json"
