@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 from detlayer.layer.codec import Codec
-from detlayer.layer.entry import DEFAULT_MTIME, Entry, Kind, Profile
+from detlayer.layer.entry import DEFAULT_MTIME, Entry, EntryKind, Profile
 from detlayer.layer.ports import Bytes
 from detlayer.layer.writer import BytesContent, Layer
 from detlayer.layer.writer import pack as pack_layer
@@ -78,7 +78,7 @@ def counter_bytes(seed: str, size: int) -> bytes:
 
 
 def _vector_entry(item: dict[str, Any]) -> Entry:
-    kind: Kind = item["type"]
+    kind: EntryKind = item["type"]
     data = vector_content(item.get("content"))
     mode = item.get("mode", {"dir": "755", "symlink": "777"}.get(kind, "644"))
     return Entry(
