@@ -194,6 +194,14 @@ def test_no_module_hides_a_public_function(tmp_path: Path) -> None:
         assert detlayer.inspect(layer).entries == 1
 
 
+@pytest.mark.parametrize("path", modules(), ids=name_of)
+def test_functions_and_modules_are_short(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    assert text.count("\n") <= 450
+    functions = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.FunctionDef)]
+    assert [node.name for node in functions if (node.end_lineno or 0) - node.lineno >= 60] == []
+
+
 def public_functions() -> list[str]:
     return [name for name in detlayer.__all__ if inspect.isfunction(getattr(detlayer, name))]
 

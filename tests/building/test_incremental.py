@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from detlayer.building import step_versions
-from tests.building.bench import APP, Bench
-from tests.contracts.claims import broken_tags
+from tests.building.project_bench import APP, Bench
+from tests.contracts.assertions import broken_tags
 from tests.support import program
 
 PACK = "pack app/source"

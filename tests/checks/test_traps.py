@@ -21,7 +21,7 @@ from detlayer.errors import ConfigError
 from detlayer.layer.codec import Codec
 from detlayer.layer.entry import Profile
 from detlayer.layer.order import order_key
-from tests.layer.crafted import (
+from tests.layer.handmade_tars import (
     LONG,
     SPARSE_FORMS,
     Bytes,
@@ -574,7 +574,7 @@ def _divided(prefix: bytes, name: bytes) -> bytes:
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.trap} {case.name}".strip())
-def test_trap(case: Case) -> None:
+def test_each_trap_is_found_alone(case: Case) -> None:
     """SPEC 3 to 6: just that finding, and no other."""
     report = audited(case.make(), case.profile, case.build_paths)
     assert report.findings.kept == [Finding(case.trap, case.path, case.field, case.found, case.wanted)]

@@ -13,7 +13,7 @@ import pytest
 
 from detlayer.store import Store
 from tests.cli.test_pack import Caller, call, detlayer
-from tests.packing.warm import next_tick
+from tests.packing.cached_packs import next_tick
 from tests.support import counter_bytes, make_tree, program
 
 __all__ = ["call"]

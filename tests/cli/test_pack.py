@@ -189,7 +189,7 @@ def test_order_of_patterns(app: Path, call: Caller, arguments: list[str], paths:
     assert [member.name for member in read_members((app / "a.tar").read_bytes())] == paths
 
 
-def test_values(app: Path, call: Caller) -> None:
+def test_options_set_the_values_of_entries(app: Path, call: Caller) -> None:
     """SPEC 4.1 to 4.4."""
     options = ["--mtime", "5", "--owner", "7:8", "--chmod", "*.o=600", "--chown", "/run=9:10", "--whiteout", "/x/gone"]
     assert call("pack", "app", "-o", "a.tar", *options).code == 0

@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from tests.contracts.claims import assert_has, broken_tags
+from tests.contracts.assertions import assert_has, broken_tags
 from tests.contracts.fixtures import StartReal
 from tests.contracts.images import Descriptor, Layout, artifact, image, platforms
 from tests.contracts.servers import RealRegistry

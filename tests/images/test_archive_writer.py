@@ -20,7 +20,7 @@ from detlayer.oci.documents import Wanted, parse_document
 from detlayer.oci.references import parse_reference
 from tests.images.test_layout import Made
 from tests.images.test_source import contents, write_index
-from tests.layer.crafted import checked, member, tar
+from tests.layer.handmade_tars import checked, member, tar
 from tests.support import MemorySink, read_headers
 
 TARS = [tar(member(b"a", b"one" * 1000)), tar(member(b"b", b"two"))]

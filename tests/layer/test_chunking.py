@@ -40,7 +40,7 @@ def test_limits() -> None:
         (PLAIN, 0, 512, 4 * MIB, True),
     ],
 )
-def test_rule(path: bytes, size: int, chunk: int, previous: int, cut: bool) -> None:
+def test_where_a_chunk_ends(path: bytes, size: int, chunk: int, previous: int, cut: bool) -> None:
     """SPEC 6.1."""
     assert cut_before(path, size, chunk, previous) is cut
 
@@ -79,7 +79,7 @@ SIZES = st.one_of(
 
 @given(st.lists(SIZES, max_size=8), st.integers(0, 10**6))
 @settings(max_examples=40)
-def test_model(sizes: list[int], seed: int) -> None:
+def test_chunks_of_whole_layers(sizes: list[int], seed: int) -> None:
     """SPEC 6.1: chunks of whole layers are what the rule says, and add up to the tar."""
     entries = []
     for i, size in enumerate(sizes):

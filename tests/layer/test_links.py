@@ -21,7 +21,7 @@ import detlayer
 from detlayer import Selection
 from detlayer.difference import DiffReport, diff
 from detlayer.errors import LayerError
-from tests.layer.crafted import checked, extension, header, member, record, tar
+from tests.layer.handmade_tars import checked, extension, header, member, record, tar
 from tests.support import program
 
 Hardlinks = Literal["separate", "preserve"]

@@ -20,7 +20,7 @@ from detlayer.difference import diff
 from detlayer.errors import LayerError
 from detlayer.layer.decompress import BlobReader
 from detlayer.layer.reader import MAX_HOLES_BYTES, TarReader
-from tests.layer.crafted import (
+from tests.layer.handmade_tars import (
     SPARSE_FORMS,
     Bytes,
     Spans,

@@ -77,7 +77,7 @@ def test_digest(name: str) -> None:
         assert (hashlib.sha256(written).hexdigest(), len(written)) == (made.digest.hex, made.size_bytes)
 
 
-def test_probe() -> None:
+def test_the_probe_of_codec_classes() -> None:
     """SPEC 6.3."""
     wanted = load_classes()
     assert len(probe()) == PROBE_BYTES == wanted["probe_size"]

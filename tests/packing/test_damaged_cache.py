@@ -19,7 +19,7 @@ from detlayer.oci.types import Digest
 from detlayer.store import Store
 from detlayer.store.maintenance import collect, examine, make_room
 from detlayer.store.traces import Trace
-from tests.packing.warm import next_tick, pack_cold, pack_warm
+from tests.packing.cached_packs import next_tick, pack_cold, pack_warm
 from tests.support import Words, counter_bytes, make_tree, mounted
 
 ROUNDS = int(os.environ.get("DETLAYER_KILL_ROUNDS", "12"))
@@ -153,7 +153,9 @@ HARMS: list[Harm] = [
 
 @pytest.mark.parametrize("is_changed", [False, True], ids=["same", "changed"])
 @pytest.mark.parametrize("harm", HARMS, ids=lambda harm: harm.__name__.strip("_"))
-def test_harm(cache: Path, tree: Path, tmp_path: Path, harm: Harm, is_changed: bool) -> None:
+def test_a_damaged_cache_gives_the_layer_of_a_cold_pack(
+    cache: Path, tree: Path, tmp_path: Path, harm: Harm, is_changed: bool
+) -> None:
     pack_warm(cache, tree)
     pack_warm(cache, tree)  # once more, so that all is proven by stat records
     next_tick(tmp_path)

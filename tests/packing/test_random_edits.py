@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from detlayer.layer.entry import Mtime, Profile
 from detlayer.tree import Selection
-from tests.packing.warm import EDITS, LATER_S, NAMES, Edit, edit, next_tick, pack_cold, pack_warm
+from tests.packing.cached_packs import EDITS, LATER_S, NAMES, Edit, edit, next_tick, pack_cold, pack_warm
 
 EXAMPLES = int(os.environ.get("DETLAYER_EDIT_EXAMPLES", "40"))
 

@@ -23,7 +23,7 @@ from detlayer.store import Store, is_racy
 from detlayer.store.archive import export, take_in
 from detlayer.store.traces import Spot, TraceStore
 from detlayer.tree import Selection, Source, Walk, scan
-from tests.packing.warm import LATER_S, next_tick, pack_cold, pack_warm
+from tests.packing.cached_packs import LATER_S, next_tick, pack_cold, pack_warm
 from tests.support import File, MemorySink, Words, counter_bytes, make_tree, need_user_xattrs
 
 

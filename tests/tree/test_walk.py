@@ -933,7 +933,7 @@ def test_output_through_a_symlink_into_a_source(src: Path, tmp_path: Path) -> No
         packer.pack([tmp_path / "door"], output=src / "out.tar")
 
 
-def test_takes(src: Path, tmp_path: Path) -> None:
+def test_takes_knows_what_a_source_would_pack(src: Path, tmp_path: Path) -> None:
     source = Source(os.fsencode(src))
     assert takes(source, os.fsencode(src / "a" / "b"))
     assert not takes(source, os.fsencode(tmp_path / "src2"))

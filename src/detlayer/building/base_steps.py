@@ -7,7 +7,7 @@ from typing import Protocol
 
 from detlayer.building.bases import choose_manifest, read_base
 from detlayer.building.context import BaseName, BuildContext
-from detlayer.building.fetch import ask_now, bring
+from detlayer.building.fetch import download_layer, resolve_now
 from detlayer.building.graph import Call, Step
 from detlayer.building.graph.step import ResultT
 from detlayer.building.options import BuildOptions, label
@@ -53,7 +53,7 @@ class BaseSteps:
             lock = options.lock
             if lock is not None and (options.policy == "locked" or str(base) in lock.bases):
                 return lock.base(str(base)).digest
-            return ask_now(context, base)
+            return resolve_now(context, base)
 
         return self._add(
             Step(
@@ -132,7 +132,10 @@ class BaseSteps:
             manifest = call.result(fetched).manifest
             missing = [one for one in layers(manifest) if context.body(one) is None]
             work_off(
-                [Job(partial(bring, one, source, context, self._reporter, call.check), is_data=True) for one in missing]
+                [
+                    Job(partial(download_layer, one, source, context, self._reporter, call.check), is_data=True)
+                    for one in missing
+                ]
             )
             call.add("bytes", sum(one.size_bytes for one in missing))
             return DownloadedBase(manifest)

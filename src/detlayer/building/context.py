@@ -218,7 +218,7 @@ class BaseSource:
         return self._base.name
 
 
-class Made:
+class BuiltSource:
     """An image of this build, as a `transfer.push.PushSource`."""
 
     def __init__(self, context: BuildContext, root: Document, base: BaseName | None) -> None:

@@ -14,7 +14,7 @@ from detlayer.oci.types import Descriptor, Digest, parse_digest
 _PIECE_BYTES = 1 << 20
 
 
-def ask_now(context: BuildContext, base: Reference) -> Digest:
+def resolve_now(context: BuildContext, base: Reference) -> Digest:
     """Ask a registry what a reference names: one request if that is known already. Raises RegistryError.
 
     In a build without network it is what the last one was told; raises UnavailableError where there was none.
@@ -47,7 +47,7 @@ def _last(context: BuildContext, base: Reference) -> Digest | None:
         return None
 
 
-def bring(
+def download_layer(
     blob: Descriptor, source: BaseSource, context: BuildContext, reporter: TransferReporter, check: Callable[[], None]
 ) -> None:
     """Bring a layer into the store, held against its digest.

@@ -18,7 +18,7 @@ from blake3 import blake3
 from detlayer.checks import content
 from detlayer.checks.findings import Finding
 from detlayer.checks.header_form import check_form, check_values, is_canonical
-from detlayer.checks.paths import Places
+from detlayer.checks.paths import PathChecker
 from detlayer.errors import printable
 from detlayer.layer import bytecode
 from detlayer.layer.chunking import CHUNK_MAX_BYTES, cut_before
@@ -147,7 +147,7 @@ class _Pass:
         self._contents = contents
         self._search = content.PathSearch(build_paths) if build_paths else None
         self._key = LayerKey()
-        self._places = Places()
+        self._places = PathChecker()
         self._previous_bytes = 0
         # None for a hard link to a file that is no Python source: what it is of is not kept.
         self._sources: dict[bytes, _Source | None] = {}

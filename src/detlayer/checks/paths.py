@@ -28,7 +28,7 @@ class _Values(NamedTuple):
     mtime: int
 
 
-class Places:
+class PathChecker:
     def __init__(self) -> None:
         self._hashes = array("q")
         # Of each entry: _DIR, _LINK, or the number of a file's values.

@@ -108,7 +108,7 @@ def _verify_lock(options: dict[str, Any], *, as_json: bool) -> int:
     from detlayer.building import Build
     from detlayer.building.commands import lock_path, read_lock
     from detlayer.building.options import BuildOptions
-    from detlayer.cli.projects import open_workshop, read_project
+    from detlayer.cli.projects import open_build_store, read_project
     from detlayer.cli.steps import Steps
     from detlayer.oci.types import canonical_json
 
@@ -119,7 +119,7 @@ def _verify_lock(options: dict[str, Any], *, as_json: bool) -> int:
     lock = read_lock(project)
     how = BuildOptions(policy="locked", lock=lock, only_layers=True, is_offline=True, jobs=options["jobs"])
     with (
-        open_workshop({"no_cache": True}, console) as store,
+        open_build_store({"no_cache": True}, console) as store,
         Build(images, how, store, None, reporter=Steps(console)) as wired,
     ):
         report = wired.run()

@@ -24,10 +24,6 @@ _LINE = re.compile(r"at line ([0-9]+)")
 _TableT = TypeVar("_TableT", bound=Table)
 
 
-class NotTomlError(ConfigError):
-    """A project file is not TOML."""
-
-
 class Tables(msgspec.Struct, frozen=True):
     """A file as it was read: what is needed to read its images once defaults are known. `raw` has variables filled."""
 
@@ -53,6 +49,14 @@ def read_tables(data: bytes, name: str, environment: Mapping[str, str]) -> Table
     return Tables(name, _convert(document, FileTable, name, prefix), document)
 
 
+def has_section(data: bytes, name: str) -> bool:
+    """Return whether a pyproject.toml has the table tool.detlayer, valid or not; False if it is not TOML."""
+    try:
+        return _section(_toml(data, name)) is not None
+    except ConfigError:
+        return False
+
+
 def read_image(data: bytes, name: str) -> ImageTable:
     """Read a file that is the table of one image; raises ConfigError. Variables are not filled in."""
     return _convert(_toml(data, name), ImageTable, name, "")
@@ -70,14 +74,14 @@ def image_with_defaults(defaults: Mapping[str, Any], image: Mapping[str, Any], n
 
 def _toml(data: bytes, name: str) -> dict[str, Any]:
     if len(data) > _MAX_BYTES:
-        raise NotTomlError(
+        raise ConfigError(
             "config-invalid", f"{printable(name)} has over {_MAX_BYTES} bytes", "is it the right file?", file=name
         )
     try:
         return tomllib.loads(data.decode("utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         line = _LINE.search(str(error))
-        raise NotTomlError(
+        raise ConfigError(
             "config-invalid",
             f"{printable(name)} is no TOML: {printable(str(error))}",
             "see toml.io for the syntax",

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 
 from detlayer.errors import DetlayerError
-from tests.contracts.claims import assert_has, broken_tags
+from tests.contracts.assertions import assert_has, broken_tags
+from tests.contracts.client import Client
 from tests.contracts.faults import Act, CutAnswer, CutRequest, Fault, LoseAnswer, Reply, WrongLength
+from tests.contracts.http_records import Answer
 from tests.contracts.images import Layout, platforms
-from tests.contracts.pushing import Client
-from tests.contracts.records import Answer
-from tests.contracts.rules import Rules
+from tests.contracts.registry_behaviour import Rules
 from tests.contracts.strict import StrictRegistry
 
 ZEROS = "sha256:" + "0" * 64

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from detlayer.errors import DetlayerError, IntegrityError, LayerError, RegistryError
-from tests.contracts.claims import assert_has, broken_tags, seed
+from tests.contracts.assertions import assert_has, broken_tags, seed
+from tests.contracts.client import Client
 from tests.contracts.images import Layout, platforms
-from tests.contracts.pushing import Client
-from tests.contracts.rules import PULL_TRAPS, PUSH_TRAPS
+from tests.contracts.registry_behaviour import PULL_TRAPS, PUSH_TRAPS
 from tests.contracts.strict import StrictRegistry
 
 Start = Callable[..., StrictRegistry]
@@ -96,7 +96,7 @@ def test_pull(name: str, start_strict: Start, layout: Layout, tmp_path: Path) ->
 
 def test_a_busy_registry_is_given_the_time_it_asks_for(start_strict: Start, layout: Layout) -> None:
     from tests.contracts.faults import Fault, Reply
-    from tests.contracts.rules import busy
+    from tests.contracts.registry_behaviour import busy
 
     server = start_strict()
     server.arm(Fault(Reply(busy(429, "17")), "HEAD", times=1))
@@ -108,7 +108,7 @@ def test_a_busy_registry_is_given_the_time_it_asks_for(start_strict: Start, layo
 
 def test_nobody_waits_longer_than_the_user_allows(start_strict: Start, layout: Layout) -> None:
     from tests.contracts.faults import Fault, Reply
-    from tests.contracts.rules import busy
+    from tests.contracts.registry_behaviour import busy
 
     server = start_strict()
     server.arm(Fault(Reply(busy(429, "86400")), times=0))

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from detlayer.errors import IntegrityError, LayerError
-from tests.contracts.claims import assert_has
+from tests.contracts.assertions import assert_has
+from tests.contracts.client import Client
 from tests.contracts.images import CONFIG, EMPTY, NONDISTRIBUTABLE, Descriptor, Layout
-from tests.contracts.pushing import Client
 from tests.contracts.servers import Kind, RealRegistry, Server
 from tests.contracts.storage import INDEX, MANIFEST
 
@@ -82,7 +82,7 @@ SHAPES: dict[str, Make] = {
 
 
 @pytest.mark.parametrize("name", SHAPES)
-def test_shapes(name: str, open_server: Server, layout: Layout, tmp_path: Path) -> None:
+def test_every_kind_of_image_arrives_as_it_is(name: str, open_server: Server, layout: Layout, tmp_path: Path) -> None:
     descriptor = layout.tag(SHAPES[name](layout), "image")
     client = Client(open_server)
     client.push(layout, "team/app:1")

@@ -17,7 +17,7 @@ from click.testing import CliRunner
 
 from detlayer.building.settings import load, schema
 from detlayer.building.settings.tables import FileTable, ImageTable, LayerTable
-from tests.building.bench import Bench
+from tests.building.project_bench import Bench
 from tests.building.test_settings import MemoryFiles
 from tests.support import ROOT, make_tree, program
 

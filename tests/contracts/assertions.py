@@ -7,8 +7,8 @@ from collections import Counter
 from collections.abc import Iterable
 from urllib.parse import quote
 
+from tests.contracts.http_records import Request
 from tests.contracts.images import Descriptor, Layout
-from tests.contracts.records import Request
 from tests.contracts.servers import Server
 from tests.contracts.storage import named_blobs, sha256
 

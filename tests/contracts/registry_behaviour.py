@@ -22,7 +22,7 @@ from tests.contracts.faults import (
     Silence,
     WrongLength,
 )
-from tests.contracts.records import Answer, error_answer
+from tests.contracts.http_records import Answer, error_answer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

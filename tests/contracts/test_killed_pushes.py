@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from detlayer.errors import DetlayerError
-from tests.contracts.claims import assert_has, broken_tags, present
+from tests.contracts.assertions import assert_has, broken_tags, present
+from tests.contracts.client import Client
 from tests.contracts.faults import kill_at
 from tests.contracts.images import Layout, platforms
-from tests.contracts.pushing import Client
 from tests.contracts.servers import Server
 from tests.contracts.strict import StrictRegistry
 

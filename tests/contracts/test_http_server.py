@@ -23,10 +23,10 @@ from tests.contracts.faults import (
     WrongLength,
     kill_at,
 )
+from tests.contracts.http_records import Answer, Request
+from tests.contracts.http_server import Incoming, WireServer
 from tests.contracts.images import CounterBody
-from tests.contracts.records import Answer, Request
 from tests.contracts.storage import sha256
-from tests.contracts.wire import Incoming, WireServer
 
 
 class Echo:
@@ -141,7 +141,9 @@ def test_wrong_lengths_and_cut_answers(server: WireServer, connection: http.clie
         connection.close()
 
 
-def test_replies(server: WireServer, echo: Echo, connection: http.client.HTTPConnection) -> None:
+def test_a_fault_answers_in_place_of_the_server(
+    server: WireServer, echo: Echo, connection: http.client.HTTPConnection
+) -> None:
     server.arm(Fault(Reply(Answer(503, (), b"busy")), at=2, times=2))
     assert [send(connection, "/") for _ in range(4)] == [b"0123456789", b"busy", b"busy", b"0123456789"]
     assert len(echo.done) == 2

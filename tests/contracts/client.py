@@ -18,8 +18,8 @@ from detlayer.store import Store
 from detlayer.transfer.plan import Plan
 from detlayer.transfer.pull import Pulled, PullOptions, pull_image
 from detlayer.transfer.push import PushOptions, PushReport, plan_image, push_image
+from tests.contracts.http_records import Request
 from tests.contracts.images import Layout
-from tests.contracts.records import Request
 from tests.contracts.servers import Server
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from detlayer.cli import run
-from tests.contracts.records import Request
+from tests.contracts.http_records import Request
 from tests.contracts.servers import Server
 from tests.support import Spec, make_tree
 

@@ -18,7 +18,7 @@ from detlayer.oci.types import digest_of
 from detlayer.registry import Network, Registries, Transport
 from detlayer.registry.credentials import Credentials
 from tests.contracts.certificates import authority, ca_path
-from tests.contracts.raw import Asked, RawServer, answer
+from tests.contracts.raw_server import Asked, RawServer, answer
 
 FAR = RepositoryName("registry.example:5000", "team/app")
 ME = Credentials("me", "hunter2-secret")

@@ -18,8 +18,8 @@ from detlayer.store import LostBlobError, Store
 from detlayer.store.maintenance import examine
 from detlayer.store.stat_record import stat_record_of
 from detlayer.store.verified_files import prove
-from tests.building.bench import APP, Bench, Built
-from tests.packing.warm import pack_cold, pack_warm
+from tests.building.project_bench import APP, Bench, Built
+from tests.packing.cached_packs import pack_cold, pack_warm
 from tests.support import Words, counter_bytes, make_tree, program
 
 Rot = Callable[[Path, Digest], None]
@@ -85,7 +85,7 @@ def tree(tmp_path: Path) -> Path:
 
 @rots
 @pytest.mark.parametrize("where", ["file", "stream", "layout", "both", "device"])
-def test_pack(cache: Path, tree: Path, tmp_path: Path, rot: Rot, where: str) -> None:
+def test_pack_never_copies_a_corrupt_layer(cache: Path, tree: Path, tmp_path: Path, rot: Rot, where: str) -> None:
     layer, blob = pack_cold(tree)
     pack_warm(cache, tree)
     rot(cache, layer.digest)

@@ -31,7 +31,7 @@ from tests.contracts.faults import (
     Silence,
     WrongLength,
 )
-from tests.contracts.records import Answer, RefusedError, Request, Violation
+from tests.contracts.http_records import Answer, RefusedError, Request, Violation
 
 _PIECE_BYTES = 1 << 16
 _MAX_LINE_BYTES = 1 << 16

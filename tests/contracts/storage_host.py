@@ -8,9 +8,9 @@ import uuid
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
-from tests.contracts.records import Answer, RefusedError, Request
+from tests.contracts.http_records import Answer, RefusedError, Request
+from tests.contracts.http_server import Incoming, WireServer
 from tests.contracts.storage import Storage
-from tests.contracts.wire import Incoming, WireServer
 
 if TYPE_CHECKING:
     from tests.contracts.uploads import Uploads
