@@ -68,7 +68,7 @@ class ContentCache:
         self._directory = _Directory(Dir(Source(b""), None, b""), b"", {})
 
     def recall(self, entry: Entry) -> bytes | None:
-        """Give the fingerprint of a content that is as it was when it was read."""
+        """Return the fingerprint of a content that has not changed since it was read."""
         content = entry.content
         if self._is_paranoid or not isinstance(content, FileContent) or not content.is_steady:
             return None
@@ -82,7 +82,7 @@ class ContentCache:
         return record.fingerprint
 
     def learn(self, entry: Entry, fingerprint: bytes) -> None:
-        """Hear what was read."""
+        """Take the fingerprint of what was just read."""
         content = entry.content
         if not isinstance(content, FileContent):
             return
