@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from detlayer.layer.entry import DEFAULT_MTIME, Entry, Kind
+from detlayer.layer.entry import DEFAULT_MTIME, Entry, EntryKind
 from detlayer.layer.writer import BytesContent
 
 ROOT = Path(__file__).parent.parent
@@ -58,7 +58,7 @@ def counter_bytes(seed: str, size: int) -> bytes:
 
 
 def _vector_entry(item: dict[str, Any]) -> Entry:
-    kind: Kind = item["type"]
+    kind: EntryKind = item["type"]
     data = vector_content(item.get("content"))
     mode = item.get("mode", {"dir": "755", "symlink": "777"}.get(kind, "644"))
     return Entry(

@@ -15,7 +15,7 @@ from msgspec import structs
 from detlayer.errors import LayerError, printable
 from detlayer.images.files import open_layer
 from detlayer.layer import bytecode, writer
-from detlayer.layer.apply import Held, Merger
+from detlayer.layer.apply import AppliedEntry, Merger
 from detlayer.layer.decompress import BlobReader
 from detlayer.layer.entry import Entry, Profile, is_whiteout
 from detlayer.layer.formats import ArchiveSigns, image_archive
@@ -99,7 +99,9 @@ def _with_content(merger: Merger, spool: Spool, profile: Profile, selection: Sel
         yield structs.replace(entry, content=spool.content(held.start, entry.size_bytes, patch))
 
 
-def _retimed(entry: Entry, held: Held, merger: Merger, spool: Spool, profile: Profile) -> tuple[int, bytes] | None:
+def _retimed(
+    entry: Entry, held: AppliedEntry, merger: Merger, spool: Spool, profile: Profile
+) -> tuple[int, bytes] | None:
     """The time stamp of a .pyc as `pack` would write it (SPEC 4.8)."""
     if not entry.path.endswith(b".pyc"):
         return None

@@ -16,7 +16,7 @@ from detlayer.cli import run
 from detlayer.oci.types import Digest
 from detlayer.store import LostBlobError, Store
 from detlayer.store.maintenance import examine
-from detlayer.store.stat_record import stamp_of
+from detlayer.store.stat_record import stat_record_of
 from detlayer.store.verified_files import prove
 from tests.building.project_bench import APP, Bench, Built
 from tests.layers import Words
@@ -32,7 +32,7 @@ def prove_again(cache: Path, digest: Digest) -> None:
     """Make the index trust what the file holds now, as if its stat record had never changed."""
     with Store(str(cache)) as store:
         path = Path(store.blobs.path(digest))
-        stamp = stamp_of(path.stat())
+        stamp = stat_record_of(path.stat())
         proof = prove(stamp, stamp[2] + 10**12, digest)
         store.index.write(("UPDATE blob SET proof=? WHERE digest=?", [(proof, digest.hex)]))
         assert store.blobs.is_intact(digest)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from detlayer.errors import DetlayerError
-from detlayer.layer.entry import Entry, Kind
+from detlayer.layer.entry import Entry, EntryKind
 from detlayer.layer.tar import END, encode_header
 from detlayer.layer.writer import BytesContent
 
@@ -32,7 +32,12 @@ def checked(error: DetlayerError) -> str:
 
 
 def entry(
-    path: bytes, data: bytes = b"", kind: Kind = "file", mode: int | None = None, target: bytes = b"", **values: object
+    path: bytes,
+    data: bytes = b"",
+    kind: EntryKind = "file",
+    mode: int | None = None,
+    target: bytes = b"",
+    **values: object,
 ) -> Entry:
     usual = {"dir": 0o755, "symlink": 0o777}.get(kind, 0o644)
     content = BytesContent(data) if data else None

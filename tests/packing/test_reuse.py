@@ -364,7 +364,7 @@ def test_paranoid_finds_what_stat_records_do_not_show(
     cache: Path, tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A network file system whose ctimes don't move."""
-    monkeypatch.setattr("detlayer.packing.content_cache.stamp_of", lambda status: (3, 1, 1, 1, status.st_ino))
+    monkeypatch.setattr("detlayer.packing.content_cache.stat_record_of", lambda status: (3, 1, 1, 1, status.st_ino))
     pack_warm(cache, tree)
     (tree / "a").write_text("uno")
     second = pack_warm(cache, tree, paranoid=True)

@@ -72,10 +72,10 @@ def _show(console: Console, options: dict[str, Any], document: dict[str, Any], l
 @_options
 def info(**options: Any) -> None:
     """Say where the cache is and what it holds."""
-    from detlayer.store.maintenance import MAX_BYTES, take_stock
+    from detlayer.store.maintenance import MAX_BYTES, measure
 
     with _opened(options) as (store, console):
-        found = take_stock(store)
+        found = measure(store)
         lines = [
             f"directory  {printable(found.directory)}",
             f"blobs      {found.blobs:,}, {size(found.blob_bytes)} (packs make room above {size(MAX_BYTES)})",

@@ -17,7 +17,7 @@ from detlayer.checks.findings import Finding
 from detlayer.checks.header_form import check_form
 from detlayer.errors import IntegrityError, LayerError, printable
 from detlayer.images.files import OpenFile
-from detlayer.layer.apply import Applied
+from detlayer.layer.apply import AppliedTree
 from detlayer.layer.decompress import BlobFacts, BlobReader
 from detlayer.layer.entry import Entry, Mtime, Profile, is_whiteout, marker, normalise
 from detlayer.layer.key import confirm, hash_content, pieces
@@ -72,7 +72,7 @@ class Gathering:
 
     def __init__(self, normalised: bool) -> None:
         self._profile = Profile() if normalised else None
-        self._applied = Applied[Summary](lambda summary: summary.values.kind == "dir")
+        self._applied = AppliedTree[Summary](lambda summary: summary.values.kind == "dir")
         self._values: dict[EntryValues, EntryValues] = {}
         self.count = 0
         self.duplicates: list[bytes] = []
@@ -102,8 +102,8 @@ class Gathering:
 
     def close(self) -> list[Summary]:
         """Give back the summaries in the order of SPEC 3.4."""
-        summaries = [self._whiteout(one) for one in self._applied.held.values()]
-        self._applied.held.clear()
+        summaries = [self._whiteout(one) for one in self._applied.by_path.values()]
+        self._applied.by_path.clear()
         summaries.sort(key=lambda summary: order_key(summary.path))
         return summaries
 

@@ -13,7 +13,7 @@ import msgspec
 
 from detlayer.errors import ConfigError, LayerError, TreeError, printable
 
-Kind = Literal["dir", "file", "symlink", "hardlink"]
+EntryKind = Literal["dir", "file", "symlink", "hardlink"]
 
 DEFAULT_MTIME = 946684800  # 2000-01-01T00:00:00Z; SPEC 4.1
 MAX_MTIME = 0o77777777777  # what eleven octal digits hold
@@ -71,7 +71,7 @@ class Entry(msgspec.Struct, frozen=True, gc=False):
     """
 
     path: bytes
-    kind: Kind
+    kind: EntryKind
     mode: int = 0o644
     uid: int = 0
     gid: int = 0

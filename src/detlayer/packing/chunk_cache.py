@@ -38,7 +38,7 @@ class ChunkCache:
         self.compressed = 0
 
     def recall(self, fingerprint: bytes) -> bytes | None:
-        """Give the compressed bytes of a chunk; None if it has to be compressed."""
+        """Return the compressed bytes of a chunk; None if it has to be compressed."""
         if not self._compresses:
             return None
         found = self._copy(self._key(fingerprint)) if self._is_read else None
@@ -51,14 +51,14 @@ class ChunkCache:
         return data
 
     def learn(self, fingerprint: bytes, offset_bytes: int, data: Bytes) -> None:
-        """Hear where in the new blob a chunk's compressed bytes are."""
+        """Take where a chunk's compressed bytes are in the new blob."""
         self._combined.update(fingerprint)
         if self._compresses:
             spot = Spot(offset_bytes, len(data), self._fingerprints.pop(fingerprint, b"") or blake3(data).digest())
             self.spots.append((self._key(fingerprint), spot))
 
     def fingerprint(self) -> bytes:
-        """Give what `layer.writer.fingerprint` gives of the chunks that were learned."""
+        """Return what `layer.writer.fingerprint` returns for the chunks that were taken."""
         return self._combined.digest()
 
     def close(self) -> None:

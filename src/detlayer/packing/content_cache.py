@@ -8,7 +8,7 @@ from blake3 import blake3
 
 from detlayer.layer.entry import Entry
 from detlayer.packing.explanation import Explanation, ReadReason
-from detlayer.store import Record, Records, Shelf, Stamp, Store, is_racy, stamp_of
+from detlayer.store import DirectoryRecords, FileRecord, StatRecord, Store, TreeRecords, is_racy, stat_record_of
 from detlayer.tree import Source
 from detlayer.tree.disk import Dir, FileContent
 
@@ -22,20 +22,20 @@ class _Directory:
 
     __slots__ = ("dir", "new", "old", "relative")
 
-    def __init__(self, directory: Dir, relative: bytes, old: Shelf) -> None:
+    def __init__(self, directory: Dir, relative: bytes, old: DirectoryRecords) -> None:
         self.dir = directory
         self.relative = relative
         self.old = old
-        self.new: Shelf = {}
+        self.new: DirectoryRecords = {}
 
 
 class _Tree:
     """One source: the directories that the walk is in, outermost first, and those it has left."""
 
-    def __init__(self, records: Records) -> None:
+    def __init__(self, records: TreeRecords) -> None:
         self.records = records
         self.open: list[_Directory] = []
-        self.left: list[tuple[bytes, Shelf]] = []
+        self.left: list[tuple[bytes, DirectoryRecords]] = []
         self.left_records = 0
         self.seen: set[bytes] = set()
         self.is_changed = False
@@ -68,27 +68,27 @@ class ContentCache:
         self._directory = _Directory(Dir(Source(b""), None, b""), b"", {})
 
     def recall(self, entry: Entry) -> bytes | None:
-        """Give the fingerprint of a content that is as it was when it was read."""
+        """Return the fingerprint of a content that has not changed since it was read."""
         content = entry.content
         if self._is_paranoid or not isinstance(content, FileContent) or not content.is_steady:
             return None
         found = content.found
         directory = self._directory if found.dir is self._dir else self._enter(found.dir)
         record = directory.old.get(found.name)
-        if record is None or _reason(record, stamp_of(found.stat), content) is not None:
+        if record is None or _reason(record, stat_record_of(found.stat), content) is not None:
             return None
         directory.new[found.name] = record
         self._explanation.known += 1
         return record.fingerprint
 
     def learn(self, entry: Entry, fingerprint: bytes) -> None:
-        """Hear what was read."""
+        """Take the fingerprint of what was just read."""
         content = entry.content
         if not isinstance(content, FileContent):
             return
         found = content.found
         directory = self._directory if found.dir is self._dir else self._enter(found.dir)
-        stamp = stamp_of(found.stat)
+        stamp = stat_record_of(found.stat)
         old = directory.old.get(found.name)
         explanation = self._explanation
         explanation.read += 1
@@ -106,7 +106,7 @@ class ContentCache:
             elif self._is_paranoid:
                 self.contradicted.append(entry.path)
         if content.is_steady and len(directory.new) < _MAX_FILES:
-            directory.new[found.name] = Record(stamp, self._started_ns, fingerprint, content.variant)
+            directory.new[found.name] = FileRecord(stamp, self._started_ns, fingerprint, content.variant)
 
     def close(self) -> None:
         """Keep what was learned of trees that were walked to their end."""
@@ -126,7 +126,7 @@ class ContentCache:
             tree = self._trees.get(directory.source)
             if tree is None:
                 now = self._started_ns // 1_000_000_000
-                tree = _Tree(Records(self._store.index, _name(directory.source), now))
+                tree = _Tree(TreeRecords(self._store.index, _name(directory.source), now))
                 self._trees[directory.source] = tree
             self._source, self._tree = directory.source, tree
         while tree.open and not _is_above(tree.open[-1].dir, directory):
@@ -170,7 +170,7 @@ def _is_above(above: Dir, directory: Dir) -> bool:
     return False
 
 
-def _reason(record: Record, stamp: Stamp, content: FileContent) -> ReadReason | None:
+def _reason(record: FileRecord, stamp: StatRecord, content: FileContent) -> ReadReason | None:
     """Say why a record does not tell what a file holds; None if it does (SPEC 10.2)."""
     known = record.stamp
     if known == stamp:

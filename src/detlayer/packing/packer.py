@@ -62,10 +62,10 @@ def pack(
         depends = b""
         if depfile is not None and target is not None:
             depends = rule(os.fsencode(target), [*_pattern_files(resolved, options), *paths])
-        goals = outputs.goals(layer.digest) if store is not None else []
+        final_paths = outputs.final_paths(layer.digest) if store is not None else []
         outputs.commit(layer.digest, descriptor=layer.descriptor().to_bytes() + b"\n", depfile=depends)
         if store is not None:
-            store.outputs.keep(goals, layer.digest)
+            store.outputs.keep(final_paths, layer.digest)
     for code, message in codec_warnings(layer):
         reporter.warning(code, message)
     return layer

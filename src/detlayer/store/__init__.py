@@ -13,26 +13,26 @@ from collections.abc import Callable
 from detlayer.layer.ports import Reporter
 from detlayer.store.blobs import Blobs, Incoming, LostBlobError
 from detlayer.store.directory import default_directory
-from detlayer.store.file_records import Record, Records, Shelf
+from detlayer.store.file_records import DirectoryRecords, FileRecord, TreeRecords
 from detlayer.store.index import Index
 from detlayer.store.lease import Lease
 from detlayer.store.memory import RegistryMemory
-from detlayer.store.stat_record import Stamp, is_racy, stamp_of
+from detlayer.store.stat_record import StatRecord, is_racy, stat_record_of
 from detlayer.store.traces import Spot, TraceStore
-from detlayer.store.verified_files import OutputProofs
+from detlayer.store.verified_files import VerifiedOutputs
 
 __all__ = [
+    "DirectoryRecords",
+    "FileRecord",
     "Incoming",
     "LostBlobError",
-    "Record",
-    "Records",
-    "Shelf",
     "Spot",
-    "Stamp",
+    "StatRecord",
     "Store",
+    "TreeRecords",
     "default_directory",
     "is_racy",
-    "stamp_of",
+    "stat_record_of",
 ]
 
 
@@ -55,7 +55,7 @@ class Store:
         self.index = Index(directory, reporter=reporter)
         self.blobs = Blobs(directory, self.lease, self.index, clock)
         self.traces = TraceStore(self.index)
-        self.outputs = OutputProofs(self.index, clock)
+        self.outputs = VerifiedOutputs(self.index, clock)
         self.memory = RegistryMemory(self.index, self.blobs, clock)
         self.clock = clock
 

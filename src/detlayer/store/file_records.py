@@ -11,27 +11,27 @@ from typing import NamedTuple
 import msgspec
 
 from detlayer.store.index import Index, seal, unseal
-from detlayer.store.stat_record import Stamp
+from detlayer.store.stat_record import StatRecord
 
 
-class Record(NamedTuple):
+class FileRecord(NamedTuple):
     """A file as it was when it was read. `variant` is what else decided what was packed of it."""
 
-    stamp: Stamp
+    stamp: StatRecord
     seen_ns: int
     fingerprint: bytes
     variant: bytes
 
 
-Shelf = dict[bytes, Record]
+DirectoryRecords = dict[bytes, FileRecord]
 
 _READ_AHEAD = 256
 _AHEAD_BYTES = 16 << 10
-_DECODER = msgspec.msgpack.Decoder(Shelf)
+_DECODER = msgspec.msgpack.Decoder(DirectoryRecords)
 _ENCODER = msgspec.msgpack.Encoder()
 
 
-class Records:
+class TreeRecords:
     """The records of one tree, which is named by bytes of the caller's making."""
 
     def __init__(self, index: Index, tree: bytes, now: int) -> None:
@@ -44,7 +44,7 @@ class Records:
         self._now = now
         self._ahead: dict[bytes, bytes] = {}
 
-    def load(self, directory: bytes) -> Shelf:
+    def load(self, directory: bytes) -> DirectoryRecords:
         """Give what is known of a directory's files, by name."""
         if self._id is None:
             return {}
@@ -64,7 +64,7 @@ class Records:
         except msgspec.MsgspecError:
             return {}
 
-    def save(self, shelves: Collection[tuple[bytes, Shelf]]) -> None:
+    def save(self, directories: Collection[tuple[bytes, DirectoryRecords]]) -> None:
         """Keep what is known of directories, in place of what was."""
         if self._id is None:
             self._index.write(("INSERT OR IGNORE INTO tree (path, used) VALUES (?, ?)", [(self._tree, self._now)]))
@@ -73,8 +73,8 @@ class Records:
                 return
             self._id = rows[0][0]
         kept = [
-            (self._id, directory, seal(self._tree + b"\0" + directory, _ENCODER.encode(shelf)))
-            for directory, shelf in shelves
+            (self._id, directory, seal(self._tree + b"\0" + directory, _ENCODER.encode(records)))
+            for directory, records in directories
         ]
         self._index.write(("INSERT OR REPLACE INTO directory (tree, path, records) VALUES (?, ?, ?)", kept))
 

@@ -24,7 +24,7 @@ MAX_AGE_S = 30 * 86400
 _ROOM = 0.8  # how much of the bound is filled again: else every pack would have to make room
 
 
-class Holdings(msgspec.Struct, frozen=True):
+class StoreStatistics(msgspec.Struct, frozen=True):
     """What a store holds."""
 
     directory: str
@@ -52,7 +52,7 @@ class Collected(msgspec.Struct, frozen=True):
     """Blobs that would have gone, were they not in use."""
 
 
-class Health(msgspec.Struct):
+class StoreHealth(msgspec.Struct):
     """What a look at every byte has shown. What is corrupt or without its blob was dropped."""
 
     blobs: int = 0
@@ -67,7 +67,7 @@ class Health(msgspec.Struct):
         return self.is_index_sound and not self.corrupt
 
 
-def take_stock(store: Store) -> Holdings:
+def measure(store: Store) -> StoreStatistics:
     """Count what is there."""
     sizes = [status.st_size for _, status in store.blobs.all()]
     tables = ("trace", "chunk", "tree", "directory", "place", "session")
@@ -76,7 +76,7 @@ def take_stock(store: Store) -> Holdings:
     ]
     with store.lease.collecting() as survey:
         in_use = len(survey.digests) if survey is not None else 0
-    return Holdings(
+    return StoreStatistics(
         directory=store.directory,
         blobs=len(sizes),
         blob_bytes=sum(sizes),
@@ -152,9 +152,9 @@ def make_room(store: Store, max_bytes: int = MAX_BYTES) -> Collected | None:
         return None
 
 
-def examine(store: Store) -> Health:
+def examine(store: Store) -> StoreHealth:
     """Read every blob and the whole index, and drop what is corrupt or cannot be read."""
-    found = Health()
+    found = StoreHealth()
     if not store.index.is_sound():
         found.is_index_sound = False
         store.index.drop()

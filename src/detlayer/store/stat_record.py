@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 
-Stamp = tuple[int, int, int, int, int]
+StatRecord = tuple[int, int, int, int, int]
 
 # Linux keeps times in nanoseconds and moves them with its timer, every 1 to 10 ms. Times without a fraction of a
 # millisecond come from file systems that round: FAT to 2 s, others to 1 s.
@@ -16,12 +16,12 @@ _TICK_NS = 50_000_000
 _COARSE_NS = 2_000_000_000
 
 
-def stamp_of(status: os.stat_result) -> Stamp:
+def stat_record_of(status: os.stat_result) -> StatRecord:
     """Take the stat record of a file."""
     return status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino, status.st_dev
 
 
-def is_racy(stamp: Stamp, seen_ns: int) -> bool:
+def is_racy(stamp: StatRecord, seen_ns: int) -> bool:
     """Tell whether a file could have changed after it was `seen`, and still have this record.
 
     So could one whose ctime is ahead: then the clock was set back.

@@ -10,27 +10,27 @@ import msgspec
 
 from detlayer.oci.types import Digest
 from detlayer.store.index import Index, seal, unseal
-from detlayer.store.stat_record import Stamp, is_racy, stamp_of
+from detlayer.store.stat_record import StatRecord, is_racy, stat_record_of
 
 _PIECE_BYTES = 1 << 20
 
 
-def prove(stamp: Stamp, seen_ns: int, digest: Digest) -> bytes:
+def prove(stamp: StatRecord, seen_ns: int, digest: Digest) -> bytes:
     """Write down that a file with this record held a blob."""
     return seal(digest.hex.encode(), msgspec.msgpack.encode((stamp, seen_ns)))
 
 
-def holds(proof: bytes | None, stamp: Stamp, digest: Digest) -> bool:
+def holds(proof: bytes | None, stamp: StatRecord, digest: Digest) -> bool:
     """Tell whether a file with this record must still hold the blob."""
     data = unseal(digest.hex.encode(), proof) if proof is not None else None
     try:
-        known, seen_ns = msgspec.msgpack.decode(data, type=tuple[Stamp, int]) if data is not None else ((), 0)
+        known, seen_ns = msgspec.msgpack.decode(data, type=tuple[StatRecord, int]) if data is not None else ((), 0)
     except msgspec.MsgspecError:
         return False
     return known == stamp and not is_racy(stamp, seen_ns)
 
 
-def read_digest(path: str, *, sync: bool = False) -> tuple[Digest, Stamp] | None:
+def read_digest(path: str, *, sync: bool = False) -> tuple[Digest, StatRecord] | None:
     """Read a file and tell what it holds; None if it can't be read or did not hold still.
 
     With `sync` it is then on the disk, too.
@@ -40,18 +40,18 @@ def read_digest(path: str, *, sync: bool = False) -> tuple[Digest, Stamp] | None
         with open(path, "rb", buffering=0) as file:
             if sync:
                 os.fsync(file.fileno())
-            before = stamp_of(os.fstat(file.fileno()))
+            before = stat_record_of(os.fstat(file.fileno()))
             buffer = bytearray(_PIECE_BYTES)
             while count := file.readinto(buffer):
                 sha.update(memoryview(buffer)[:count])
-            if stamp_of(os.fstat(file.fileno())) != before:
+            if stat_record_of(os.fstat(file.fileno())) != before:
                 return None
     except OSError:
         return None
     return Digest(sha.hexdigest()), before
 
 
-class OutputProofs:
+class VerifiedOutputs:
     """Outputs that hold what they should: writing them again would change nothing but their times."""
 
     def __init__(self, index: Index, clock: Callable[[], float]) -> None:
@@ -64,7 +64,7 @@ class OutputProofs:
         if not rows or rows[0][0] != digest.hex:
             return False
         try:
-            stamp = stamp_of(os.stat(path, follow_symlinks=False))
+            stamp = stat_record_of(os.stat(path, follow_symlinks=False))
         except OSError:
             return False
         if stamp[0] != size_bytes:
@@ -80,7 +80,7 @@ class OutputProofs:
         now = self._clock()
         for path in paths:
             try:
-                stamp = stamp_of(os.stat(path, follow_symlinks=False))
+                stamp = stat_record_of(os.stat(path, follow_symlinks=False))
             except OSError:
                 continue
             rows.append((os.fsencode(path), digest.hex, prove(stamp, int(now * 1e9), digest), int(now)))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import stat
 import sys
@@ -12,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import Literal
 
-from detlayer.errors import ConfigError, TreeError, printable
+from detlayer.errors import TreeError, printable
 from detlayer.filesystem import real_path
 from detlayer.layer.entry import (
     WHITEOUT_PREFIX,
@@ -27,7 +26,7 @@ from detlayer.layer.entry import (
 from detlayer.layer.order import order_names
 from detlayer.layer.ports import Reporter
 from detlayer.tree.destinations import Node, collide, find_destinations
-from detlayer.tree.disk import BytecodeContent, Dir, FileContent, Found, seconds
+from detlayer.tree.disk import BytecodeContent, Dir, FileContent, Found, read_xattrs, seconds
 from detlayer.tree.patterns import excluded
 from detlayer.tree.scan import Listing, Scan, Snapshot
 from detlayer.tree.source import Selection, Source
@@ -327,7 +326,7 @@ class Walk:
 
     def _plain(self, path: bytes, kind: Literal["dir", "symlink"], found: Found, target: bytes = b"") -> Entry:
         status = found.stat
-        xattrs = self._xattrs(found) if self.profile.xattrs else ()
+        xattrs = read_xattrs(found, self.profile) if self.profile.xattrs else ()
         return normalise(
             Entry(
                 path,
@@ -368,7 +367,7 @@ class Walk:
                 seconds(status),
                 status.st_size,
                 b"",
-                self._xattrs(found) if self.profile.xattrs else (),
+                read_xattrs(found, self.profile) if self.profile.xattrs else (),
                 content,
             ),
             self.profile,
@@ -376,30 +375,6 @@ class Walk:
         if identity is not None:
             self._links[identity] = entry
         return entry
-
-    def _xattrs(self, found: Found) -> tuple[tuple[bytes, bytes], ...]:
-        if not hasattr(os, "listxattr"):
-            raise ConfigError("xattrs-unsupported", "only Linux lets extended attributes be read", "leave --xattrs out")
-        # There is no listxattrat; the descriptor's own name in /proc keeps the path relative to what is open.
-        where = found.dir.path if found.dir.fd is None else b"/proc/self/fd/%d" % found.dir.fd
-        path = os.path.join(where, found.name) if found.name else where
-        follow = not found.name
-
-        def read() -> tuple[tuple[bytes, bytes], ...]:
-            return tuple(
-                (name.encode(_ENCODING, _ERRORS), os.getxattr(path, name, follow_symlinks=follow))
-                for name in sorted(os.listxattr(path, follow_symlinks=follow))
-                if self.profile.wants_xattr(name)
-            )
-
-        try:
-            return steady(found.path, found.stat, lambda: os.stat(path, follow_symlinks=follow), read)
-        except OSError as error:
-            if error.errno == errno.ENOTSUP:
-                return ()
-            if error.errno == errno.ENODATA:  # it was there when they were listed
-                raise changed(found.path, "lost an extended attribute while they were read") from error
-            fail(error, found.path)
 
     # -- reports
 

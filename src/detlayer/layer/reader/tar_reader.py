@@ -13,7 +13,7 @@ from zlib import adler32
 from msgspec import structs
 
 from detlayer.errors import LayerError, printable
-from detlayer.layer.entry import PATH_MAX_BYTES, Entry, Kind
+from detlayer.layer.entry import PATH_MAX_BYTES, Entry, EntryKind
 from detlayer.layer.reader import sparse
 from detlayer.layer.reader.feed import Feed, MemberContent, SparseContent
 from detlayer.layer.reader.records import AGAIN, NOBODY, decimal, number, parse_records, seconds
@@ -26,7 +26,7 @@ MAX_LONG_NAME_BYTES = 1 << 16
 MAX_SHARED_BYTES = 1 << 16  # of what global headers say
 MAX_HOLES_BYTES = 64 << 20  # of all sparse files of a tar, where nobody else counts them
 _ZERO = bytes(BLOCK_BYTES)
-_KINDS: dict[bytes, Kind] = {
+_KINDS: dict[bytes, EntryKind] = {
     b"0": "file",
     b"\0": "file",
     b"7": "file",
