@@ -9,18 +9,22 @@ from pathlib import Path
 
 from detlayer.images.layout_writer import LayoutWriter
 from detlayer.images.source import open_image
+from detlayer.oci.documents import parse_document
 from detlayer.oci.ports import Memory
 from detlayer.oci.references import RepositoryName, parse_reference
-from detlayer.registry import Network, Registries, Transport
+from detlayer.oci.types import MAX_DOCUMENT_BYTES, Descriptor, Digest
+from detlayer.registry import Network, Registries, Repository, Transport
 from detlayer.registry.credentials import Credentials
-from detlayer.registry.transport import Pace
+from detlayer.registry.retry import Pace
 from detlayer.store import Store
 from detlayer.transfer.plan import Plan
 from detlayer.transfer.pull import Pulled, PullOptions, pull_image
 from detlayer.transfer.push import PushOptions, PushReport, plan_image, push_image
+from detlayer.transfer.referrers import fallback_tag
 from tests.contracts.http_records import Request
 from tests.contracts.images import Layout
 from tests.contracts.servers import Server
+from tests.contracts.storage import INDEX
 
 
 class FastPace(Pace):
@@ -125,3 +129,14 @@ def counted(server: Server) -> list[Request]:
 def blob_bytes(server: Server) -> int:
     """Bytes of blobs that were sent."""
     return sum(request.body_bytes for request in server.requests if "/blobs/" in request.path)
+
+
+def find_referrers(repository: Repository, subject: Digest) -> list[Descriptor]:
+    """Read the referrers of a manifest as a client does: from the API page by page, or else from the tag."""
+    found: list[Descriptor] = []
+    for answer in repository.pages(f"referrers/{subject}", "a list of referrers", {"accept": INDEX}):
+        if answer.status != 200:
+            answer.drain()
+            return list(repository.get_manifest(fallback_tag(subject)).children)
+        found += parse_document(answer.read(MAX_DOCUMENT_BYTES) or b"", "referrers", INDEX).children
+    return found

@@ -142,7 +142,7 @@ def test_foreign_layers_stay_where_they_are(start_strict: Start, layout: Layout)
 def test_referrers_are_found(start_strict: Start, layout: Layout, has_api: bool) -> None:
     """distribution-spec, "Pushing Manifests with Subject": without the API a tag lists them."""
     from detlayer.oci.types import parse_digest
-    from detlayer.transfer.referrers import find_referrers
+    from tests.contracts.client import find_referrers
     from tests.contracts.registry_behaviour import Rules
 
     server = start_strict(rules=Rules(referrers=has_api))

@@ -17,10 +17,9 @@ from detlayer.oci.references import RepositoryName, parse_reference
 from detlayer.oci.types import parse_digest
 from detlayer.registry import Network, Registries, Transport
 from detlayer.transfer.push import push_image
-from detlayer.transfer.referrers import find_referrers
 from detlayer.transfer.remote import RemoteImage
 from tests.contracts.assertions import assert_has, seed
-from tests.contracts.client import Client, FastPace
+from tests.contracts.client import Client, FastPace, find_referrers
 from tests.contracts.faults import Call, Fault, Kill
 from tests.contracts.http_records import Request
 from tests.contracts.images import Descriptor, Layout, artifact, image

@@ -18,7 +18,7 @@ SHOWN_DIGEST = 19  # `sha256:` and twelve digits
 
 
 class Transfers:
-    """Shows how a push or pull goes; hears of it from several threads."""
+    """Shows the progress of a push or pull; called from several threads."""
 
     def __init__(self, console: Console, *, as_events: bool = False) -> None:
         self._console = console
@@ -41,7 +41,7 @@ class Transfers:
                 found[how] = found.get(how, 0) + 1
             return found
 
-    # -- what it hears
+    # -- TransferReporter
 
     def transfer(self, name: str, total_bytes: int) -> None:
         with self._lock:
@@ -65,7 +65,7 @@ class Transfers:
             self._console.detail(f"{name}: {how}")
 
     def progress(self, step: str, tar_bytes: int) -> None:
-        """Hear how far a pack has come, of how many bytes none can tell."""
+        """Show how many bytes have been packed; the total is not known."""
         with self._lock:
             self._packs[step] = tar_bytes
             self._show()

@@ -75,15 +75,15 @@ class _Walk(msgspec.Struct, frozen=True):
 
     def enter(self, blob: Descriptor) -> bool:
         """Tell whether a document is to be followed."""
-        place = (blob.digest, blob.media_type, blob.size_bytes, blob.platform)
-        return place not in self._seen and self._add(place)
+        key = (blob.digest, blob.media_type, blob.size_bytes, blob.platform)
+        return key not in self._seen and self._add(key)
 
     def count(self, blob: Descriptor) -> None:
         """Count a blob that is only named."""
         self._add((blob.digest, None, 0, None))
 
-    def _add(self, place: tuple[Digest, str | None, int, Platform | None]) -> bool:
-        self._seen.add(place)
+    def _add(self, key: tuple[Digest, str | None, int, Platform | None]) -> bool:
+        self._seen.add(key)
         if len(self._seen) > _MAX_BLOBS:
             raise LayerError("layout-invalid", f"over {_MAX_BLOBS} blobs", "no honest image has as many")
         return True
@@ -137,9 +137,9 @@ class Layout:
             raise LayerError(
                 "layout-invalid", f"indexes in indexes, over {_MAX_DEPTH} deep", "no honest image has these"
             )
-        place = (blob.digest, blob.size_bytes, blob.media_type)
-        if place in walk.found:  # for another platform: it is not read again
-            known = walk.found[place]
+        key = (blob.digest, blob.size_bytes, blob.media_type)
+        if key in walk.found:  # for another platform: it is not read again
+            known = walk.found[key]
             if known is not None:
                 yield replace(known, descriptor=blob)
             return
@@ -148,7 +148,7 @@ class Layout:
             return
         document = parse_document(data, str(blob.digest), blob.media_type)
         if document.config is None:
-            walk.found[place] = None
+            walk.found[key] = None
             for one in document.children:
                 yield from self._follow(one, walk, depth + 1)
             return
@@ -157,7 +157,7 @@ class Layout:
         config = document.config
         is_json = config.media_type.endswith("json")  # an artifact's may be anything
         image = LayoutImage(blob, document, config, _bounded(config, walk.read) if is_json else None)
-        walk.found[place] = image
+        walk.found[key] = image
         yield image
 
     def blobs(self) -> list[Digest]:

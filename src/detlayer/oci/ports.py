@@ -1,4 +1,4 @@
-"""Where the documents and blobs of images come from, what is known of registries, and who hears of transfers."""
+"""Where the documents and blobs of images come from, what is known of registries, and who is told of transfers."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Readable(Protocol):
 
 
 class Body(Protocol):
-    """A blob's bytes, which can be opened more than once, and from an offset: an upload may have to start anew."""
+    """A blob's bytes, which can be opened more than once, and from an offset: an upload may have to start again."""
 
     @property
     def size_bytes(self) -> int: ...
@@ -110,13 +110,13 @@ class Amnesia:
 
 
 class TransferReporter(Protocol):
-    """Hears of transfers and of what was done; called from several threads."""
+    """Is told of transfers and of what was done; called from several threads."""
 
     def transfer(self, name: str, total_bytes: int) -> None:
         """Say that a blob of this size is on its way."""
 
     def advance(self, name: str, count_bytes: int) -> None:
-        """Say that so many more bytes of it went; a negative number takes back what was sent in vain."""
+        """Say that so many more bytes of it went; a negative number takes back what has to be sent again."""
 
     def done(self, name: str, how: str) -> None:
         """Say that it has arrived, and how: `uploaded`, `mounted`, `pulled`."""

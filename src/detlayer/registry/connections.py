@@ -185,5 +185,5 @@ def _tls_error(error: BaseException) -> ssl.SSLError | None:
 
 
 def _plain(error: Exception) -> str:
-    """Show an error without the number that the system has for it, and not all of what a stranger sent."""
+    """Show an error without the number that the system has for it, bounded, since a host may have sent it."""
     return printable(_ERRNO.sub("", str(error))[:_MAX_SHOWN])

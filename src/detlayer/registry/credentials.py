@@ -95,7 +95,7 @@ class CredentialStore:
         self._lock = threading.RLock()
 
     def find(self, name: RepositoryName) -> Credentials | None:
-        """Find what is the most special for a repository; None to go without.
+        """Find the most specific credentials for a repository; None if there are none.
 
         Raises ConfigError for a file or a helper program that should have an answer and does not give it.
         """
@@ -123,7 +123,7 @@ class CredentialStore:
         return self._files[path]
 
     def _find_in(self, file: _AuthFile, name: RepositoryName) -> Credentials | None:
-        """Look at the keys for a repository, the most special first; each may have a helper, or be in the file."""
+        """Look at the keys for a repository, the most specific first; each may have a helper, or be in the file."""
         for key in _keys(name):
             helper = file.helper(key)
             found = self._ask(file, helper, key) if helper else None

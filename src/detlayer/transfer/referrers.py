@@ -12,51 +12,29 @@ from typing import NamedTuple
 import msgspec
 
 from detlayer.errors import NotFoundError, RejectedError, UnavailableError
-from detlayer.oci.documents import Document, parse_document
+from detlayer.oci.documents import Document
 from detlayer.oci.types import (
     INDEX_TYPES,
     MANIFEST_TYPES,
     MAX_DOCUMENT_BYTES,
     MEDIA_TYPE_INDEX,
-    Descriptor,
     Digest,
     canonical_json,
     digest_of,
 )
-from detlayer.registry.answer import DeniedError, RefusedError, error_of, garbage, read_digest
+from detlayer.registry.answer import DeniedError, RefusedError, error_of, read_digest
 from detlayer.registry.client import Repository
 from detlayer.transfer.workers import Job, work_off
 
 _MAX_WRITES = 10
 _FIRST_WAIT_S = 0.1
 _LONGEST_WAIT_S = 5.0
-_MAX_REFERRERS = 100_000
 _ACCEPT = {"accept": MEDIA_TYPE_INDEX}
 
 
 def fallback_tag(subject: Digest) -> str:
     """Name the tag that lists referrers where the registry has no API for it."""
     return f"sha256-{subject.hex}"
-
-
-def find_referrers(repository: Repository, subject: Digest) -> list[Descriptor]:
-    """List what refers to a manifest; raises RegistryError, IntegrityError and LayerError."""
-    found: list[Descriptor] = []
-    what = "a list of referrers"
-    for answer in repository.pages(f"referrers/{subject}", what, _ACCEPT):
-        data = answer.read(MAX_DOCUMENT_BYTES) if answer.status == 200 else None
-        if data is None or answer.media_type != MEDIA_TYPE_INDEX:
-            answer.drain()
-            break
-        found += parse_document(data, f"the referrers of {subject}", MEDIA_TYPE_INDEX).children
-        if len(found) > _MAX_REFERRERS:
-            raise garbage(repository.name.registry, f"{what} with over {_MAX_REFERRERS:,} entries")
-    else:
-        return found
-    try:
-        return list(repository.get_manifest(fallback_tag(subject)).children)
-    except NotFoundError:
-        return []
 
 
 def confirm_referrers(repository: Repository, documents: Iterable[Document]) -> None:
@@ -180,11 +158,12 @@ def _write(repository: Repository, tag: str, name: str, data: bytes) -> None:
         raise RejectedError(
             "referrers-refused", f"{name} would have over {MAX_DOCUMENT_BYTES:,} bytes", "delete referrers that are old"
         )
-    try:
-        repository.put_manifest(tag, Document(MEDIA_TYPE_INDEX, data, digest_of(data)))
-    except RefusedError as refused:
+    refused = repository.put_manifest(tag, Document(MEDIA_TYPE_INDEX, data, digest_of(data)))
+    if isinstance(refused, RefusedError):
         raise RejectedError(
             "referrers-refused",
             f"{repository.name.registry} refuses the list of referrers {name} ({refused.refusal})",
             "it may list manifests that are not there any more: delete this tag, and push all referrers again",
         ) from refused
+    if refused is not None:
+        raise refused

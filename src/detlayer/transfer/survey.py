@@ -167,5 +167,5 @@ def _bases(wanted: Wanted) -> list[RepositoryName]:
         try:
             found += [parse_reference(name).name] if name else []
         except ConfigError:
-            continue  # a stranger's annotation may say anything
+            continue  # an annotation may say anything
     return found

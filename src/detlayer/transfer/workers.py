@@ -1,6 +1,6 @@
-"""A few threads that work a list of jobs off: lanes for data, and one for what is small and must not queue behind it.
+"""A few threads that run a list of jobs: workers for data, and one for small jobs, which must not queue behind data.
 
-Knows no network. The threads end with the process: a job that hangs in the system's hands keeps nobody from leaving.
+Knows no network. The threads are daemons: a job that hangs in a system call does not keep the process from exiting.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from typing import Generic, TypeVar
 
 import msgspec
 
-DATA_LANES = 4
-CONTROL_LANES = 1
+DATA_WORKERS = 4
+CONTROL_WORKERS = 1
 
 _Result = TypeVar("_Result")
 
@@ -26,12 +26,12 @@ class Job(msgspec.Struct, Generic[_Result], frozen=True):
     is_data: bool = False
 
 
-def work_off(jobs: Sequence[Job[_Result]], *, lanes: int = DATA_LANES) -> list[_Result]:
-    """Run jobs, data ones at most `lanes` at a time, and return their results in the order of the jobs.
+def work_off(jobs: Sequence[Job[_Result]], *, workers: int = DATA_WORKERS) -> list[_Result]:
+    """Run jobs, data ones at most `workers` at a time, and return their results in the order of the jobs.
 
-    After the first failure no job is begun any more; that failure is raised when those that run have ended. An
-    exception that comes to the calling thread, such as a signal's, is raised at once: no job is begun any more, and
-    those that run are left behind.
+    After the first failure no further job starts; the failure is raised when the running jobs have ended. An exception
+    in the calling thread, such as a signal's, is raised at once: no further job starts, and running jobs are left
+    behind. A thread that can't be started counts as a failure.
     """
     if len(jobs) == 1:
         return [jobs[0].run()]
@@ -49,27 +49,33 @@ def work_off(jobs: Sequence[Job[_Result]], *, lanes: int = DATA_LANES) -> list[_
                     return waiting[kind].popleft()
         return None
 
-    def give_up() -> None:
+    def stop() -> None:
         with lock:
             waiting[True].clear()
             waiting[False].clear()
 
-    def lane(kinds: Sequence[bool]) -> None:
+    def work(kinds: Sequence[bool]) -> None:
         while (index := take(kinds)) is not None:
             try:
                 ended.put((index, jobs[index].run(), None))
             except BaseException as error:
-                give_up()
+                stop()
                 ended.put((index, None, error))
         ended.put(None)
 
-    kinds = [(False, True)] * min(lanes, len(jobs)) + [(False,)] * CONTROL_LANES
+    kinds = [(False, True)] * min(workers, len(jobs)) + [(False,)] * CONTROL_WORKERS
     results: dict[int, _Result] = {}
     failure: BaseException | None = None
-    left = len(kinds)
+    left = 0
     try:
         for one in kinds:
-            Thread(target=lane, args=(one,), daemon=True).start()
+            try:
+                Thread(target=work, args=(one,), daemon=True).start()
+            except RuntimeError as error:  # the system has no more threads for us
+                failure = error
+                stop()
+                break
+            left += 1
         while left:
             done = ended.get()
             if done is None:
@@ -79,7 +85,7 @@ def work_off(jobs: Sequence[Job[_Result]], *, lanes: int = DATA_LANES) -> list[_
             else:
                 results[done[0]] = done[1]  # type: ignore[assignment]  # without an error it is a result
     finally:
-        give_up()
+        stop()
     if failure is not None:
         raise failure
     return [results[index] for index in range(len(jobs))]
