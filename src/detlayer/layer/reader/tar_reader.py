@@ -187,12 +187,10 @@ class TarReader:
             elif not is_pax:
                 found, member.map = sparse.read_header_map(block, feed.take)
             else:
-                raise LayerError("sparse-map", "a sparse file has two maps", NOBODY)
+                raise sparse.SparseMapError("sparse-map", "a sparse file has two maps", NOBODY)
             sparse.check(found, stored_bytes)
-        except LayerError as error:
-            if error.code != "sparse-map":
-                raise
-            raise LayerError(error.code, f"{shown}: {error.message}", error.hint) from None
+        except sparse.SparseMapError as error:
+            raise sparse.SparseMapError(error.code, f"{shown}: {error.message}", error.hint) from None
         member.stored_bytes = stored_bytes
         content = SparseContent(feed, stored_bytes, found, self._grow) if found.size_bytes else None
         member.entry = structs.replace(entry, size_bytes=found.size_bytes, content=content)
