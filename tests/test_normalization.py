@@ -18,7 +18,8 @@ import detlayer
 from detlayer import Owner, Profile, Selection
 from detlayer.checks.audit import audit
 from detlayer.errors import LayerError
-from tests.support import make_tree, program
+from tests.privileges import program
+from tests.trees import make_tree
 
 
 def tar_of(*members: tuple[str, str, bytes], **values: Any) -> bytes:

@@ -54,7 +54,7 @@ if TYPE_CHECKING:
     from detlayer.oci.types import Platform as Platform
     from detlayer.packing.options import PackOptions as PackOptions
     from detlayer.packing.packer import pack as pack
-    from detlayer.packing.packer import parse_source as parse_source
+    from detlayer.packing.sources import parse_source as parse_source
     from detlayer.registry.client import Registries as Registries
     from detlayer.registry.connections import Network as Network
     from detlayer.store import Store as Store
@@ -70,6 +70,7 @@ if TYPE_CHECKING:
     from detlayer.transfer.results import PushReport as PushReport
     from detlayer.tree import Selection as Selection
     from detlayer.tree import Source as Source
+    from detlayer.verification import VerifyOptions as VerifyOptions
     from detlayer.verification import VerifyReport as VerifyReport
     from detlayer.verification import verify as verify
 
@@ -117,7 +118,7 @@ _MODULES = {
     "Platform": "oci.types",
     "PackOptions": "packing.options",
     "pack": "packing.packer",
-    "parse_source": "packing.packer",
+    "parse_source": "packing.sources",
     "Registries": "registry.client",
     "Network": "registry.connections",
     "Store": "store",
@@ -133,6 +134,7 @@ _MODULES = {
     "PushReport": "transfer.results",
     "Selection": "tree",
     "Source": "tree",
+    "VerifyOptions": "verification",
     "VerifyReport": "verification",
     "verify": "verification",
 }

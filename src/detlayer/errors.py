@@ -48,6 +48,10 @@ class LayerError(DetlayerError):
     """A sequence of entries or an input tar breaks the format."""
 
 
+class FormatError(LayerError):
+    """An input is not a tar, or compressed in a way that layers are not."""
+
+
 class UnreadableError(LayerError):
     """An input cannot be read, for a reason of the system's: nothing is known of what it holds."""
 

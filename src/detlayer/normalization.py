@@ -15,17 +15,18 @@ from msgspec import structs
 from detlayer.errors import LayerError, printable
 from detlayer.images.files import open_layer
 from detlayer.layer import bytecode, writer
-from detlayer.layer.apply import Held, Merger
-from detlayer.layer.decompress import BlobReader, Readable
+from detlayer.layer.apply import AppliedEntry, Merger
+from detlayer.layer.decompress import BlobReader
 from detlayer.layer.entry import Entry, Profile, is_whiteout
 from detlayer.layer.formats import ArchiveSigns, image_archive
 from detlayer.layer.ports import Reporter, Silence
 from detlayer.layer.reader import TarReader
 from detlayer.layer.writer import Layer
-from detlayer.output.files import Outputs
+from detlayer.oci.ports import Readable
+from detlayer.output.files import Outputs, Tee
 from detlayer.output.spool import Spool
 from detlayer.packing.options import DEFAULT_OPTIONS, PackOptions, Path, default_jobs
-from detlayer.packing.packer import warn_of_class
+from detlayer.packing.packer import codec_warnings
 from detlayer.tree import Selection
 
 
@@ -56,11 +57,12 @@ def normalize(
             else:
                 merger = _read(source, "", spool, selection, max_expansion, reporter)
             entries = _with_content(merger, spool, profile, selection)
-            made = writer.pack(entries, outputs.blob, codec=codec, jobs=jobs, reporter=reporter)
+            made = writer.pack(entries, Tee(outputs.sinks), codec=codec, jobs=jobs, reporter=reporter)
             outputs.commit(made.digest, descriptor=made.descriptor().to_bytes() + b"\n")
     finally:
         spool.close()
-    warn_of_class(made, reporter)
+    for code, message in codec_warnings(made):
+        reporter.warning(code, message)
     return made
 
 
@@ -97,7 +99,9 @@ def _with_content(merger: Merger, spool: Spool, profile: Profile, selection: Sel
         yield structs.replace(entry, content=spool.content(held.start, entry.size_bytes, patch))
 
 
-def _retimed(entry: Entry, held: Held, merger: Merger, spool: Spool, profile: Profile) -> tuple[int, bytes] | None:
+def _retimed(
+    entry: Entry, held: AppliedEntry, merger: Merger, spool: Spool, profile: Profile
+) -> tuple[int, bytes] | None:
     """The time stamp of a .pyc as `pack` would write it (SPEC 4.8)."""
     if not entry.path.endswith(b".pyc"):
         return None

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from detlayer.building import step_versions
-from tests.building.bench import APP, Bench
-from tests.contracts.claims import broken_tags
-from tests.support import program
+from tests.building.project_bench import APP, Bench
+from tests.contracts.assertions import broken_tags
+from tests.privileges import program
 
 PACK = "pack app/source"
 PACK_DEPS = {"pack app/deps linux/amd64", "pack app/deps linux/arm64"}

@@ -165,7 +165,7 @@ def test_members_and_what_they_extend() -> None:
     assert one.runtime.env == (EnvChange("A", "1"),)
     assert [layer.directory for layer in one.layers] == ["services/one/../..", ""]
     assert one.layers[1].sources == ("services/one/../../all:/all",)
-    assert (two.base, two.file, two.directory) == (None, "services/two/pyproject.toml", "services/two")
+    assert (two.base, two.location.file, two.directory) == (None, "services/two/pyproject.toml", "services/two")
     assert two.layers[0].sources == ("services/two/src:/srv",)
     assert [image.name for image in found.choose(("two",))] == ["two"]
     assert [image.name for image in found.choose(())] == ["one", "two"]
@@ -307,6 +307,9 @@ def test_mistakes_name_file_key_and_what_was_meant(text: str, code: str, word: s
         ("[layers.x]\nsources = ['a']\nmode = 'loose'", "layers.x.mode", 3),
         ("variables = ['X']\n[images.a]\ncmd = ['a', '${X}']", "images.a.cmd[1]", 3),
         ("[images.a]\nx = = 1", None, 2),
+        ("[images.a]\nlabels = {x = '''\n[images.b]\nuser = 1\n'''}\n[images.b]\nuser = []", "images.b.user", 7),
+        ("[defaults]\nports = [0]\n[images.a]\n", "images.a.ports", 3),
+        ("[images.a]\nlabels = {x = '\u2028\x85'}\nuser = []", "images.a.user", 3),
     ],
 )
 def test_mistakes_have_a_line(text: str, key: str | None, line: int) -> None:

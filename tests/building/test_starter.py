@@ -10,11 +10,11 @@ from click.testing import CliRunner
 
 from detlayer.building.project_files import ProjectFiles, find_project
 from detlayer.building.settings import load
-from detlayer.building.settings.starter import ECOSYSTEMS, recognise, write_starter
+from detlayer.building.settings.starter import ECOSYSTEMS, detect_ecosystem, write_starter
 from detlayer.cli import run
 from detlayer.cli.init import init
 from detlayer.errors import ConfigError
-from tests.support import Spec, make_tree
+from tests.trees import Spec, make_tree
 
 PROJECTS: dict[str, Spec] = {
     "python": {
@@ -88,7 +88,7 @@ def test_an_unknown_kind_is_asked_for(tmp_path: Path, monkeypatch: pytest.Monkey
     ],
 )
 def test_recognition(names: list[str], kind: str | None) -> None:
-    assert recognise(names) == kind
+    assert detect_ecosystem(names) == kind
 
 
 @pytest.mark.parametrize("kind", ECOSYSTEMS)

@@ -32,7 +32,7 @@ def trees(tmp_path: Path) -> tuple[Path, Path]:
     return tmp_path / "a", tmp_path / "b"
 
 
-def test_transcript(trees: tuple[Path, Path]) -> None:
+def test_output_for_people(trees: tuple[Path, Path]) -> None:
     done = run(*trees)
     assert done.returncode == 1
     assert done.stderr == ""
@@ -44,7 +44,7 @@ def test_transcript(trees: tuple[Path, Path]) -> None:
     )
 
 
-def test_same(trees: tuple[Path, Path]) -> None:
+def test_equal_trees_print_one_line(trees: tuple[Path, Path]) -> None:
     done = run(trees[0], trees[0])
     assert (done.returncode, done.stdout, done.stderr) == (0, "same: 3 entries\n", "")
 

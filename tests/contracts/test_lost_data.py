@@ -13,13 +13,13 @@ from detlayer.oci.references import RepositoryName, parse_reference
 from detlayer.oci.types import canonical_json, parse_digest
 from detlayer.transfer.plan_document import parse_plans, plans_document
 from detlayer.transfer.push import Knowledge, open_surveys, push_image
-from tests.contracts.claims import assert_has, broken_tags, seed
+from tests.contracts.assertions import assert_has, broken_tags, seed
+from tests.contracts.client import Client
 from tests.contracts.faults import Fault, Reply
 from tests.contracts.fixtures import StartStrict
+from tests.contracts.http_records import Answer, error_answer
 from tests.contracts.images import Descriptor, Layout, artifact, base_of, image, plain, platforms
-from tests.contracts.pushing import Client
-from tests.contracts.records import Answer, error_answer
-from tests.contracts.rules import PUSH_TRAPS, busy
+from tests.contracts.registry_behaviour import PUSH_TRAPS, busy
 from tests.contracts.servers import Server
 from tests.contracts.storage import INDEX
 
@@ -302,7 +302,7 @@ def test_a_plan_that_was_checked_is_carried_out(server: Server, layout: Layout, 
 
 def test_a_check_where_tags_can_not_be_put_again(start_strict: StartStrict, layout: Layout) -> None:
     """The blob is restored, and the image put by its digest."""
-    from tests.contracts.rules import Rules
+    from tests.contracts.registry_behaviour import Rules
 
     server = start_strict(rules=Rules(immutable_tags=True))
     index = layout.tag(platforms(layout), "image")

@@ -18,12 +18,12 @@ from detlayer.oci.types import parse_digest
 from detlayer.registry import Network, Registries, Transport
 from detlayer.transfer.push import push_image
 from detlayer.transfer.remote import RemoteImage
-from tests.contracts.claims import assert_has, seed
+from tests.contracts.assertions import assert_has, seed
+from tests.contracts.client import Client, FastPace, find_referrers
 from tests.contracts.faults import Call, Fault, Kill
+from tests.contracts.http_records import Request
 from tests.contracts.images import Descriptor, Layout, artifact, image
-from tests.contracts.pushing import Client, FastPace, find_referrers
-from tests.contracts.records import Request
-from tests.contracts.rules import Rules
+from tests.contracts.registry_behaviour import Rules
 from tests.contracts.storage import INDEX, MANIFEST
 from tests.contracts.strict import StrictRegistry
 

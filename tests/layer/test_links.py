@@ -21,8 +21,8 @@ import detlayer
 from detlayer import Selection
 from detlayer.difference import DiffReport, diff
 from detlayer.errors import LayerError
-from tests.layer.crafted import checked, extension, header, member, record, tar
-from tests.support import program
+from tests.layer.handmade_tars import checked, extension, header, member, record, tar
+from tests.privileges import program
 
 Hardlinks = Literal["separate", "preserve"]
 HARDLINKS: tuple[Hardlinks, ...] = ("separate", "preserve")

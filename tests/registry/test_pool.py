@@ -10,7 +10,7 @@ import pytest
 from detlayer.errors import RegistryError
 from detlayer.oci.references import RepositoryName
 from detlayer.registry import Network, Registries, Transport
-from tests.contracts.raw import RawServer, answer
+from tests.contracts.raw_server import RawServer, answer
 
 READ_S = 0.5
 

@@ -17,7 +17,8 @@ from detlayer.oci.references import RepositoryName
 from detlayer.oci.types import Digest, digest_of
 from detlayer.store import Store
 from detlayer.store.index import SCHEMA
-from tests.support import Words, mounted
+from tests.layers import Words
+from tests.privileges import mounted
 
 APP = RepositoryName("registry.example:5000", "team/app")
 LIB = RepositoryName("registry.example:5000", "team/lib")

@@ -17,24 +17,9 @@ from detlayer.packing import packer
 from detlayer.packing.options import PackOptions
 from detlayer.tree import Selection, Source, takes
 from detlayer.tree.patterns import parse_mode_rules, parse_owner_rules, parse_patterns
-from tests.support import (
-    NOBODY,
-    File,
-    Link,
-    Packed,
-    Spec,
-    Words,
-    as_nobody,
-    layer_of,
-    list_files,
-    make_deep,
-    make_tree,
-    mounted,
-    need_root,
-    need_user_xattrs,
-    pack_tree,
-    walk_tree,
-)
+from tests.layers import Packed, Words, layer_of, pack_tree, walk_tree
+from tests.privileges import NOBODY, as_nobody, mounted, need_root, need_user_xattrs
+from tests.trees import File, Link, Spec, list_files, make_deep, make_tree
 
 MIB = 1 << 20
 
@@ -933,7 +918,7 @@ def test_output_through_a_symlink_into_a_source(src: Path, tmp_path: Path) -> No
         packer.pack([tmp_path / "door"], output=src / "out.tar")
 
 
-def test_takes(src: Path, tmp_path: Path) -> None:
+def test_takes_knows_what_a_source_would_pack(src: Path, tmp_path: Path) -> None:
     source = Source(os.fsencode(src))
     assert takes(source, os.fsencode(src / "a" / "b"))
     assert not takes(source, os.fsencode(tmp_path / "src2"))

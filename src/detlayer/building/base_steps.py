@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Callable
 from functools import partial
 from typing import Protocol
 
 from detlayer.building.bases import choose_manifest, read_base
-from detlayer.building.context import BaseName, BuildContext
-from detlayer.building.fetch import ask_now, bring
+from detlayer.building.context import BaseName, BaseSource, BuildContext
 from detlayer.building.graph import Call, Step
 from detlayer.building.graph.step import ResultT
 from detlayer.building.options import BuildOptions, label
 from detlayer.building.results import DownloadedBase, FetchedBase, ResolvedBase
 from detlayer.building.step_versions import VERSIONS
-from detlayer.errors import IntegrityError
+from detlayer.errors import IntegrityError, LayerError, OutputError, UnavailableError
 from detlayer.oci.documents import parse_document
 from detlayer.oci.ports import TransferReporter
 from detlayer.oci.references import Reference
-from detlayer.oci.types import Descriptor, Digest, Platform
+from detlayer.oci.types import Descriptor, Digest, Platform, parse_digest
 from detlayer.transfer.workers import Job, work_off
+
+_PIECE_BYTES = 1 << 20
 
 
 class AddStep(Protocol):
@@ -53,7 +56,7 @@ class BaseSteps:
             lock = options.lock
             if lock is not None and (options.policy == "locked" or str(base) in lock.bases):
                 return lock.base(str(base)).digest
-            return ask_now(context, base)
+            return _resolve_now(context, base)
 
         return self._add(
             Step(
@@ -80,12 +83,7 @@ class BaseSteps:
 
         def run(call: Call) -> FetchedBase:
             name = str(base)
-            digest = call.result(resolved).digest
-            data = context.known(digest)
-            if data is None:
-                assert isinstance(base, Reference)  # a layout's index was put when it was resolved
-                data = context.repository(base.name).get_manifest(str(digest)).data
-                context.put(data)
+            data = source.document(Descriptor("", call.result(resolved).digest, 0))
             manifest = choose_manifest(parse_document(data, name), platform, name, source.document)
             if locked not in ("", str(manifest.digest)):
                 raise IntegrityError(
@@ -132,7 +130,10 @@ class BaseSteps:
             manifest = call.result(fetched).manifest
             missing = [one for one in layers(manifest) if context.body(one) is None]
             work_off(
-                [Job(partial(bring, one, source, context, self._reporter, call.check), is_data=True) for one in missing]
+                [
+                    Job(partial(_download_layer, one, source, context, self._reporter, call.check), is_data=True)
+                    for one in missing
+                ]
             )
             call.add("bytes", sum(one.size_bytes for one in missing))
             return DownloadedBase(manifest)
@@ -153,3 +154,71 @@ class BaseSteps:
                 is_intact=is_intact,
             )
         )
+
+
+def _resolve_now(context: BuildContext, base: Reference) -> Digest:
+    """Ask a registry what a reference names: one request if that is known already. Raises RegistryError.
+
+    In a build without network it is what the last one was told; raises UnavailableError where there was none.
+    """
+    last = _last_digest(context, base)
+    if context.is_offline:
+        if last is None:
+            raise UnavailableError(
+                "offline", f"what {base} is was never asked, and the build is offline", "build without --offline once"
+            )
+        return last
+    repository = context.repository(base.name)
+    if last is not None and context.known(last) is not None:
+        named = repository.head_manifest(base.target)
+        if named is not None and context.known(named.digest) is not None:
+            if named.digest != last:
+                context.traces.put(f"resolved {base}", str(named.digest).encode())
+            return named.digest
+    document = repository.get_manifest(base.target)
+    context.put(document.data)
+    context.traces.put(f"resolved {base}", str(document.digest).encode())
+    return document.digest
+
+
+def _last_digest(context: BuildContext, base: Reference) -> Digest | None:
+    data = context.traces.get(f"resolved {base}")
+    try:
+        return parse_digest(data.decode()) if data is not None else None
+    except ValueError:
+        return None
+
+
+def _download_layer(
+    blob: Descriptor, source: BaseSource, context: BuildContext, reporter: TransferReporter, check: Callable[[], None]
+) -> None:
+    """Bring a layer into the store, held against its digest.
+
+    Raises RegistryError, LayerError, IntegrityError, and OutputError where the store can't take it.
+    """
+    body = source.body(blob)
+    if body is None:
+        raise LayerError("blob-missing", f"the base lacks its layer {blob.digest}", "fetch the whole base again")
+    name = str(blob.digest)
+    reporter.transfer(name, blob.size_bytes)
+    sha, count = hashlib.sha256(), 0
+    try:
+        incoming = context.store.blobs.incoming()
+        try:
+            with body.open() as file:
+                while piece := file.read(_PIECE_BYTES):
+                    check()
+                    sha.update(piece)
+                    count += len(piece)
+                    incoming.write(piece)
+                    reporter.advance(name, len(piece))
+            if count != blob.size_bytes or sha.hexdigest() != blob.digest.hex:
+                raise IntegrityError("blob-digest", f"{blob.digest} came as something else", "fetch the base again")
+            incoming.commit(blob.digest)
+            reporter.done(name, "pulled")
+        finally:
+            incoming.discard()
+    except OSError as error:
+        raise OutputError(
+            "output-write", f"the store can't take {blob.digest}: {error.strerror}", "free some space, or --cache-dir"
+        ) from error

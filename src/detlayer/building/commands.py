@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
@@ -14,7 +14,7 @@ from detlayer.building.lock import FILE_NAME, Lock, parse_lock
 from detlayer.building.options import BuildOptions
 from detlayer.building.project_files import ProjectFiles, find_project
 from detlayer.building.report import BuildReport, BuildReporter
-from detlayer.building.settings import Project, load
+from detlayer.building.settings import ImageSettings, Project, load
 from detlayer.errors import ConfigError
 from detlayer.layer.ports import Reporter
 from detlayer.oci.platforms import host_platform
@@ -52,7 +52,7 @@ def build(
     one image that fails does not stop the others. Raises ConfigError for what cannot be built.
     """
     options = options_for(project, options or BuildOptions())
-    with _open(project, images, options, store, registries, reporter) as opened:
+    with _open(project.choose(tuple(images)), options, store, registries, reporter) as opened:
         return opened.run()
 
 
@@ -69,7 +69,7 @@ def lock(
     Raises the first error of the build.
     """
     options = replace(options or BuildOptions(), until="pack", push=False, outputs=())
-    with _open(project, (), options, store, registries, reporter) as opened:
+    with _open(project.choose(()), options, store, registries, reporter) as opened:
         report = opened.run()
         for error in report.errors:
             raise error
@@ -77,25 +77,39 @@ def lock(
 
 
 @contextmanager
+def open_build(
+    images: Sequence[ImageSettings],
+    options: BuildOptions,
+    store: Store,
+    open_registries: Callable[[], AbstractContextManager[Registries]],
+    reporter: BuildReporter | None = None,
+) -> Iterator[Build]:
+    """Open a build, and registries when it first needs them; both are closed at the end. Raises ConfigError."""
+    with ExitStack() as stack:
+        yield stack.enter_context(
+            Build(images, options, store, lambda: stack.enter_context(open_registries()), reporter=reporter)
+        )
+
+
+@contextmanager
 def _open(
-    project: Project,
-    images: Sequence[str],
+    images: Sequence[ImageSettings],
     options: BuildOptions,
     store: Store | None,
     registries: Registries | None,
     reporter: BuildReporter | None,
 ) -> Iterator[Build]:
-    chosen = project.choose(tuple(images))
-    with ExitStack() as stack:
+    def open_registries() -> AbstractContextManager[Registries]:
+        from detlayer.registry.user import open_user_registries
 
-        def open_registries() -> Registries:
-            from detlayer.registry.user import open_user_registries
+        references = [one for image in images for one in image.references] if options.push else []
+        return nullcontext(registries) if registries else open_user_registries(given_for=references)
 
-            references = [one for image in chosen for one in image.references] if options.push else []
-            return registries or stack.enter_context(open_user_registries(given_for=references))
-
-        store = store or stack.enter_context(open_store(Store))
-        yield stack.enter_context(Build(chosen, options, store, open_registries, reporter=reporter))
+    with (
+        nullcontext(store) if store else open_store(Store) as opened,
+        open_build(images, options, opened, open_registries, reporter) as build,
+    ):
+        yield build
 
 
 def options_for(project: Project, options: BuildOptions) -> BuildOptions:

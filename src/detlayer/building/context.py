@@ -218,8 +218,8 @@ class BaseSource:
         return self._base.name
 
 
-class Made:
-    """A `PushSource` of this build: documents from the context, layers from the store or the base."""
+class BuiltSource:
+    """An image of this build, as a `transfer.push.PushSource`."""
 
     def __init__(self, context: BuildContext, root: Document, base: BaseName | None) -> None:
         self._context = context

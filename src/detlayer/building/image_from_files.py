@@ -12,7 +12,7 @@ from detlayer.building.bases import choose_manifest, read_base
 from detlayer.building.project_files import ProjectFiles
 from detlayer.building.settings import ImageSettings, read_image
 from detlayer.building.settings.image import read_settings
-from detlayer.building.settings.location import Location
+from detlayer.building.settings.location import Location, add_line
 from detlayer.errors import ConfigError, LayerError, printable
 from detlayer.filesystem import is_file
 from detlayer.images.layout_writer import LayoutWriter
@@ -147,11 +147,15 @@ def _write(
 
 def _settings(path: Path | None, epoch: str | None) -> ImageSettings:
     name = os.fspath(path) if path is not None else "settings"
-    data = b"" if path is None else ProjectFiles().read(name)
+    files = ProjectFiles()
+    data = b"" if path is None else files.read(name)
     if data is None:
-        raise ConfigError("config-missing", f"there is no {printable(name)}", "check the path")
-    table = read_image(data, name)
-    return read_settings("image", table, {}, Location(name), epoch=epoch)
+        raise ConfigError("config-missing", f"there is no {printable(name)}", "check the path", file=name)
+    try:
+        return read_settings("image", read_image(data, name), {}, Location(name), epoch=epoch)
+    except ConfigError as error:
+        add_line(error, files.read)
+        raise
 
 
 def _layer(path: Path, writer: LayoutWriter) -> Part:

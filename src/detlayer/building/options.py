@@ -89,8 +89,10 @@ class BuildOptions(msgspec.Struct, frozen=True):
             if not image.repositories:
                 raise ConfigError(
                     "no-reference",
-                    f"{printable(image.file)}: image {image.name} has no repositories to push to",
+                    f"{printable(image.location.file)}: image {image.name} has no repositories to push to",
                     'write them: repositories = ["registry/team/app"]',
+                    file=image.location.file,
+                    key=(image.location / "repositories").key,
                 )
         if len(images) > 1 and any(one.is_for_one for one in self.outputs):
             raise ConfigError(
@@ -109,7 +111,7 @@ class BuildOptions(msgspec.Struct, frozen=True):
                     )
 
 
-def local_reference(image: ImageSettings, kind: OutputKind) -> tuple[Reference, ...]:
+def local_references(image: ImageSettings, kind: OutputKind) -> tuple[Reference, ...]:
     """Name an image for an engine: as it is published, or else by its own name."""
     if image.references:
         return image.references

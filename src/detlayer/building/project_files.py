@@ -7,7 +7,7 @@ import fnmatch
 import os
 import stat
 
-from detlayer.building.settings import FILE_NAME, PYPROJECT, read_tables
+from detlayer.building.settings import FILE_NAME, PYPROJECT, has_section
 from detlayer.errors import ConfigError, printable
 from detlayer.filesystem import is_dir, is_file
 
@@ -31,7 +31,10 @@ class ProjectFiles:
             raise _unreadable(path, error) from error
         if len(data) > _MAX_BYTES:
             raise ConfigError(
-                "config-unreadable", f"{printable(path)} has over {_MAX_BYTES} bytes", "is it the right file?"
+                "config-unreadable",
+                f"{printable(path)} has over {_MAX_BYTES} bytes",
+                "is it the right file?",
+                file=path,
             )
         return data
 
@@ -64,7 +67,7 @@ def find_project() -> str:
             if not has_file:
                 continue
             data = files.read(path)
-            if name == FILE_NAME or (data is not None and b"detlayer" in data and _is_ours(data, path)):
+            if name == FILE_NAME or (data is not None and b"detlayer" in data and has_section(data, path)):
                 return os.path.relpath(path)
         above = os.path.dirname(directory)
         if above == directory:
@@ -89,12 +92,4 @@ def _matching(directory: str, part: str) -> list[str]:
 
 def _unreadable(path: str, error: OSError | ValueError) -> ConfigError:
     why = error.strerror if isinstance(error, OSError) else str(error)
-    return ConfigError("config-unreadable", f"{printable(path)}: {why}", "check the path")
-
-
-def _is_ours(data: bytes, path: str) -> bool:
-    """Tell whether a pyproject.toml has a table of ours; what is wrong in it is said when it is read."""
-    try:
-        return read_tables(data, path, {}) is not None
-    except ConfigError as error:
-        return error.code != "config-invalid"
+    return ConfigError("config-unreadable", f"{printable(path)}: {why}", "check the path", file=path)

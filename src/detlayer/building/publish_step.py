@@ -8,7 +8,7 @@ from threading import Event as Flag
 from threading import Lock
 from typing import TYPE_CHECKING
 
-from detlayer.building.context import BuildContext, Made
+from detlayer.building.context import BuildContext, BuiltSource
 from detlayer.building.graph import Call, Reason, Step
 from detlayer.building.results import MadeImage
 from detlayer.building.settings import ImageSettings
@@ -87,8 +87,8 @@ class Publisher:
             settled=self._find,
         )
 
-    def _made(self, call: Call) -> Made:
-        return Made(self._context, self._context.document(call.result(self._root).digest), self._image.base)
+    def _made(self, call: Call) -> BuiltSource:
+        return BuiltSource(self._context, self._context.document(call.result(self._root).digest), self._image.base)
 
     def _find(self, call: Call) -> MadeImage | tuple[Reason, ...]:
         """Ask what each tag names; returns the image if all name it."""

@@ -15,7 +15,7 @@ from detlayer.oci.types import Digest
 
 
 class BuildReporter(TransferReporter, Protocol):
-    """Hears of a build from several threads: of what is sent and fetched, of warnings, and of packs."""
+    """Follows a build, from several threads: transfers, warnings and the progress of packs."""
 
     def progress(self, step: str, tar_bytes: int) -> None:
         """Say how far a pack has come, in total; called about once a chunk."""

@@ -1,4 +1,4 @@
-"""The steps of a build, wired for each image and platform. What is common to several is one step.
+"""The steps of a build, made for each image and platform. What is common to several is one step.
 
     resolve ── fetch ──┬── configure ── assemble ── index ──┬── publish
               pack ────┘                                    └── write
@@ -67,7 +67,8 @@ class BuildSteps:
         if image.directory not in self._revisions:
             from detlayer.building.revision import describe
 
-            self._revisions[image.directory] = describe(image.directory)
+            with (image.location / "git").located():
+                self._revisions[image.directory] = describe(image.directory)
         return self._revisions[image.directory]
 
     # -- layers

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from detlayer.store import Store
+from detlayer.store.traces import Trace
 
 _STEP = "build"
 
@@ -19,4 +20,4 @@ class StoreTraces:
 
     def put(self, key: str, data: bytes) -> None:
         """Keep a document in place of what had the key."""
-        self._store.traces.put(key.encode(), _STEP, data, int(self._store.clock()))
+        self._store.traces.put(Trace(key.encode(), _STEP, data), int(self._store.clock()))

@@ -6,9 +6,9 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from detlayer.building.context import BuildContext, Made
+from detlayer.building.context import BuildContext, BuiltSource
 from detlayer.building.graph import Call, Reason, Step
-from detlayer.building.options import BuildOutput, label, local_reference
+from detlayer.building.options import BuildOutput, label, local_references
 from detlayer.building.results import DownloadedBase, MadeImage, WrittenImage
 from detlayer.building.settings import ImageSettings
 from detlayer.building.step_versions import VERSIONS
@@ -61,7 +61,7 @@ class ImageWriter:
         self._context = context
         self._path = output.path_for(image.name)
         self._tags = image.tags if is_alone else (image.name,)
-        self._names = local_reference(image, output.kind)
+        self._names = local_references(image, output.kind)
 
     @property
     def step(self) -> Step[WrittenImage]:
@@ -83,8 +83,8 @@ class ImageWriter:
     def _where(self) -> str:
         return f"{self._output.kind}:{self._path}" if self._path else self._output.kind
 
-    def _made(self, call: Call) -> Made:
-        return Made(self._context, self._context.document(call.result(self._root).digest), self._image.base)
+    def _made(self, call: Call) -> BuiltSource:
+        return BuiltSource(self._context, self._context.document(call.result(self._root).digest), self._image.base)
 
     def _write(self, call: Call) -> WrittenImage:
         made, kind, path = self._made(call), self._output.kind, self._path
@@ -156,7 +156,7 @@ def _stamp(path: str) -> str:
     return " ".join(map(str, numbers)) + f" {os.path.realpath(path)}"
 
 
-def _into_layout(made: Made, writer: LayoutWriter, tag: str, call: Call) -> None:
+def _into_layout(made: BuiltSource, writer: LayoutWriter, tag: str, call: Call) -> None:
     wanted = gather(made, made.root)
 
     def bring(blob: Descriptor) -> None:
@@ -176,7 +176,7 @@ def _into_layout(made: Made, writer: LayoutWriter, tag: str, call: Call) -> None
     writer.tag(made.root.descriptor(), tag)
 
 
-def _layout_has(path: str, tags: Sequence[str], made: Made) -> str:
+def _layout_has(path: str, tags: Sequence[str], made: BuiltSource) -> str:
     """Say what all tags of a layout name, if that is there to its last blob; empty if they differ or lack something."""
     writer = LayoutWriter(path)
     wanted = gather(made, made.root)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -13,7 +12,7 @@ from detlayer.cli import exits
 from detlayer.cli.common import cache_options, console_options, make_console
 from detlayer.cli.console import Console
 from detlayer.cli.network import network_options, open_registries
-from detlayer.cli.projects import open_workshop, project_options, read_project, retag
+from detlayer.cli.projects import open_build_store, project_options, read_project, retag
 from detlayer.cli.steps import Steps, show_report
 from detlayer.errors import ConfigError
 
@@ -65,7 +64,7 @@ def build(ctx: click.Context, /, **options: Any) -> None:
     What is as it was is not done again. A base is asked for anew each time, by one request, and what stands on it is
     built again if it has moved. Images that fail do not keep the others from being built.
     """
-    from detlayer.building import Build
+    from detlayer.building.commands import open_build
 
     console = make_console(options, json=options["as_json"])
     started = time.monotonic()
@@ -75,19 +74,12 @@ def build(ctx: click.Context, /, **options: Any) -> None:
     images, how = _read_options(options)
     steps = Steps(console, as_json=options["as_json"], explain=options["explain"], is_silent=options["question"])
     try:
-        with ExitStack() as stack:
-            store = stack.enter_context(open_workshop(options, console))
-            references = [one for image in images for one in image.references] if how.push else []
-            wired = stack.enter_context(
-                Build(
-                    images,
-                    how,
-                    store,
-                    lambda: stack.enter_context(open_registries(options, steps, references)),
-                    reporter=steps,
-                )
-            )
-            report = wired.run(report=steps.hear, clock=time.monotonic)
+        references = [one for image in images for one in image.references] if how.push else []
+        with (
+            open_build_store(options, console) as store,
+            open_build(images, how, store, lambda: open_registries(options, steps, references), steps) as opened,
+        ):
+            report = opened.run(report=steps.on_event, clock=time.monotonic)
     finally:
         console.close()
     _finish(ctx, console, report, options, started=started, is_dry=is_dry)

@@ -7,7 +7,7 @@ from typing import Any, cast
 import click
 
 from detlayer.cli.common import cache_options, make_console, quiet_option
-from detlayer.cli.projects import open_workshop, project_options, read_project
+from detlayer.cli.projects import open_build_store, project_options, read_project
 
 
 @click.command(
@@ -35,5 +35,5 @@ def graph(**options: Any) -> None:
     console = make_console(options, json=False)
     project, images = read_project(options)
     how = options_for(project, BuildOptions(options["push"], tuple(map(parse_output, options["outputs"]))))
-    with open_workshop(options, console) as store, Build(images, how, store, None) as wired:
-        console.result(draw(wired.steps, cast(Drawing, options["format"])))
+    with open_build_store(options, console) as store, Build(images, how, store, None) as opened:
+        console.result(draw(opened.steps, cast(Drawing, options["format"])))

@@ -30,7 +30,7 @@ def init(**options: Any) -> None:
     """
     from detlayer.building.project_files import ProjectFiles
     from detlayer.building.settings import FILE_NAME
-    from detlayer.building.settings.starter import ECOSYSTEMS, recognise, write_starter
+    from detlayer.building.settings.starter import ECOSYSTEMS, detect_ecosystem, write_starter
     from detlayer.output.files import write_file
 
     console = make_console(options, json=False)
@@ -42,7 +42,7 @@ def init(**options: Any) -> None:
         raise ConfigError("config-unreadable", f"{printable(directory)}: {error.strerror}", "check the path") from error
     if FILE_NAME in names:
         raise ConfigError("config-exists", f"there is a {printable(path)} already", "change it, or remove it first")
-    kind = options["kind"] or recognise(names)
+    kind = options["kind"] or detect_ecosystem(names)
     if kind is None:
         raise ConfigError(
             "project-unknown",

@@ -11,7 +11,7 @@ from detlayer.cli import exits
 from detlayer.cli.common import cache_options, console_options, make_console
 from detlayer.cli.console import Console, counted, size
 from detlayer.cli.network import network_options, open_memory, open_registries
-from detlayer.cli.transfers import Transfers
+from detlayer.cli.transfers import SHOWN_DIGEST, Transfers
 
 if TYPE_CHECKING:
     from detlayer.oci.references import Reference
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from detlayer.transfer.push import PushOptions
 
 _Decorated = TypeVar("_Decorated", bound=Callable[..., Any])
-_SHOWN_DIGEST = 19
 
 _SOURCE = (
     click.option("--as-blob", is_flag=True, help="IMAGE is a layer file, which is pushed as an artifact of its own."),
@@ -96,13 +95,13 @@ def show_plan(console: Console, plans: Sequence[Plan], *, as_json: bool) -> None
     for one in plans:
         console.line(str(one.name))
         rows: list[tuple[str, str, str, str]] = [
-            (blob.action, str(blob.digest)[:_SHOWN_DIGEST], size(blob.size_bytes), blob.reason) for blob in one.blobs
+            (blob.action, str(blob.digest)[:SHOWN_DIGEST], size(blob.size_bytes), blob.reason) for blob in one.blobs
         ]
         rows += [
-            (document.action, str(document.digest)[:_SHOWN_DIGEST], size(document.size_bytes), document.reason)
+            (document.action, str(document.digest)[:SHOWN_DIGEST], size(document.size_bytes), document.reason)
             for document in one.manifests
         ]
-        rows += [(tag.action, tag.tag[:_SHOWN_DIGEST], size(one.root_bytes), tag.reason) for tag in one.tags]
+        rows += [(tag.action, tag.tag[:SHOWN_DIGEST], size(one.root_bytes), tag.reason) for tag in one.tags]
         widths = [max(len(row[column]) for row in rows) for column in range(3)]
         for action, name, bytes_text, reason in rows:
             console.line(f"  {action:{widths[0]}}  {name:{widths[1]}}  {bytes_text:>{widths[2]}}  {reason}")

@@ -68,7 +68,7 @@ def retag(images: tuple[ImageSettings, ...], tags: tuple[str, ...]) -> tuple[Ima
 
 
 @contextmanager
-def open_workshop(options: dict[str, Any], console: Console) -> Iterator[Store]:
+def open_build_store(options: dict[str, Any], console: Console) -> Iterator[Store]:
     """Open the store; without a usable cache, one that ends with the command."""
     from detlayer.building.commands import open_store
     from detlayer.store import Store

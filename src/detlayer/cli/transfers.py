@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 _BAR_FROM_BYTES = 4 << 20
 _BARS_AFTER_S = 0.5
 _PLAIN_EVERY_S = 5.0
-_SHOWN_DIGEST = 19  # `sha256:` and twelve digits
+SHOWN_DIGEST = 19  # `sha256:` and twelve digits
 
 
 class Transfers:
@@ -122,7 +122,7 @@ class Transfers:
         for name, total_bytes in self._sizes.items():
             if name not in self._done and total_bytes >= _BAR_FROM_BYTES:
                 if name not in self._tasks:
-                    self._tasks[name] = bars.add_task(name[:_SHOWN_DIGEST], total=total_bytes)
+                    self._tasks[name] = bars.add_task(name[:SHOWN_DIGEST], total=total_bytes)
                 bars.update(self._tasks[name], completed=self._moved[name])
         # What was mounted is there without having moved.
         arrived = sum(self._sizes[name] if name in self._done else self._moved[name] for name in self._sizes)

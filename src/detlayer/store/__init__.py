@@ -12,27 +12,27 @@ from collections.abc import Callable
 
 from detlayer.layer.ports import Reporter
 from detlayer.store.blobs import Blobs, Incoming, LostBlobError
+from detlayer.store.directory import default_directory
+from detlayer.store.file_records import DirectoryRecords, FileRecord, TreeRecords
 from detlayer.store.index import Index
 from detlayer.store.lease import Lease
 from detlayer.store.memory import RegistryMemory
-from detlayer.store.place import default_directory
-from detlayer.store.proof import OutputProofs
-from detlayer.store.records import Record, Records, Shelf
-from detlayer.store.stamp import Stamp, is_racy, stamp_of
-from detlayer.store.traces import Spot, Traces
+from detlayer.store.stat_record import StatRecord, is_racy, stat_record_of
+from detlayer.store.traces import Spot, TraceStore
+from detlayer.store.verified_files import VerifiedOutputs
 
 __all__ = [
+    "DirectoryRecords",
+    "FileRecord",
     "Incoming",
     "LostBlobError",
-    "Record",
-    "Records",
-    "Shelf",
     "Spot",
-    "Stamp",
+    "StatRecord",
     "Store",
+    "TreeRecords",
     "default_directory",
     "is_racy",
-    "stamp_of",
+    "stat_record_of",
 ]
 
 
@@ -54,8 +54,8 @@ class Store:
         self.lease = Lease(directory)
         self.index = Index(directory, reporter=reporter)
         self.blobs = Blobs(directory, self.lease, self.index, clock)
-        self.traces = Traces(self.index)
-        self.outputs = OutputProofs(self.index, clock)
+        self.traces = TraceStore(self.index)
+        self.outputs = VerifiedOutputs(self.index, clock)
         self.memory = RegistryMemory(self.index, self.blobs, clock)
         self.clock = clock
 

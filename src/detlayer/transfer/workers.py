@@ -35,57 +35,62 @@ def work_off(jobs: Sequence[Job[_Result]], *, workers: int = DATA_WORKERS) -> li
     """
     if len(jobs) == 1:
         return [jobs[0].run()]
-    waiting = {
-        True: deque(index for index, job in enumerate(jobs) if job.is_data),
-        False: deque(index for index, job in enumerate(jobs) if not job.is_data),
-    }
-    lock = Lock()
-    ended: SimpleQueue[tuple[int, _Result | None, BaseException | None] | None] = SimpleQueue()
-
-    def take(kinds: Sequence[bool]) -> int | None:
-        with lock:
-            for kind in kinds:
-                if waiting[kind]:
-                    return waiting[kind].popleft()
-        return None
-
-    def stop() -> None:
-        with lock:
-            waiting[True].clear()
-            waiting[False].clear()
-
-    def work(kinds: Sequence[bool]) -> None:
-        while (index := take(kinds)) is not None:
-            try:
-                ended.put((index, jobs[index].run(), None))
-            except BaseException as error:
-                stop()
-                ended.put((index, None, error))
-        ended.put(None)
-
-    kinds = [(False, True)] * min(workers, len(jobs)) + [(False,)] * CONTROL_WORKERS
-    results: dict[int, _Result] = {}
+    queue = _Queue(jobs)
     failure: BaseException | None = None
-    left = 0
+    results: dict[int, _Result] = {}
+    running = 0
     try:
-        for one in kinds:
+        for takes_data in [True] * min(workers, len(jobs)) + [False] * CONTROL_WORKERS:
             try:
-                Thread(target=work, args=(one,), daemon=True).start()
+                Thread(target=queue.work, args=(takes_data,), daemon=True).start()
             except RuntimeError as error:  # the system has no more threads for us
                 failure = error
-                stop()
+                queue.stop()
                 break
-            left += 1
-        while left:
-            done = ended.get()
+            running += 1
+        while running:
+            done = queue.ended.get()
             if done is None:
-                left -= 1
+                running -= 1
             elif done[2] is not None:
                 failure = failure or done[2]
             else:
                 results[done[0]] = done[1]  # type: ignore[assignment]  # without an error it is a result
     finally:
-        stop()
+        queue.stop()
     if failure is not None:
         raise failure
     return [results[index] for index in range(len(jobs))]
+
+
+class _Queue(Generic[_Result]):
+    """Jobs that wait. `ended` gets the number of each job with its result or error, and None from each worker."""
+
+    def __init__(self, jobs: Sequence[Job[_Result]]) -> None:
+        self._jobs = jobs
+        self._data = deque(index for index, job in enumerate(jobs) if job.is_data)
+        self._small = deque(index for index, job in enumerate(jobs) if not job.is_data)
+        self._lock = Lock()
+        self.ended: SimpleQueue[tuple[int, _Result | None, BaseException | None] | None] = SimpleQueue()
+
+    def work(self, takes_data: bool) -> None:
+        """Run jobs until none is left; small ones first."""
+        while (index := self._take(takes_data)) is not None:
+            try:
+                self.ended.put((index, self._jobs[index].run(), None))
+            except BaseException as error:
+                self.stop()
+                self.ended.put((index, None, error))
+        self.ended.put(None)
+
+    def stop(self) -> None:
+        """Start no further job."""
+        with self._lock:
+            self._data.clear()
+            self._small.clear()
+
+    def _take(self, takes_data: bool) -> int | None:
+        with self._lock:
+            if self._small:
+                return self._small.popleft()
+            return self._data.popleft() if takes_data and self._data else None

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from detlayer.building.settings.image import ImageSettings
 from detlayer.building.settings.layer import LayerSettings
-from detlayer.building.settings.parsing import FILE_NAME, PYPROJECT, read_image, read_tables
+from detlayer.building.settings.parsing import FILE_NAME, PYPROJECT, has_section, read_image
 from detlayer.building.settings.project import Files, Project, load
 from detlayer.building.settings.tables import schema
 
@@ -20,8 +20,8 @@ __all__ = [
     "ImageSettings",
     "LayerSettings",
     "Project",
+    "has_section",
     "load",
     "read_image",
-    "read_tables",
     "schema",
 ]

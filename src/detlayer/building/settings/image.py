@@ -33,10 +33,10 @@ _Value = TypeVar("_Value")
 
 
 class ImageSettings(msgspec.Struct, frozen=True):
-    """An image to build. `file` is where it stands, for messages; `base` None is scratch, a text is a layout."""
+    """An image to build. `location` is that of its table; `base` None is scratch, a text is a layout."""
 
     name: str
-    file: str
+    location: Location
     directory: str
     base: Reference | str | None
     platforms: tuple[Platform, ...]
@@ -88,7 +88,7 @@ def read_settings(
     values = {"image": name}
     return ImageSettings(
         name,
-        file,
+        location,
         file.rpartition("/")[0],
         _base(table.base, location),
         _platforms(table, location),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -11,6 +11,7 @@ from detlayer.errors import ConfigError, printable
 
 _HEADER = re.compile(r"\s*(\[\[?)\s*([^\[\]]+?)\s*\]")
 _ASSIGNMENT = re.compile(r"\s*([^=#\[\]\s][^=#]*?)\s*=")
+_MULTILINE = re.compile(r"\"\"\"(?:\\.|[^\\])*?\"\"\"|'''.*?'''", re.DOTALL)
 _PART = re.compile(r"\"([^\"]*)\"|'([^']*)'|([^.\s\"']+)")
 
 
@@ -44,6 +45,12 @@ class Location(NamedTuple):
             raise self.error(error.code, error.message, error.hint) from error
 
 
+def add_line(error: ConfigError, read: Callable[[str], bytes | None]) -> None:
+    """Set the line of an error that has a file and a key; `read` returns the content of the file."""
+    if error.file is not None and error.line is None and error.key is not None:
+        error.line = find_line((read(error.file) or b"").decode("utf-8", "replace"), error.key)
+
+
 def find_line(text: str, key: str) -> int | None:
     """Return the line of a key in TOML text, from 1: its own, that of its table, or that of what it holds; else None.
 
@@ -53,7 +60,8 @@ def find_line(text: str, key: str) -> int | None:
     table: tuple[str, ...] = ()
     counts: dict[tuple[str, ...], int] = {}
     best, best_line = 0, None
-    for number, line in enumerate(text.splitlines(), 1):
+    text = _MULTILINE.sub(lambda match: "\n" * match[0].count("\n"), text)
+    for number, line in enumerate(text.split("\n"), 1):
         if header := _HEADER.match(line):
             table = _indexed(_parts(header[2]), counts, is_item=header[1] == "[[")
             at = table

@@ -49,6 +49,14 @@ def read_tables(data: bytes, name: str, environment: Mapping[str, str]) -> Table
     return Tables(name, _convert(document, FileTable, name, prefix), document)
 
 
+def has_section(data: bytes, name: str) -> bool:
+    """Return whether a pyproject.toml has the table tool.detlayer, valid or not; False if it is not TOML."""
+    try:
+        return _section(_toml(data, name)) is not None
+    except ConfigError:
+        return False
+
+
 def read_image(data: bytes, name: str) -> ImageTable:
     """Read a file that is the table of one image; raises ConfigError. Variables are not filled in."""
     return _convert(_toml(data, name), ImageTable, name, "")

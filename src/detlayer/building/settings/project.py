@@ -9,7 +9,7 @@ import msgspec
 
 from detlayer.building.settings.image import LAYOUT_PREFIX, ImageSettings, beside, read_settings
 from detlayer.building.settings.layer import LayerSettings, read_layer
-from detlayer.building.settings.location import Location, find_line
+from detlayer.building.settings.location import Location, add_line
 from detlayer.building.settings.parsing import FILE_NAME, PYPROJECT, Tables, image_with_defaults, read_tables
 from detlayer.building.settings.substitution import nearest
 from detlayer.errors import ConfigError, printable
@@ -55,8 +55,7 @@ def load(path: str, files: Files, *, environment: Mapping[str, str], epoch: str 
     try:
         reader.read(path, ())
     except ConfigError as error:
-        if error.file is not None and error.line is None and error.key is not None:
-            error.line = find_line((files.read(error.file) or b"").decode("utf-8", "replace"), error.key)
+        add_line(error, files.read)
         raise
     if not reader.images:
         raise ConfigError(
@@ -91,7 +90,7 @@ class _Reader:
             if name in self.images:
                 raise ConfigError(
                     "image-twice",
-                    f"both {printable(self.images[name].file)} and {printable(path)} have an image {name}",
+                    f"both {printable(self.images[name].location.file)} and {printable(path)} have an image {name}",
                     "give each a name of its own",
                     file=path,
                     key=location.key,

@@ -1,4 +1,4 @@
-"""A first detlayer.toml for a project that is recognised by its files: dependencies apart from the application.
+"""A first detlayer.toml for a project that is detected by its files: dependencies apart from the application.
 
 Dependencies change seldom: in a layer of their own they are packed and pushed seldom, too.
 """
@@ -28,7 +28,7 @@ class Starter(msgspec.Struct, frozen=True):
     settings: dict[str, Any]
 
 
-def recognise(names: Collection[str]) -> Ecosystem | None:
+def detect_ecosystem(names: Collection[str]) -> Ecosystem | None:
     """Tell the kind of a project by the names in its directory; None if it is none of these."""
     if any(name.endswith((".csproj", ".fsproj", ".vbproj", ".sln", ".slnx")) for name in names):
         return "dotnet"
