@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
-from tests.support import remove_deep
+from tests.trees import remove_deep
 
 pytest_plugins = ["tests.contracts.fixtures"]
 

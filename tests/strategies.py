@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 from hypothesis import strategies as st
 
-from detlayer.layer.entry import MAX_MTIME, MAX_OWNER, Entry, Kind, Mtime, Owner, Profile, order_key
+from detlayer.layer.entry import MAX_MTIME, MAX_OWNER, Entry, EntryKind, Mtime, Owner, Profile
+from detlayer.layer.order import order_key
 from detlayer.layer.writer import BytesContent
 
 # Few letters, so that names meet; bytes around `/` and `.`, which orders go wrong by; control characters and Unicode.
@@ -39,10 +40,10 @@ def xattrs() -> st.SearchStrategy[tuple[tuple[bytes, bytes], ...]]:
 
 
 @st.composite
-def loose_entries(draw: st.DrawFn, path: bytes | None = None, kind: Kind | None = None) -> Entry:
+def loose_entries(draw: st.DrawFn, path: bytes | None = None, kind: EntryKind | None = None) -> Entry:
     """One entry of any kind; a hard link points at a path that need not be there."""
     where = draw(paths()) if path is None else path
-    what: Kind = draw(st.sampled_from(("dir", "file", "symlink", "hardlink"))) if kind is None else kind
+    what: EntryKind = draw(st.sampled_from(("dir", "file", "symlink", "hardlink"))) if kind is None else kind
     data = draw(st.binary(max_size=1500)) if what == "file" else b""
     targets = st.one_of(paths(), names().map(lambda name: b"/../" + name))
     return Entry(

@@ -7,6 +7,7 @@ import importlib
 import inspect
 import json
 import pkgutil
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -16,9 +17,10 @@ from types import ModuleType
 import pytest
 
 import detlayer
-from tests.support import make_tree
+from tests.trees import make_tree
 
 PACKAGE = Path(detlayer.__file__).parent
+ROOT = Path(__file__).parent.parent
 
 # Each room, and the rooms that it may import besides `errors`. A loose module is a room as well.
 ROOMS: dict[str, set[str]] = {
@@ -26,16 +28,16 @@ ROOMS: dict[str, set[str]] = {
     "filesystem": set(),
     "oci": set(),
     "layer": {"oci"},
-    "checks": {"layer"},
+    "checks": {"oci", "layer"},
     "tree": {"filesystem", "layer"},
     "output": {"filesystem", "oci", "layer"},
     "store": {"filesystem", "oci", "layer"},
     "registry": {"oci"},
     "images": {"filesystem", "oci", "layer", "output"},
-    "transfer": {"oci", "images", "registry"},
+    "transfer": {"oci", "images", "registry", "store"},
     "packing": {"filesystem", "oci", "layer", "tree", "output", "store"},
-    "normalization": {"layer", "tree", "output", "images", "packing"},
-    "inspection": {"layer", "images", "packing"},
+    "normalization": {"oci", "layer", "tree", "output", "images", "packing"},
+    "inspection": {"oci", "layer", "images", "packing"},
     "difference": {"filesystem", "oci", "layer", "checks", "tree", "images"},
     "verification": {"filesystem", "oci", "layer", "checks", "tree", "images", "packing"},
     "building": {
@@ -56,6 +58,7 @@ PURE = (
     "transfer/plan.py",
     "transfer/plan_document.py",
 )
+OPENERS = {"building/commands.py", "store/directory.py", "registry/user.py"}
 OUTSIDE = {"os", "time", "random", "socket", "httpx", "click", "sqlite3", "pathlib", "subprocess", "tempfile", "shutil"}
 
 
@@ -168,8 +171,20 @@ def test_no_module_hides_a_public_function(tmp_path: Path) -> None:
     for _ in range(2):
         for name in detlayer.__all__:
             assert not isinstance(getattr(detlayer, name), ModuleType), name
-    functions = [name for name in detlayer.__all__ if inspect.isfunction(getattr(detlayer, name))]
-    assert {"pack", "verify", "diff", "normalize", "inspect", "push", "pull"} <= set(functions)
+    functions = public_functions()
+    assert {
+        "pack",
+        "verify",
+        "diff",
+        "normalize",
+        "inspect",
+        "push",
+        "plan",
+        "pull",
+        "resolve",
+        "build",
+        "lock",
+    } <= set(functions)
     tree, layer = str(make_tree(tmp_path / "tree", {"a": "x"})), str(tmp_path / "layer.tar.gz")
     for _ in range(2):
         made = detlayer.pack([tree], output=layer)
@@ -177,6 +192,53 @@ def test_no_module_hides_a_public_function(tmp_path: Path) -> None:
         assert detlayer.verify([layer]).ok
         assert detlayer.diff(tree, tree).same
         assert detlayer.inspect(layer).entries == 1
+
+
+def test_every_file_that_the_map_names_exists() -> None:
+    text = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")
+    named = re.findall(r"`([a-z_]+/[a-z_/]*\.py)`", text)
+    assert len(named) > 40
+    assert [name for name in named if not (PACKAGE / name).exists() and not (ROOT / name).exists()] == []
+
+
+@pytest.mark.parametrize("path", modules(), ids=name_of)
+def test_functions_and_modules_are_short(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    assert text.count("\n") <= 450
+    functions = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.FunctionDef)]
+    assert [node.name for node in functions if (node.end_lineno or 0) - node.lineno >= 60] == []
+
+
+def public_functions() -> list[str]:
+    return [name for name in detlayer.__all__ if inspect.isfunction(getattr(detlayer, name))]
+
+
+@pytest.mark.parametrize("name", public_functions())
+def test_public_functions_have_few_parameters_and_a_docstring(name: str) -> None:
+    function = getattr(detlayer, name)
+    assert len(inspect.signature(function).parameters) <= 7
+    assert inspect.getdoc(function)
+
+
+def test_public_values_have_a_docstring() -> None:
+    for name in detlayer.__all__:
+        assert inspect.getdoc(getattr(detlayer, name)), name
+
+
+@pytest.mark.parametrize(
+    "page", [*sorted((ROOT / "docs").glob("*.md")), ROOT / "README.md"], ids=lambda page: page.name
+)
+def test_documents_import_the_public_interface_only(page: Path) -> None:
+    for program in re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL):
+        for node in ast.walk(ast.parse(program)):
+            if isinstance(node, ast.ImportFrom):
+                assert not (node.module or "").startswith("detlayer.")
+                if node.module == "detlayer":
+                    assert {alias.name for alias in node.names} <= set(detlayer.__all__)
+            if isinstance(node, ast.Import):
+                assert all(alias.name == "detlayer" or "detlayer" not in alias.name for alias in node.names)
+            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "detlayer":
+                assert node.attr in detlayer.__all__
 
 
 @pytest.mark.parametrize("path", [path for path in modules() if room(path) != "cli"], ids=name_of)
@@ -228,7 +290,10 @@ def test_only_the_console_prints(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", [path for path in modules() if room(path) not in ("cli", *DOORS)], ids=name_of)
-def test_only_the_door_reads_the_environment(path: Path) -> None:
+def test_only_the_command_line_and_the_openers_read_the_environment(path: Path) -> None:
+    """The openers are what Python programs call for the user's cache, registries and project."""
+    if name_of(path) in OPENERS:
+        return
     names = {
         node.attr for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(node, ast.Attribute)
     }

@@ -14,11 +14,11 @@ import pytest
 from click.testing import CliRunner
 
 from detlayer.checks.findings import TRAPS
-from tests.contracts.claims import broken_tags, seed
+from tests.contracts.assertions import broken_tags, seed
 from tests.contracts.fixtures import StartStrict
 from tests.contracts.images import Layout, layer_tar, platforms
 from tests.contracts.strict import StrictRegistry
-from tests.images import saved
+from tests.images import docker_saved as saved
 
 ROOT = Path(__file__).parent.parent
 SOURCES = sorted((ROOT / "src").rglob("*.py"))

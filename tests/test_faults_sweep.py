@@ -14,7 +14,7 @@ from scripts.proofs.disk import can_mount
 from scripts.proofs.sweep import Tally, run_case
 from scripts.proofs.warm import Warm
 
-from tests.support import program
+from tests.privileges import program
 
 SWEPT = (
     "pack-cold",

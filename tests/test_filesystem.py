@@ -20,8 +20,10 @@ from detlayer import filesystem
 from detlayer.building.revision import describe
 from detlayer.errors import ConfigError, OutputError
 from detlayer.store import Store
-from detlayer.store.keeping import collect
-from tests.support import Words, make_tree, program
+from detlayer.store.maintenance import collect
+from tests.layers import Words
+from tests.privileges import program
+from tests.trees import make_tree
 
 ERRORS = ["EIO", "ESTALE", "ENOMEM"]
 BUG = 70

@@ -18,7 +18,8 @@ import detlayer
 from detlayer import Owner, Profile, Selection
 from detlayer.checks.audit import audit
 from detlayer.errors import LayerError
-from tests.support import make_tree, program
+from tests.privileges import program
+from tests.trees import make_tree
 
 
 def tar_of(*members: tuple[str, str, bytes], **values: Any) -> bytes:
@@ -44,7 +45,7 @@ def tar_of(*members: tuple[str, str, bytes], **values: Any) -> bytes:
 
 def normalize(layer: bytes, **options: Any) -> bytes:
     out = io.BytesIO()
-    detlayer.normalize(io.BytesIO(layer), output=out, compression="none", **options)
+    detlayer.normalize(io.BytesIO(layer), output=out, options=detlayer.PackOptions(compression="none", **options))
     return out.getvalue()
 
 
@@ -107,14 +108,19 @@ def test_layers_of_all_writers_become_the_one_that_pack_writes(app: Path, tmp_pa
     subprocess.run(command.format(out=layer, root=app), shell=True, check=True, env=environment)
     packed = detlayer.pack([str(app)])
     assert detlayer.normalize(layer).diff_id == packed.diff_id
-    assert detlayer.normalize(layer, compression="zstd").digest == detlayer.pack([str(app)], compression="zstd").digest
+    assert (
+        detlayer.normalize(layer, options=detlayer.PackOptions(compression="zstd")).digest
+        == detlayer.pack([str(app)], options=detlayer.PackOptions(compression="zstd")).digest
+    )
 
 
 @pytest.mark.parametrize("hardlinks", ["separate", "preserve"])
 def test_of_pack_is_pack(app: Path, tmp_path: Path, hardlinks: Any) -> None:
     selection = Selection(hardlinks=hardlinks)
-    packed = detlayer.pack([str(app)], output=tmp_path / "l.tar.gz", selection=selection)
-    again = detlayer.normalize(tmp_path / "l.tar.gz", output=tmp_path / "m.tar.gz", selection=selection)
+    packed = detlayer.pack([str(app)], output=tmp_path / "l.tar.gz", options=detlayer.PackOptions(selection=selection))
+    again = detlayer.normalize(
+        tmp_path / "l.tar.gz", output=tmp_path / "m.tar.gz", options=detlayer.PackOptions(selection=selection)
+    )
     assert again == packed
     assert (tmp_path / "l.tar.gz").read_bytes() == (tmp_path / "m.tar.gz").read_bytes()
 

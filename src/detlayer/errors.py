@@ -18,7 +18,26 @@ class DetlayerError(Exception):
 
 
 class ConfigError(DetlayerError):
-    """What was asked for makes no sense: options, patterns, settings."""
+    """An option, argument or setting is invalid.
+
+    Errors in a project file have its path as `file`, the dotted path of the setting as `key`, such as
+    `images.app.layers[0].sources`, and the line of that, from 1. Each is None where it is not known.
+    """
+
+    def __init__(
+        self,
+        code: str,
+        message: str,
+        hint: str = "",
+        *,
+        file: str | None = None,
+        line: int | None = None,
+        key: str | None = None,
+    ) -> None:
+        super().__init__(code, message, hint)
+        self.file = file
+        self.line = line
+        self.key = key
 
 
 class TreeError(DetlayerError):
@@ -27,6 +46,10 @@ class TreeError(DetlayerError):
 
 class LayerError(DetlayerError):
     """A sequence of entries or an input tar breaks the format."""
+
+
+class FormatError(LayerError):
+    """An input is not a tar, or compressed in a way that layers are not."""
 
 
 class UnreadableError(LayerError):

@@ -10,10 +10,11 @@ from typing import Any, BinaryIO
 
 from detlayer.errors import printable
 from detlayer.images.files import open_layer
-from detlayer.layer.decompress import BlobFacts, BlobReader, Readable
+from detlayer.layer.decompress import BlobFacts, BlobReader
 from detlayer.layer.entry import Entry
 from detlayer.layer.reader import Member, TarReader
-from detlayer.packing.packer import Path
+from detlayer.oci.ports import Readable
+from detlayer.packing.options import Path
 
 _DIR_DEPTH = 4  # directories are summed up this deep; below that, their sizes tell little and their number much
 

@@ -15,41 +15,39 @@ from msgspec import structs
 from detlayer.errors import LayerError, printable
 from detlayer.images.files import open_layer
 from detlayer.layer import bytecode, writer
-from detlayer.layer.apply import Held, Merger
-from detlayer.layer.codec import Codec
-from detlayer.layer.decompress import BlobReader, Readable
+from detlayer.layer.apply import AppliedEntry, Merger
+from detlayer.layer.decompress import BlobReader
 from detlayer.layer.entry import Entry, Profile, is_whiteout
 from detlayer.layer.formats import ArchiveSigns, image_archive
 from detlayer.layer.ports import Reporter, Silence
 from detlayer.layer.reader import TarReader
 from detlayer.layer.writer import Layer
-from detlayer.output.files import Outputs
+from detlayer.oci.ports import Readable
+from detlayer.output.files import Outputs, Tee
 from detlayer.output.spool import Spool
-from detlayer.packing.packer import Path, choose_codec, default_jobs, warn_of_class
+from detlayer.packing.options import DEFAULT_OPTIONS, PackOptions, Path, default_jobs
+from detlayer.packing.packer import codec_warnings
 from detlayer.tree import Selection
 
 
 def normalize(
     source: Path | BinaryIO,
-    *,
     output: Path | BinaryIO | None = None,
+    *,
     oci_layout: Path | None = None,
     descriptor: Path | None = None,
-    compression: str | Codec | None = None,
-    profile: Profile | None = None,
-    selection: Selection | None = None,
     max_expansion: int = 200,
-    jobs: int | None = None,
-    reporter: Reporter | None = None,
+    options: PackOptions = DEFAULT_OPTIONS,
 ) -> Layer:
     """Write the layer at `source` (a file or a binary stream) in canonical form: sorted, normalised, SPEC 3 to 6.
 
-    Later duplicates win, as when the layer is applied; whiteouts stay; missing parents are added. Of `selection`
-    only `hardlinks`, `special` and `retime_pyc` count. normalize(normalize(x)) is normalize(x), and with the default
-    profile normalize(pack(tree)) is pack(tree). Raises LayerError for what can't be read, ConfigError and OutputError.
+    Later duplicates win, as when the layer is applied; whiteouts stay; missing parents are added. `options` counts as
+    far as it is not about files on disk: compression, profile, jobs, reporter, and `hardlinks`, `special` and
+    `retime_pyc` of its selection. normalize(normalize(x)) is normalize(x), and with the default profile
+    normalize(pack(tree)) is pack(tree). Raises LayerError for what can't be read, ConfigError and OutputError.
     """
-    profile, selection, reporter = profile or Profile(), selection or Selection(), reporter or Silence()
-    codec = choose_codec(compression, output if isinstance(output, str | os.PathLike) else None)
+    profile, selection, reporter = options.profile, options.selection, options.reporter or Silence()
+    codec, jobs = options.codec_for(output), options.jobs or default_jobs()
     spool = Spool()
     try:
         with Outputs(output=output, oci_layout=oci_layout, descriptor=descriptor) as outputs:
@@ -59,11 +57,12 @@ def normalize(
             else:
                 merger = _read(source, "", spool, selection, max_expansion, reporter)
             entries = _with_content(merger, spool, profile, selection)
-            made = writer.pack(entries, outputs.blob, codec=codec, jobs=jobs or default_jobs(), reporter=reporter)
+            made = writer.pack(entries, Tee(outputs.sinks), codec=codec, jobs=jobs, reporter=reporter)
             outputs.commit(made.digest, descriptor=made.descriptor().to_bytes() + b"\n")
     finally:
         spool.close()
-    warn_of_class(made, reporter)
+    for code, message in codec_warnings(made):
+        reporter.warning(code, message)
     return made
 
 
@@ -100,7 +99,9 @@ def _with_content(merger: Merger, spool: Spool, profile: Profile, selection: Sel
         yield structs.replace(entry, content=spool.content(held.start, entry.size_bytes, patch))
 
 
-def _retimed(entry: Entry, held: Held, merger: Merger, spool: Spool, profile: Profile) -> tuple[int, bytes] | None:
+def _retimed(
+    entry: Entry, held: AppliedEntry, merger: Merger, spool: Spool, profile: Profile
+) -> tuple[int, bytes] | None:
     """The time stamp of a .pyc as `pack` would write it (SPEC 4.8)."""
     if not entry.path.endswith(b".pyc"):
         return None

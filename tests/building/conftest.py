@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.building.bench import FILES, Bench
+from tests.building.project_bench import FILES, Bench
 from tests.contracts.images import Layout
 from tests.contracts.strict import StrictRegistry
-from tests.support import make_tree
+from tests.trees import make_tree
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.building.bench import APP, Bench
+from tests.building.project_bench import APP, Bench
 from tests.contracts.images import DOCKER_FOREIGN, Layout
 from tests.contracts.storage import sha256
 

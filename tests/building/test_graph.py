@@ -7,14 +7,28 @@ import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from detlayer.building.graph import Call, Event, Outcome, Reason, Step, Stopped, Values, arrange, closure, execute
+from detlayer.building.graph import Call, Event, Monitor, Outcome, Reason, Step, Stopped, arrange, closure, execute
 from detlayer.building.graph.drawing import draw
+from detlayer.building.results import MadeImage
+from detlayer.oci.types import Platform, parse_digest
+
+
+class Values(dict[str, str]):
+    """A result that is nothing but its texts."""
+
+    def to_texts(self) -> dict[str, str]:
+        return dict(self)
+
+
+def make_step(name: str, kind: str, run: Callable[[Call], Values], **options: Any) -> Step[Values]:
+    return Step(name, kind, options.pop("version", "1"), run, Values, **options)
 
 
 class MemoryTraces:
@@ -41,26 +55,26 @@ class World:
     lost: set[str] = field(default_factory=set)
     ran: list[str] = field(default_factory=list)
 
-    def step(self, name: str) -> Step:
+    def step(self, name: str) -> Step[Values]:
+        needed = [self.step(one) for one in self.needs.get(name, [])]
+
         def run(call: Call) -> Values:
             self.ran.append(name)
             if name in self.broken:
                 raise OSError(f"{name} is broken")
-            parts = [self.files[name], *(call[role]["text"] for role in step.needs)]
+            parts = [self.files[name], *(call.result(one)["text"] for one in needed)]
             text = f"{name}({','.join(parts)})"
-            return {"text": str(len(text) % 2) if name in self.cuts else text}
+            return Values(text=str(len(text) % 2) if name in self.cuts else text)
 
-        step = Step(
+        return make_step(
             name,
             "join",
-            self.versions.get(name, "1"),
             run,
-            inputs={"name": name},
-            needs={f"need {at}": one for at, one in enumerate(self.needs.get(name, []))},
-            observe=lambda call: {"file": self.files[name]},
+            version=self.versions.get(name, "1"),
+            inputs={"name": name, "file": self.files[name]},
+            needs={f"need {at}": one.name for at, one in enumerate(needed)},
             is_intact=lambda values: values["text"] not in self.lost,
         )
-        return step
 
     def run(self, *, jobs: int = 4, is_dry: bool = False) -> Outcome:
         self.ran.clear()
@@ -81,7 +95,7 @@ def test_a_second_run_replays() -> None:
     assert [one.reasons for one in first.steps.values()] == [(Reason("first"),)] * 3
     second = world.run()
     assert world.ran == []
-    assert {name: one.values for name, one in second.steps.items()} == {n: o.values for n, o in first.steps.items()}
+    assert {name: one.result for name, one in second.steps.items()} == {n: o.result for n, o in first.steps.items()}
     assert {one.state for one in second.steps.values()} == {"hit"}
 
 
@@ -126,6 +140,29 @@ def test_a_corrupt_trace_is_none() -> None:
         assert world.run()["a"].state == "ran"
 
 
+def test_a_trace_that_is_no_result_of_the_step_is_ignored() -> None:
+    digest = f"sha256:{'a' * 64}"
+
+    def run(call: Call) -> MadeImage:
+        return MadeImage(parse_digest(digest), Platform("linux", "arm64", "v8"))
+
+    step = Step("assemble", "assemble", "1", run, MadeImage.from_texts)
+    traces = MemoryTraces()
+    assert execute([step], traces=traces)["assemble"].state == "ran"
+    again = execute([step], traces=traces)
+    assert (again["assemble"].state, again.result(step)) == ("hit", run(Call({}, bool)))
+    kept = dict(traces.kept)
+    for texts in (
+        {},
+        {"digest": "sha256:x"},
+        {"digest": digest, "platform": "{"},
+        {"digest": digest, "platform": "{}"},
+    ):
+        for key, data in kept.items():
+            traces.kept[key] = json.dumps({**json.loads(data), "results": texts}).encode()
+        assert execute([step], traces=traces)["assemble"].state == "ran"
+
+
 def test_a_failure_blocks_what_needs_it_and_is_not_remembered() -> None:
     world = World({"a": "", "b": "", "c": "", "d": ""}, {"b": ["a"], "c": ["b"]}, broken={"a"})
     outcome = world.run(jobs=1)
@@ -156,13 +193,13 @@ def test_dry_runs_say_what_would_run_and_change_nothing() -> None:
     assert [one.step.name for one in outcome.would_run] == ["b", "c"]
 
 
-def free_step(run: Callable[[Call], Values]) -> Step:
-    return Step("look", "look", "1", run, is_free=True, keeps=False)
+def free_step(run: Callable[[Call], Values]) -> Step[Values]:
+    return make_step("look", "look", run, is_free=True, keeps=False)
 
 
 def test_free_steps_run_in_dry_runs_too() -> None:
-    outcome = execute([free_step(lambda call: {"x": "1"})], is_dry=True)
-    assert outcome["look"].values == {"x": "1"}
+    outcome = execute([free_step(lambda call: Values(x="1"))], is_dry=True)
+    assert outcome["look"].result == Values(x="1")
     assert outcome["look"].reasons == (Reason("always"),)
 
 
@@ -171,15 +208,15 @@ def test_what_only_the_outside_knows(is_dry: bool) -> None:
     there = {"tag": "old"}
 
     def settled(call: Call) -> Values | tuple[Reason, ...]:
-        return {"tag": "new"} if there["tag"] == "new" else (Reason("target", "tag", there["tag"], "new"),)
+        return Values(tag="new") if there["tag"] == "new" else (Reason("target", "tag", there["tag"], "new"),)
 
     def run(call: Call) -> Values:
         there["tag"] = "new"
         call.add("bytes", 3)
         call.add("bytes", 4)
-        return {"tag": "new"}
+        return Values(tag="new")
 
-    step = Step("publish", "publish", "1", run, settled=settled)
+    step = make_step("publish", "publish", run, settled=settled)
     traces = MemoryTraces()
     first = execute([step], traces=traces, is_dry=is_dry)["publish"]
     assert first.reasons == (Reason("first"), Reason("target", "tag", "old", "new"))
@@ -204,17 +241,17 @@ def test_steps_with_one_key_run_once() -> None:
     def run(call: Call) -> Values:
         ran.append(1)
         gate.wait()  # until the other step is known to be there, too
-        return {"x": "1"}
+        return Values(x="1")
 
     def other(call: Call) -> Values:
         gate.wait()
-        return {}
+        return Values()
 
-    same = [Step(f"same {at}", "same", "1", run, inputs={"a": "b"}) for at in range(5)]
-    outcome = execute([*same, Step("other", "other", "1", other)], jobs=3)
+    same = [make_step(f"same {at}", "same", run, inputs={"a": "b"}) for at in range(5)]
+    outcome = execute([*same, make_step("other", "other", other)], jobs=3)
     assert len(ran) == 1
     assert [one.state for one in outcome.steps.values()].count("ran") == 2
-    assert all(outcome[step.name].values == {"x": "1"} for step in same)
+    assert all(outcome[step.name].result == Values(x="1") for step in same)
 
 
 def test_steps_with_one_key_fail_together() -> None:
@@ -224,7 +261,7 @@ def test_steps_with_one_key_fail_together() -> None:
         ran.append(1)
         raise ValueError("no")
 
-    steps = [Step(f"same {at}", "same", "1", run, inputs={"a": "b"}) for at in range(2)]
+    steps = [make_step(f"same {at}", "same", run, inputs={"a": "b"}) for at in range(2)]
     outcome = execute(steps, jobs=1)
     assert {one.state for one in outcome.steps.values()} == {"failed"}
 
@@ -234,22 +271,22 @@ def test_a_store_that_fails_is_a_failure_not_a_hang() -> None:
         def put(self, key: str, data: bytes) -> None:
             raise OSError("full")
 
-    steps = [Step(f"same {at}", "same", "1", lambda call: {}, inputs={"a": "b"}) for at in range(3)]
+    steps = [make_step(f"same {at}", "same", lambda call: Values(), inputs={"a": "b"}) for at in range(3)]
     outcome = execute(steps, traces=Full(), jobs=2)
     assert {one.state for one in outcome.steps.values()} == {"failed"}
 
 
-@pytest.mark.parametrize("where", ["observe", "is_intact", "settled", "report"])
+@pytest.mark.parametrize("where", ["check", "is_intact", "settled", "parse", "report"])
 def test_a_mistake_anywhere_comes_out(where: str) -> None:
-    def fail(*_: object) -> Values:
+    def fail(*_: object) -> Any:
         raise ZeroDivisionError
 
-    step = Step("a", "a", "1", lambda call: {})
+    step = make_step("a", "a", lambda call: Values())
     traces = MemoryTraces()
     execute([step], traces=traces)
     if where == "report":
         with pytest.raises(ZeroDivisionError):
-            execute([step], report=fail)  # type: ignore[arg-type]
+            execute([step], monitor=Monitor(fail))
         return
     outcome = execute([replace(step, **{where: fail})], traces=traces)
     assert isinstance(outcome.errors[0], ZeroDivisionError)
@@ -265,7 +302,7 @@ def test_an_interrupted_run_ends_its_steps_and_is_gone_on_with() -> None:
 
     def quick(call: Call) -> Values:
         ran.append("quick")
-        return {"x": "1"}
+        return Values(x="1")
 
     def slow(call: Call) -> Values:
         ran.append("slow")
@@ -279,7 +316,7 @@ def test_an_interrupted_run_ends_its_steps_and_is_gone_on_with() -> None:
             raise
 
     interrupted = threading.Event()
-    steps = [Step("quick", "quick", "1", quick), Step("slow", "slow", "1", slow, needs={"q": "quick"})]
+    steps = [make_step("quick", "quick", quick), make_step("slow", "slow", slow, needs={"q": "quick"})]
 
     def report(event: Event) -> None:
         if event.step.name == "slow" and event.done is None:
@@ -287,11 +324,38 @@ def test_an_interrupted_run_ends_its_steps_and_is_gone_on_with() -> None:
             raise _Interrupt
 
     with pytest.raises(_Interrupt):
-        execute(steps, traces=traces, report=report)
+        execute(steps, traces=traces, monitor=Monitor(report))
     assert told.is_set()
     steps[1] = replace(steps[1], run=quick)
     outcome = execute(steps, traces=traces)
     assert [one.state for one in outcome.steps.values()] == ["hit", "ran"]
+
+
+@pytest.mark.parametrize("started", [0, 1, 3])
+def test_threads_are_joined_where_a_later_one_cannot_start(started: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    threads: list[threading.Thread] = []
+    start = threading.Thread.start
+
+    def limited(thread: threading.Thread) -> None:
+        if len(threads) == started:
+            raise RuntimeError("can't start new thread")
+        threads.append(thread)
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", limited)
+    ran: list[str] = []
+
+    def run(call: Call) -> Values:
+        ran.append("a step")
+        return Values()
+
+    with pytest.raises(RuntimeError, match="can't start new thread"):
+        execute([make_step(f"step {at}", "step", run, inputs={"at": str(at)}) for at in range(8)], jobs=8)
+    assert len(threads) == started
+    for thread in threads:
+        thread.join(10)
+        assert not thread.is_alive()
+    assert ran == []
 
 
 def test_events_and_seconds() -> None:
@@ -303,13 +367,13 @@ def test_events_and_seconds() -> None:
 
     world = chain("a", "b")
     steps = [world.step(name) for name in world.files]
-    outcome = execute(steps, traces=world.traces, jobs=1, report=report, clock=lambda: float(next(ticks)))
+    outcome = execute(steps, traces=world.traces, jobs=1, monitor=Monitor(report, lambda: float(next(ticks))))
     assert events == [("a", "begins"), ("a", "ran"), ("b", "begins"), ("b", "ran")]
     assert outcome["a"].seconds == 1.0
 
 
 def test_what_is_no_graph_is_refused() -> None:
-    step = Step("a", "a", "1", lambda call: {})
+    step = make_step("a", "a", lambda call: Values())
     for steps in (
         [step, step],
         [replace(step, needs={"x": "nobody"})],
@@ -353,11 +417,11 @@ def worlds(draw: st.DrawFn) -> World:
     return World(dict.fromkeys(order, "0"), needs, cuts=cuts)
 
 
-def results(outcome: Outcome) -> Mapping[str, Values]:
-    return {name: one.values for name, one in outcome.steps.items()}
+def results(outcome: Outcome) -> Mapping[str, object]:
+    return {name: one.result for name, one in outcome.steps.items()}
 
 
-def fresh(world: World, jobs: int) -> Mapping[str, Values]:
+def fresh(world: World, jobs: int) -> Mapping[str, object]:
     other = World(dict(world.files), world.needs, cuts=world.cuts, versions=dict(world.versions))
     return results(other.run(jobs=jobs))
 
@@ -374,7 +438,7 @@ def test_exactly_what_has_to_run_runs(world: World, data: st.DataObject) -> None
         outcome = world.run(jobs=data.draw(st.sampled_from([1, 8])))
         expected = set()
         for name in world.files:
-            inputs = tuple(outcome[need].values["text"] for need in world.needs.get(name, []))
+            inputs = tuple(str(outcome[need].result) for need in world.needs.get(name, []))
             identity = (name, world.versions.get(name, "1"), world.files[name], inputs)
             if identity not in seen:
                 expected.add(name)

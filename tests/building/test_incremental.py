@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from detlayer.building import versions
-from tests.building.bench import APP, Bench
-from tests.contracts.claims import broken_tags
-from tests.support import program
+from detlayer.building import step_versions
+from tests.building.project_bench import APP, Bench
+from tests.contracts.assertions import broken_tags
+from tests.privileges import program
 
 PACK = "pack app/source"
 PACK_DEPS = {"pack app/deps linux/amd64", "pack app/deps linux/arm64"}
@@ -208,8 +208,8 @@ def test_a_moved_base_is_said_to_have_moved(bench: Bench) -> None:
 def test_another_version_of_a_step_runs_it_anew(bench: Bench, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
     """What it makes is the same here, so nothing behind it runs."""
     bench.build("--push")
-    monkeypatch.setattr(versions, "VERSIONS", {**versions.VERSIONS, kind: "2"})
-    monkeypatch.setattr("detlayer.building.steps.VERSIONS", versions.VERSIONS)
+    monkeypatch.setattr(step_versions, "VERSIONS", {**step_versions.VERSIONS, kind: "2"})
+    monkeypatch.setattr("detlayer.building.steps.VERSIONS", step_versions.VERSIONS)
     built = bench.build("--push")
     assert {step.partition(" ")[0] for step in built.ran()} == {kind}
     step = sorted(built.ran())[0]

@@ -10,7 +10,7 @@ import pytest
 
 from detlayer.building.lock import parse_lock
 from detlayer.errors import ConfigError
-from tests.building.bench import APP, Bench
+from tests.building.project_bench import APP, Bench
 
 
 @pytest.fixture

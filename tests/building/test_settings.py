@@ -165,7 +165,7 @@ def test_members_and_what_they_extend() -> None:
     assert one.runtime.env == (EnvChange("A", "1"),)
     assert [layer.directory for layer in one.layers] == ["services/one/../..", ""]
     assert one.layers[1].sources == ("services/one/../../all:/all",)
-    assert (two.base, two.file, two.directory) == (None, "services/two/pyproject.toml", "services/two")
+    assert (two.base, two.location.file, two.directory) == (None, "services/two/pyproject.toml", "services/two")
     assert two.layers[0].sources == ("services/two/src:/srv",)
     assert [image.name for image in found.choose(("two",))] == ["two"]
     assert [image.name for image in found.choose(())] == ["one", "two"]
@@ -281,9 +281,41 @@ def test_mistakes_name_file_key_and_what_was_meant(text: str, code: str, word: s
         project(text, {"HOME": "/root"})
     error = caught.value
     assert error.code == code
+    assert error.file == "detlayer.toml"
+    assert (error.key is None) == (code == "config-invalid")
+    assert (error.line or 0) in range(1, text.count("\n") + 2)
     assert "detlayer.toml" in error.message
     assert word in error.message
     assert hint in error.message + error.hint
+
+
+@pytest.mark.parametrize(
+    ("text", "key", "line"),
+    [
+        ("# a\nimags = {}", "imags", 2),
+        ("[images.app]\n\nbas = 'x'", "images.app.bas", 3),
+        ("[images.ok]\nports = [1]\n[images.a]\nports = [70000]", "images.a.ports", 4),
+        ("[images.a]\ntags = [\n  '-x',\n]", "images.a.tags", 2),
+        ("[images.a]\nlayers = [{sources=['a'],mtime='now'}]", "images.a.layers[0].mtime", 2),
+        ("[images.a]\nenv.B = {apend = 'x'}", "images.a.env.B.apend", 2),
+        ("[images]\na = {platforms = 3}", "images.a.platforms", 2),
+        (
+            "[images.a]\n[[images.a.layers]]\nname='x'\nsources=['a']\n[[images.a.layers]]\nname='y'\nsource=['b']",
+            "images.a.layers[1].source",
+            7,
+        ),
+        ("[layers.x]\nsources = ['a']\nmode = 'loose'", "layers.x.mode", 3),
+        ("variables = ['X']\n[images.a]\ncmd = ['a', '${X}']", "images.a.cmd[1]", 3),
+        ("[images.a]\nx = = 1", None, 2),
+        ("[images.a]\nlabels = {x = '''\n[images.b]\nuser = 1\n'''}\n[images.b]\nuser = []", "images.b.user", 7),
+        ("[defaults]\nports = [0]\n[images.a]\n", "images.a.ports", 3),
+        ("[images.a]\nlabels = {x = '\u2028\x85'}\nuser = []", "images.a.user", 3),
+    ],
+)
+def test_mistakes_have_a_line(text: str, key: str | None, line: int) -> None:
+    with pytest.raises(ConfigError) as caught:
+        project(text)
+    assert (caught.value.file, caught.value.key, caught.value.line) == ("detlayer.toml", key, line)
 
 
 def test_an_unknown_image_is_told_from_those_there_are() -> None:

@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from detlayer.building.files import ProjectFiles, find_project
+from detlayer.building.project_files import ProjectFiles, find_project
 from detlayer.building.settings import load
-from detlayer.building.settings.starter import KINDS, recognise, write_starter
+from detlayer.building.settings.starter import ECOSYSTEMS, detect_ecosystem, write_starter
 from detlayer.cli import run
 from detlayer.cli.init import init
 from detlayer.errors import ConfigError
-from tests.support import Spec, make_tree
+from tests.trees import Spec, make_tree
 
 PROJECTS: dict[str, Spec] = {
     "python": {
@@ -29,7 +29,7 @@ PROJECTS: dict[str, Spec] = {
 }
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ECOSYSTEMS)
 def test_each_kind_gets_a_file_that_loads(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     here = make_tree(tmp_path / "My App!", PROJECTS[kind])
     monkeypatch.chdir(here)
@@ -88,10 +88,10 @@ def test_an_unknown_kind_is_asked_for(tmp_path: Path, monkeypatch: pytest.Monkey
     ],
 )
 def test_recognition(names: list[str], kind: str | None) -> None:
-    assert recognise(names) == kind
+    assert detect_ecosystem(names) == kind
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ECOSYSTEMS)
 @pytest.mark.parametrize("junk", [None, b"", b"\xff\xfe", b"[" * 100_000, b'{"main": 3}'])
 def test_files_that_can_not_be_read_are_no_trouble(kind: str, junk: bytes | None) -> None:
     names = [*PROJECTS[kind], "build.gradle"] if kind == "jvm" else list(PROJECTS[kind])

@@ -19,8 +19,9 @@ from detlayer.checks.audit import LayerReport, audit
 from detlayer.checks.findings import TRAPS, Finding
 from detlayer.errors import ConfigError
 from detlayer.layer.codec import Codec
-from detlayer.layer.entry import Profile, order_key
-from tests.layer.crafted import (
+from detlayer.layer.entry import Profile
+from detlayer.layer.order import order_key
+from tests.layer.handmade_tars import (
     LONG,
     SPARSE_FORMS,
     Bytes,
@@ -34,7 +35,8 @@ from tests.layer.crafted import (
     sparse,
     tar,
 )
-from tests.support import layer_of, load_vector, vector_names
+from tests.layers import layer_of
+from tests.vectors import load_vector, vector_names
 
 # Found by comparing two runs, never in one layer.
 OF_TWO_RUNS = {"content", "readdir-order", "environment", "time-in-content", "unexpected-digest"}
@@ -573,7 +575,7 @@ def _divided(prefix: bytes, name: bytes) -> bytes:
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.trap} {case.name}".strip())
-def test_trap(case: Case) -> None:
+def test_each_trap_is_found_alone(case: Case) -> None:
     """SPEC 3 to 6: just that finding, and no other."""
     report = audited(case.make(), case.profile, case.build_paths)
     assert report.findings.kept == [Finding(case.trap, case.path, case.field, case.found, case.wanted)]

@@ -13,7 +13,7 @@ from typing import Any
 from urllib.parse import quote
 
 from tests.contracts.faults import Call
-from tests.contracts.records import Request
+from tests.contracts.http_records import Request
 
 HANGS_S = 60  # nothing here takes as long: whoever waits longer has found something that hangs
 

@@ -13,8 +13,10 @@ import pytest
 
 from detlayer.store import Store
 from tests.cli.test_pack import Caller, call, detlayer
-from tests.packing.warm import next_tick
-from tests.support import counter_bytes, make_tree, program
+from tests.packing.cached_packs import next_tick
+from tests.privileges import program
+from tests.trees import make_tree
+from tests.vectors import counter_bytes
 
 __all__ = ["call"]
 

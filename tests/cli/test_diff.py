@@ -32,7 +32,7 @@ def trees(tmp_path: Path) -> tuple[Path, Path]:
     return tmp_path / "a", tmp_path / "b"
 
 
-def test_transcript(trees: tuple[Path, Path]) -> None:
+def test_output_for_people(trees: tuple[Path, Path]) -> None:
     done = run(*trees)
     assert done.returncode == 1
     assert done.stderr == ""
@@ -44,7 +44,7 @@ def test_transcript(trees: tuple[Path, Path]) -> None:
     )
 
 
-def test_same(trees: tuple[Path, Path]) -> None:
+def test_equal_trees_print_one_line(trees: tuple[Path, Path]) -> None:
     done = run(trees[0], trees[0])
     assert (done.returncode, done.stdout, done.stderr) == (0, "same: 3 entries\n", "")
 
@@ -83,7 +83,9 @@ def test_many_are_capped(tmp_path: Path) -> None:
 def test_compressor(trees: tuple[Path, Path], tmp_path: Path) -> None:
     """SPEC 6.3."""
     for name, compression in (("a", "gzip:6"), ("b", "gzip:9")):
-        detlayer.pack([trees[0]], output=tmp_path / f"{name}.tar.gz", compression=compression)
+        detlayer.pack(
+            [trees[0]], output=tmp_path / f"{name}.tar.gz", options=detlayer.PackOptions(compression=compression)
+        )
     done = run(tmp_path / "a.tar.gz", tmp_path / "b.tar.gz")
     assert done.returncode == 1
     assert done.stdout.startswith("~ blob: codec gzip-libdeflate-6 (class ")

@@ -24,9 +24,9 @@ from detlayer.errors import LayerError
 from detlayer.images.files import find_kind
 from detlayer.layer.formats import ArchiveSigns, format_of, is_layer
 from tests.cli.command import CommandLine
-from tests.images import saved
-from tests.layer.crafted import Bytes, member, sealed, tar
-from tests.support import program
+from tests.images import docker_saved as saved
+from tests.layer.handmade_tars import Bytes, member, sealed, tar
+from tests.privileges import program
 
 # Each makes OUT from `tree`; those of bsdtar know the format by --format, the others compress `plain.tar`.
 FORMATS = {

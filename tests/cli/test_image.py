@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from detlayer.cli import run
-from tests.support import make_tree, program
+from tests.privileges import program
+from tests.trees import make_tree
 
 
 @pytest.fixture

@@ -12,12 +12,12 @@ from pathlib import Path
 import pytest
 
 from tests.cli.command import CommandLine
-from tests.contracts.claims import assert_has, broken_tags, present, seed, uploaded
+from tests.contracts.assertions import assert_has, broken_tags, present, seed, uploaded
 from tests.contracts.faults import SESSION, Fault, Reply
 from tests.contracts.fixtures import StartStrict
+from tests.contracts.http_records import Answer
 from tests.contracts.images import CounterBody, Descriptor, Layout, image, platforms
-from tests.contracts.records import Answer
-from tests.contracts.rules import busy
+from tests.contracts.registry_behaviour import busy
 from tests.contracts.servers import RealRegistry, Server
 from tests.contracts.storage import MANIFEST
 

@@ -10,18 +10,18 @@ import stat
 import pytest
 
 from tests.cli.command import CommandLine, Said
+from tests.contracts.assertions import seed
 from tests.contracts.certificates import ca_path
-from tests.contracts.claims import seed
 from tests.contracts.faults import Fault, LoseAnswer, Reply
 from tests.contracts.fixtures import StartReal, StartStrict
+from tests.contracts.http_records import Answer, Request, error_answer
+from tests.contracts.http_server import Incoming, WireServer
 from tests.contracts.images import Layout, image, platforms
-from tests.contracts.raw import RawServer
-from tests.contracts.raw import answer as raw_answer
-from tests.contracts.records import Answer, Request, error_answer
-from tests.contracts.rules import PUSH_TRAPS, Rules, busy
+from tests.contracts.raw_server import RawServer
+from tests.contracts.raw_server import answer as raw_answer
+from tests.contracts.registry_behaviour import PUSH_TRAPS, Rules, busy
 from tests.contracts.servers import Server
 from tests.contracts.tokens import ALICE, Account
-from tests.contracts.wire import Incoming, WireServer
 
 READER = Account("carol", "carol-may-only-read", allowed={"*": frozenset(("pull",))})
 CAROL = {"DETLAYER_USERNAME": READER.username, "DETLAYER_PASSWORD": READER.password}

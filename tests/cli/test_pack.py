@@ -26,7 +26,10 @@ from detlayer import __version__
 from detlayer.cli import run
 from detlayer.oci.types import canonical_json
 from detlayer.packing import packer
-from tests.support import File, counter_bytes, list_files, make_tree, pack_tree, read_headers, read_members
+from tests.layers import pack_tree
+from tests.tar_headers import read_headers, read_members
+from tests.trees import File, list_files, make_tree
+from tests.vectors import counter_bytes
 
 COMMAND = [sys.executable, "-m", "detlayer"]
 CACHE = tempfile.mkdtemp(prefix="detlayer-tests-")
@@ -189,7 +192,7 @@ def test_order_of_patterns(app: Path, call: Caller, arguments: list[str], paths:
     assert [member.name for member in read_members((app / "a.tar").read_bytes())] == paths
 
 
-def test_values(app: Path, call: Caller) -> None:
+def test_options_set_the_values_of_entries(app: Path, call: Caller) -> None:
     """SPEC 4.1 to 4.4."""
     options = ["--mtime", "5", "--owner", "7:8", "--chmod", "*.o=600", "--chown", "/run=9:10", "--whiteout", "/x/gone"]
     assert call("pack", "app", "-o", "a.tar", *options).code == 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.cli.command import CommandLine
-from tests.contracts.claims import seed
+from tests.contracts.assertions import seed
 from tests.contracts.images import Layout, base_of, image, platforms
 from tests.contracts.servers import Server
 

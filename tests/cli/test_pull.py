@@ -9,14 +9,15 @@ from typing import Any
 import pytest
 
 from tests.cli.command import CommandLine
-from tests.contracts.claims import assert_has, seed
+from tests.contracts.assertions import assert_has, seed
 from tests.contracts.faults import BLOB, CutAnswer, Fault
 from tests.contracts.fixtures import StartStrict
 from tests.contracts.images import CONFIG, ODD_CONFIGS, Descriptor, Layout, image, odd_image, platforms
-from tests.contracts.rules import HTML, PULL_TRAPS
+from tests.contracts.registry_behaviour import HTML, PULL_TRAPS
 from tests.contracts.servers import Server
 from tests.contracts.storage import MANIFEST, sha256
-from tests.support import list_files, mounted
+from tests.privileges import mounted
+from tests.trees import list_files
 
 
 @pytest.fixture

@@ -18,14 +18,14 @@ from pathlib import Path
 import pytest
 
 from tests.cli.command import CommandLine
-from tests.contracts.claims import assert_has, broken_tags, seed
+from tests.contracts.assertions import assert_has, broken_tags, seed
 from tests.contracts.faults import SESSION, Fault, Reply
 from tests.contracts.fixtures import StartStrict
 from tests.contracts.images import Layout, compress, image, layer_tar, platforms
-from tests.contracts.rules import Rules, busy
+from tests.contracts.registry_behaviour import Rules, busy
 from tests.contracts.servers import Server
 from tests.contracts.storage import INDEX as INDEX_TYPE
-from tests.images import saved
+from tests.images import docker_saved as saved
 
 INDEX = {"mediaType": INDEX_TYPE}
 

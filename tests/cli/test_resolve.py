@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.cli.command import CommandLine
-from tests.contracts.claims import seed
+from tests.contracts.assertions import seed
 from tests.contracts.fixtures import StartStrict
 from tests.contracts.images import ODD_CONFIGS, Layout, artifact, image, odd_image, platforms
 from tests.contracts.servers import Server

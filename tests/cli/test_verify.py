@@ -36,7 +36,11 @@ def good(src: Path, tmp_path: Path) -> Path:
 @pytest.fixture
 def bad(src: Path, tmp_path: Path) -> Path:
     (src / "b%\n::c").write_text("a")
-    detlayer.pack([src], output=tmp_path / "bad.tar.gz", profile=detlayer.Profile(mtime=detlayer.Mtime("fixed", 5)))
+    detlayer.pack(
+        [src],
+        output=tmp_path / "bad.tar.gz",
+        options=detlayer.PackOptions(profile=detlayer.Profile(mtime=detlayer.Mtime("fixed", 5))),
+    )
     return tmp_path / "bad.tar.gz"
 
 

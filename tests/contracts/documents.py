@@ -11,8 +11,9 @@ import time
 from typing import Any
 from urllib.parse import quote
 
-from tests.contracts.records import Answer, RefusedError, Request, error_answer, json_answer
-from tests.contracts.rules import Rules
+from tests.contracts.http_records import Answer, RefusedError, Request, error_answer, json_answer
+from tests.contracts.http_server import Incoming
+from tests.contracts.registry_behaviour import Rules
 from tests.contracts.storage import (
     INDEX,
     INDEXES,
@@ -25,7 +26,6 @@ from tests.contracts.storage import (
     sha256,
 )
 from tests.contracts.uploads import DIGEST, need_length
-from tests.contracts.wire import Incoming
 
 _TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}\Z")
 _MAX_BYTES = 4 << 20

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from tests.contracts.records import Answer, Request
+from tests.contracts.http_records import Answer, Request
 
 BLOB = r"/blobs/sha256:"
 UPLOADS = r"/blobs/uploads/"

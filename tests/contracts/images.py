@@ -19,7 +19,7 @@ from typing import Any, Literal
 import zstandard
 
 from tests.contracts.storage import DOCKER_LIST, DOCKER_MANIFEST, INDEX, MANIFEST, sha256
-from tests.support import counter_bytes
+from tests.vectors import counter_bytes
 
 Compression = Literal["none", "gzip", "zstd"]
 ARCHITECTURES = ("amd64", "arm64", "riscv64", "ppc64le", "s390x")

@@ -7,8 +7,8 @@ import ssl
 from collections.abc import Iterator
 
 from tests.contracts.certificates import ca_path
-from tests.contracts.records import Answer, Request
-from tests.contracts.wire import BrokenError, Incoming
+from tests.contracts.http_records import Answer, Request
+from tests.contracts.http_server import BrokenError, Incoming
 
 _PIECE_BYTES = 1 << 16
 _WHOLE_BYTES = 1 << 20

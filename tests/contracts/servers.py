@@ -14,12 +14,12 @@ from typing import Literal, Protocol, Self
 
 from tests.contracts.certificates import ca_path, server_context, server_files
 from tests.contracts.faults import Fault
+from tests.contracts.http_records import Request, Violation
+from tests.contracts.http_server import WireServer
 from tests.contracts.proxy import Proxy
-from tests.contracts.records import Request, Violation
 from tests.contracts.storage import sha256
 from tests.contracts.tokens import ALICE, ISSUER, SERVICE, Account, TokenService, signing_key
-from tests.contracts.wire import WireServer
-from tests.support import program
+from tests.privileges import program
 
 Kind = Literal["open", "htpasswd", "token", "tls"]
 

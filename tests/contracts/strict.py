@@ -14,14 +14,14 @@ from typing import Literal, Self
 
 from tests.contracts.certificates import ca_path, server_context
 from tests.contracts.documents import Documents
-from tests.contracts.elsewhere import Elsewhere, byte_range
 from tests.contracts.faults import Fault
-from tests.contracts.records import Answer, RefusedError, Request, Violation, json_answer
-from tests.contracts.rules import Rules, Tokens, Trap
+from tests.contracts.http_records import Answer, RefusedError, Request, Violation, json_answer
+from tests.contracts.http_server import Incoming, WireServer
+from tests.contracts.registry_behaviour import Rules, Tokens, Trap
 from tests.contracts.storage import Storage
+from tests.contracts.storage_host import Elsewhere, byte_range
 from tests.contracts.tokens import ALICE, NOBODY, SERVICE, Account, Grant, TokenService
 from tests.contracts.uploads import NAME, Uploads, valid_digest
-from tests.contracts.wire import Incoming, WireServer
 
 Auth = Literal["open", "basic", "bearer"]
 _DENIED = {401: "UNAUTHORIZED", 403: "DENIED"}

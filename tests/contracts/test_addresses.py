@@ -17,8 +17,8 @@ from detlayer.oci.types import Descriptor, digest_of
 from detlayer.registry import Network, Registries, Repository, Transport
 from detlayer.registry.credentials import Credentials
 from detlayer.registry.upload import CHUNKED_FROM_BYTES, upload
-from tests.contracts.pushing import FastPace
-from tests.contracts.raw import Asked, RawServer, answer
+from tests.contracts.client import FastPace
+from tests.contracts.raw_server import Asked, RawServer, answer
 
 SECRET = "hunter2-secret"
 ME = Credentials("me", SECRET)

@@ -11,7 +11,7 @@ from detlayer.errors import IntegrityError, RegistryError
 from detlayer.oci.ports import Session
 from detlayer.oci.types import digest_of
 from detlayer.registry.upload import Progress, upload
-from tests.contracts.raw import Asked, RawServer, answer
+from tests.contracts.raw_server import Asked, RawServer, answer
 from tests.contracts.test_addresses import BLOB, DATA, Bytes, repository
 
 CHUNK = 300

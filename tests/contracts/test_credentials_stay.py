@@ -13,7 +13,7 @@ from detlayer.oci.references import RepositoryName
 from detlayer.registry.credentials import Credentials
 from detlayer.registry.transport import Request
 from detlayer.registry.upload import upload
-from tests.contracts.raw import Asked, RawServer, answer
+from tests.contracts.raw_server import Asked, RawServer, answer
 from tests.contracts.test_addresses import BLOB, ME, Bytes, repository
 
 BEARER = 'Bearer realm="http://{}/token",service="it"'

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.contracts.claims import assert_has, broken_tags, seed
+from tests.contracts.assertions import assert_has, broken_tags, seed
 from tests.contracts.faults import BLOB, MANIFEST, UPLOADS, Call, Fault, Reply, Silence
 from tests.contracts.images import Layout, platforms
-from tests.contracts.rules import busy
+from tests.contracts.registry_behaviour import busy
 from tests.contracts.strict import StrictRegistry
 
 WAITS = {

@@ -12,14 +12,14 @@ from detlayer.images.source import open_image
 from detlayer.oci.references import RepositoryName, parse_reference
 from detlayer.oci.types import canonical_json, parse_digest
 from detlayer.transfer.plan_document import parse_plans, plans_document
-from detlayer.transfer.push import Knowledge, open_surveys, push
-from tests.contracts.claims import assert_has, broken_tags, seed
+from detlayer.transfer.push import Knowledge, open_surveys, push_image
+from tests.contracts.assertions import assert_has, broken_tags, seed
+from tests.contracts.client import Client
 from tests.contracts.faults import Fault, Reply
 from tests.contracts.fixtures import StartStrict
+from tests.contracts.http_records import Answer, error_answer
 from tests.contracts.images import Descriptor, Layout, artifact, base_of, image, plain, platforms
-from tests.contracts.pushing import Client
-from tests.contracts.records import Answer, error_answer
-from tests.contracts.rules import PUSH_TRAPS, busy
+from tests.contracts.registry_behaviour import PUSH_TRAPS, busy
 from tests.contracts.servers import Server
 from tests.contracts.storage import INDEX
 
@@ -155,9 +155,9 @@ def test_all_facts_of_a_repository_go(start_strict: StartStrict, layout: Layout,
     client.push(layout, "app:1")
     with client.registries() as (_, memory):
         assert memory is not None
-        places = memory.places(server.address, "", [parse_digest(layers(layout, other)[0])])
+        places = memory.locations(server.address, "", [parse_digest(layers(layout, other)[0])])
         assert [str(one.name) for one in places] == [f"{server.address}/lib"]
-        kept = memory.places(server.address, "", [parse_digest(index["digest"])])
+        kept = memory.locations(server.address, "", [parse_digest(index["digest"])])
         assert [str(one.name) for one in kept] == [f"{server.address}/app"]
 
 
@@ -191,7 +191,7 @@ def test_one_question_for_each_repository_and_run(start_strict: StartStrict, lay
                 with open_image(f"oci:{layout.path}:{number}") as opened:
                     to = [parse_reference(f"{server.address}/app:{number}{suffix}")]
                     surveys = open_surveys(opened.root, to, registries, knowledge)
-                    assert push(opened, to, registries, surveys=surveys).first_error is None
+                    assert push_image(opened, to, registries, surveys=surveys).first_error is None
         return [f"{one.method} {one.path.split('/')[3]}" for one in server.requests]
 
     first = push_all("-again")
@@ -302,7 +302,7 @@ def test_a_plan_that_was_checked_is_carried_out(server: Server, layout: Layout, 
 
 def test_a_check_where_tags_can_not_be_put_again(start_strict: StartStrict, layout: Layout) -> None:
     """The blob is restored, and the image put by its digest."""
-    from tests.contracts.rules import Rules
+    from tests.contracts.registry_behaviour import Rules
 
     server = start_strict(rules=Rules(immutable_tags=True))
     index = layout.tag(platforms(layout), "image")

@@ -14,12 +14,12 @@ from detlayer.errors import IntegrityError, OutputError
 from detlayer.oci.ports import Readable
 from detlayer.registry import Network, Transport
 from detlayer.registry.transport import Request, Stretch
-from tests.contracts.claims import assert_has, seed
+from tests.contracts.assertions import assert_has, seed
+from tests.contracts.client import Client
 from tests.contracts.faults import BLOB, Call, Fault
 from tests.contracts.images import Layout, image
-from tests.contracts.pushing import Client
-from tests.contracts.raw import RawServer, answer
-from tests.contracts.rules import Rules
+from tests.contracts.raw_server import RawServer, answer
+from tests.contracts.registry_behaviour import Rules
 from tests.contracts.strict import StrictRegistry
 
 Start = Callable[..., StrictRegistry]

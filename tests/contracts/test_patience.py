@@ -21,8 +21,8 @@ from detlayer.registry.download import RemoteReader
 from detlayer.registry.transport import Request, Stretch
 from detlayer.registry.upload import upload
 from tests.contracts.certificates import ca_path, server_context
-from tests.contracts.pushing import FastPace
-from tests.contracts.raw import Asked, RawServer, answer
+from tests.contracts.client import FastPace
+from tests.contracts.raw_server import Asked, RawServer, answer
 from tests.contracts.test_addresses import Bytes
 
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/vnd.oci.image.manifest.v1+json\r\n"

@@ -15,12 +15,12 @@ from detlayer.images.source import open_image
 from detlayer.oci.references import RepositoryName, parse_reference
 from detlayer.oci.types import canonical_json
 from detlayer.transfer.plan_document import parse_plans, plans_document
-from detlayer.transfer.push import Hints, push
-from tests.contracts.claims import assert_has, broken_tags, seed
+from detlayer.transfer.push import PushOptions, push_image
+from tests.contracts.assertions import assert_has, broken_tags, seed
+from tests.contracts.client import Client, blob_bytes, counted
 from tests.contracts.faults import Fault, Reply
+from tests.contracts.http_records import error_answer
 from tests.contracts.images import Layout, artifact, base_of, image, platforms
-from tests.contracts.pushing import Client, blob_bytes, counted
-from tests.contracts.records import error_answer
 from tests.contracts.servers import Kind, RealRegistry, Server
 from tests.contracts.strict import StrictRegistry
 
@@ -142,8 +142,8 @@ def test_foreign_layers_stay_where_they_are(start_strict: Start, layout: Layout)
 def test_referrers_are_found(start_strict: Start, layout: Layout, has_api: bool) -> None:
     """distribution-spec, "Pushing Manifests with Subject": without the API a tag lists them."""
     from detlayer.oci.types import parse_digest
-    from detlayer.transfer.referrers import find_referrers
-    from tests.contracts.rules import Rules
+    from tests.contracts.client import find_referrers
+    from tests.contracts.registry_behaviour import Rules
 
     server = start_strict(rules=Rules(referrers=has_api))
     subject = layout.tag(image(layout), "image")
@@ -320,7 +320,7 @@ def test_a_plan_for_something_else(open_server: Server, layout: Layout) -> None:
 
 
 def test_tags_fail_one_by_one(start_strict: Start, layout: Layout) -> None:
-    from tests.contracts.rules import Rules
+    from tests.contracts.registry_behaviour import Rules
 
     server = start_strict(rules=Rules(immutable_tags=True))
     seed(server, "team/app", layout, image(layout, ["other"]), "1")
@@ -413,7 +413,7 @@ def test_blobs_that_lie_in_several_repositories(start_strict: Start, layout: Lay
     named = RepositoryName(source.address, "team/base")
     with client.registries() as (registries, _), open_image(f"oci:{sparse}") as opened:
         to = parse_reference(f"{target.address}/copy/app:1")
-        report = push(opened, [to], registries, hints=Hints((named,)))
+        report = push_image(opened, [to], registries, options=PushOptions((named,)))
     assert report.first_error is None
     assert_has(target, "copy/app", "1", layout, descriptor)
     # The other way round: the layout lost its origin, and what was named has only a part.
@@ -422,6 +422,6 @@ def test_blobs_that_lie_in_several_repositories(start_strict: Start, layout: Lay
         layout.blob_path(digest).unlink()
     with client.registries() as (registries, _), open_image(f"oci:{layout.path}") as opened:
         to = parse_reference(f"{target.address}/again/app:1")
-        hints = Hints((named, RepositoryName(source.address, "team/app")))
-        assert push(opened, [to], registries, hints=hints).first_error is None
+        options = PushOptions((named, RepositoryName(source.address, "team/app")))
+        assert push_image(opened, [to], registries, options=options).first_error is None
     assert target.tags("again/app")["1"] == descriptor["digest"]

@@ -16,15 +16,14 @@ from detlayer.images.source import open_image
 from detlayer.oci.references import RepositoryName, parse_reference
 from detlayer.oci.types import parse_digest
 from detlayer.registry import Network, Registries, Transport
-from detlayer.transfer.push import push
-from detlayer.transfer.referrers import find_referrers
+from detlayer.transfer.push import push_image
 from detlayer.transfer.remote import RemoteImage
-from tests.contracts.claims import assert_has, seed
+from tests.contracts.assertions import assert_has, seed
+from tests.contracts.client import Client, FastPace, find_referrers
 from tests.contracts.faults import Call, Fault, Kill
+from tests.contracts.http_records import Request
 from tests.contracts.images import Descriptor, Layout, artifact, image
-from tests.contracts.pushing import Client, FastPace
-from tests.contracts.records import Request
-from tests.contracts.rules import Rules
+from tests.contracts.registry_behaviour import Rules
 from tests.contracts.storage import INDEX, MANIFEST
 from tests.contracts.strict import StrictRegistry
 
@@ -110,7 +109,7 @@ def test_pushes_at_the_same_time_lose_nobody(start_strict: Start, layout: Layout
         # Not with a pace whose waits take no time: the others need theirs.
         with Registries(Transport(Network())) as registries, open_image(f"oci:{layout.path}:{number}") as opened:
             reference = parse_reference(f"{server.address}/team/app:{number}")
-            reports.append(push(opened, [reference], registries))
+            reports.append(push_image(opened, [reference], registries))
 
     threads = [threading.Thread(target=run, args=(number,)) for number in range(3)]
     for thread in threads:
@@ -131,7 +130,7 @@ def test_a_registry_that_shows_old_tags_for_a_while(start_strict: Start, layout:
         for number, one in enumerate(about):
             layout.tag(one, str(number))
             with open_image(f"oci:{layout.path}:{number}") as opened:
-                push(opened, [parse_reference(f"{server.address}/team/app:{number}")], registries)
+                push_image(opened, [parse_reference(f"{server.address}/team/app:{number}")], registries)
     assert digests(listed(server, subject)) == digests(about)
 
 
@@ -365,7 +364,7 @@ def test_a_subject_in_another_repository_is_mounted(picky: StrictRegistry, layou
     about = artifact(layout, subject)
     seed(picky, "team/from", layout, about, "1")
     with remote(picky, "team/from", "1") as (opened, registries):
-        report = push(opened, [parse_reference(f"{picky.address}/team/app:1")], registries)
+        report = push_image(opened, [parse_reference(f"{picky.address}/team/app:1")], registries)
     assert report.first_error is None
     assert_has(picky, "team/app", "1", layout, about)
     assert picky.manifest("team/app", subject["digest"]) is not None
@@ -393,7 +392,7 @@ def test_a_subject_that_is_nowhere(is_remote: bool, picky: StrictRegistry, layou
     if is_remote:
         seed(picky, "team/from", layout, about, "1")
         with remote(picky, "team/from", "1") as (opened, registries):
-            error = push(opened, [parse_reference(f"{picky.address}/team/app:1")], registries).first_error
+            error = push_image(opened, [parse_reference(f"{picky.address}/team/app:1")], registries).first_error
     else:
         error = Client(picky).try_push(layout, "team/app:1").first_error
     assert error is not None

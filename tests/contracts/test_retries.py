@@ -12,8 +12,8 @@ from detlayer.oci.types import Descriptor, digest_of
 from detlayer.registry import Network, Registries, Transport
 from detlayer.registry.transport import Request, Stretch
 from detlayer.registry.upload import upload
-from tests.contracts.pushing import FastPace
-from tests.contracts.raw import Asked, RawServer, answer
+from tests.contracts.client import FastPace
+from tests.contracts.raw_server import Asked, RawServer, answer
 from tests.contracts.test_addresses import BLOB, Bytes, repository
 
 RETRIES = 3
@@ -27,7 +27,7 @@ def transport(pace: FastPace | None = None) -> Transport:
 
 @pytest.mark.parametrize("status", [*PASSING, *FINAL])
 @pytest.mark.parametrize("method", ["GET", "HEAD", "POST", "PUT", "DELETE"])
-def test_how_often(status: int, method: str) -> None:
+def test_how_often_a_request_is_sent_again(status: int, method: str) -> None:
     with RawServer(lambda asked: answer(status)) as server:
         sender = transport()
         said = sender.send(Request(method, f"http://{server.address}/"))  # type: ignore[arg-type]

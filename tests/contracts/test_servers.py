@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from tests.contracts import images
-from tests.contracts.claims import (
+from tests.contracts.assertions import (
     assert_has,
     broken_tags,
     downloaded,
@@ -26,11 +26,11 @@ from tests.contracts.claims import (
 from tests.contracts.faults import BLOB, MANIFEST, SESSION, CutAnswer, CutRequest, Fault, LoseAnswer, kill_at
 from tests.contracts.fixtures import StartReal, StartStrict
 from tests.contracts.images import Layout
+from tests.contracts.plain_client import ACCEPT, begin, client, push_blob, with_digest
 from tests.contracts.servers import Server
 from tests.contracts.storage import MANIFEST as MANIFEST_TYPE
 from tests.contracts.storage import sha256
-from tests.contracts.talk import ACCEPT, begin, client, push_blob, with_digest
-from tests.support import program
+from tests.privileges import program
 
 
 def skopeo(server: Server, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[bytes]:

@@ -9,14 +9,14 @@ import httpx
 import pytest
 
 from tests.contracts import images
-from tests.contracts.claims import seed
+from tests.contracts.assertions import seed
 from tests.contracts.faults import SESSION, CutRequest, Fault, LoseAnswer
 from tests.contracts.fixtures import StartStrict
 from tests.contracts.images import Layout
-from tests.contracts.rules import PULL_TRAPS, PUSH_TRAPS, Rules, Trap
+from tests.contracts.plain_client import ACCEPT, OCTETS, begin, client, client_at, push_blob, with_digest
+from tests.contracts.registry_behaviour import PULL_TRAPS, PUSH_TRAPS, Rules, Trap
 from tests.contracts.storage import INDEX, MANIFEST, sha256
 from tests.contracts.strict import StrictRegistry
-from tests.contracts.talk import ACCEPT, OCTETS, begin, client, client_at, push_blob, with_digest
 
 DATA = b"0123456789" * 10
 DIGEST = sha256(DATA)

@@ -8,13 +8,13 @@ from collections.abc import Mapping
 import httpx
 import pytest
 
-from tests.contracts.claims import leaks
+from tests.contracts.assertions import leaks
 from tests.contracts.fixtures import StartReal, StartStrict
-from tests.contracts.rules import Rules, Tokens
+from tests.contracts.plain_client import OCTETS, begin, client, client_at, push_blob, with_digest
+from tests.contracts.registry_behaviour import Rules, Tokens
 from tests.contracts.servers import Server
 from tests.contracts.storage import sha256
 from tests.contracts.strict import StrictRegistry
-from tests.contracts.talk import OCTETS, begin, client, client_at, push_blob, with_digest
 from tests.contracts.tokens import ALICE, ANYBODY_PULLS, SERVICE, Account, TokenService
 
 PUSH = "repository:a:pull,push"

@@ -26,9 +26,9 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.x509.oid import NameOID
 
-from tests.contracts.records import Answer, RefusedError, Request, json_answer
-from tests.contracts.rules import Tokens
-from tests.contracts.wire import Incoming, WireServer
+from tests.contracts.http_records import Answer, RefusedError, Request, json_answer
+from tests.contracts.http_server import Incoming, WireServer
+from tests.contracts.registry_behaviour import Tokens
 
 SERVICE = "registry.test"
 ISSUER = "tokens.test"

@@ -6,10 +6,10 @@ import re
 import uuid
 from typing import Protocol
 
-from tests.contracts.records import Answer, RefusedError, Request
-from tests.contracts.rules import Rules
+from tests.contracts.http_records import Answer, RefusedError, Request
+from tests.contracts.http_server import BrokenError, Incoming
+from tests.contracts.registry_behaviour import Rules
 from tests.contracts.storage import Storage, Upload, sha256
-from tests.contracts.wire import BrokenError, Incoming
 
 DIGEST = re.compile(r"sha256:[0-9a-f]{64}\Z")
 NAME = re.compile(r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*(?:/[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*)*\Z")

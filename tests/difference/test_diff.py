@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 import detlayer
 from detlayer import DetlayerError, LayerError
 from detlayer.difference import DiffReport, diff
-from detlayer.difference.side import LayerSide
+from detlayer.difference.sides import LayerSide
 from detlayer.errors import ConfigError, IntegrityError, TreeError
 from detlayer.images.files import open_file
 from detlayer.layer.codec import Codec
@@ -55,7 +55,7 @@ def copy(tree: Path, name: str) -> Path:
 
 def packed(tree: Path, name: str, **options: Any) -> Path:
     path = tree.with_name(name)
-    detlayer.pack([tree], output=path, **options)
+    detlayer.pack([tree], output=path, options=detlayer.PackOptions(**options))
     return path
 
 
@@ -70,7 +70,7 @@ def form_traps(report: DiffReport) -> set[str]:
 # -- directories
 
 
-def test_the_same(tree: Path) -> None:
+def test_equal_trees_and_layers_are_the_same(tree: Path) -> None:
     assert diff(tree, tree).verdict == "same"
     assert diff(tree, copy(tree, "other")).same
     assert diff(packed(tree, "a.tar"), packed(tree, "b.tar")).same

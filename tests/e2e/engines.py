@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 from tests.e2e.commands import run
-from tests.support import program
+from tests.privileges import program
 
 GREET = ("/usr/bin/sh", "-c", 'read line </srv/greeting; echo "$line"')
 

@@ -22,7 +22,8 @@ from tests.e2e.commands import pack, run
 from tests.e2e.images import reference, write_image
 from tests.e2e.test_oci_tools import copy, inspect, unpack
 from tests.e2e.trees import expect_tree, read_tree
-from tests.support import make_tree, need_root, program
+from tests.privileges import need_root, program
+from tests.trees import make_tree
 
 NAME = "example.org/team/app:v1"
 

@@ -14,7 +14,8 @@ import pytest
 
 from tests.contracts.servers import RealRegistry
 from tests.e2e.commands import DETLAYER, run
-from tests.support import make_tree, need_root, program
+from tests.privileges import need_root, program
+from tests.trees import make_tree
 
 PROJECT = """
 [images.greet]

@@ -21,7 +21,8 @@ from tests.e2e.commands import Packed, pack, run
 from tests.e2e.engines import GREET, podman_run, shell_sources
 from tests.e2e.images import reference, write_image
 from tests.e2e.trees import expect_tree, read_tree
-from tests.support import make_tree, need_root, program
+from tests.privileges import need_root, program
+from tests.trees import make_tree
 
 CODECS = ("none", "gzip", "gzip-stored", "zstd")
 

@@ -17,8 +17,13 @@ import pytest
 
 import detlayer
 from detlayer.errors import ConfigError, TreeError
-from detlayer.verification import verify
-from tests.support import File, Link, make_tree, program
+from detlayer.packing.options import PackOptions
+from detlayer.verification import VerifyOptions, verify
+from tests.privileges import program
+from tests.trees import File, Link, make_tree
+
+ONE_RUN = VerifyOptions(runs=1)
+HERE = VerifyOptions(environment=os.environ)
 
 ALWAYS = {
     "order of creation",
@@ -95,10 +100,10 @@ def test_a_good_tree_with_all_perturbations_listed(tree: Path) -> None:
 
 def test_it_is_what_pack_packs(tree: Path) -> None:
     layer = detlayer.pack([f"{tree}:/srv"])
-    report = verify([f"{tree}:/srv"], runs=1, against=str(layer.digest))
+    report = verify([f"{tree}:/srv"], against=str(layer.digest), options=ONE_RUN)
     assert report.ok
     assert report.targets[0].layers[0].key == layer.key
-    assert not verify([f"{tree}:/srv"], runs=1, against="sha256:" + "0" * 64).ok
+    assert not verify([f"{tree}:/srv"], against="sha256:" + "0" * 64, options=ONE_RUN).ok
 
 
 @pytest.mark.parametrize(
@@ -117,7 +122,8 @@ def test_what_is_input_is_kept(tree: Path, options: dict[str, Any]) -> None:
     os.mkfifo(tree / "fifo")
     options.setdefault("selection", detlayer.Selection(special="skip"))
     options["exclude"] = [*options.get("exclude", ()), "fifo"]
-    report = verify([f"{tree}:/srv", f"{tree / 'bin' / 'run'}:/opt/"], **options)
+    how = VerifyOptions(PackOptions(**options))
+    report = verify([f"{tree}:/srv", f"{tree / 'bin' / 'run'}:/opt/"], options=how)
     assert report.ok, report.findings
 
 
@@ -127,16 +133,19 @@ def test_rules_go_along(tree: Path) -> None:
     rules = detlayer.Profile(
         mode_rule=parse_mode_rules(["*.py=0600"]), owner_rule=parse_owner_rules(["/srv/app/**=7:8"])
     )
-    assert verify([f"{tree}:/srv"], runs=1, profile=rules).ok
+    assert verify([f"{tree}:/srv"], options=VerifyOptions(PackOptions(profile=rules), runs=1)).ok
     with pytest.raises(ConfigError) as caught:
-        verify([f"{tree}:/srv"], runs=1, profile=detlayer.Profile(mode_rule=lambda path, is_dir: None))
+        verify(
+            [f"{tree}:/srv"],
+            options=VerifyOptions(PackOptions(profile=detlayer.Profile(mode_rule=lambda path, is_dir: None)), runs=1),
+        )
     assert caught.value.code == "rules-not-portable"
 
 
 def test_errors_of_a_run_are_those_of_pack(tree: Path) -> None:
     os.mkfifo(tree / "fifo")
     with pytest.raises(TreeError) as caught:
-        verify([tree], runs=1)
+        verify([tree], options=ONE_RUN)
     assert caught.value.code == "special-files"
 
 
@@ -145,12 +154,12 @@ def test_a_tree_is_not_copied_into_itself(tree: Path, monkeypatch: pytest.Monkey
     with pytest.raises(ConfigError) as caught:
         verify([tree])
     assert caught.value.code == "temporary-in-source"
-    assert verify([tree], exclude=["detlayer-*"], runs=1).ok
+    assert verify([tree], options=VerifyOptions(PackOptions(exclude=["detlayer-*"]), runs=1)).ok
 
 
 def test_what_pack_warns_of_is_noted(tree: Path) -> None:
     os.mkfifo(tree / "fifo")
-    report = verify([tree], runs=1, selection=detlayer.Selection(special="skip"))
+    report = verify([tree], options=VerifyOptions(PackOptions(selection=detlayer.Selection(special="skip")), runs=1))
     assert ["special-skipped" in note for note in report.targets[0].notes] == [True]
 
 
@@ -158,14 +167,11 @@ def test_what_pack_warns_of_is_noted(tree: Path) -> None:
 
 FAULTS = {
     # names stay as the file system lists them
-    "readdir-order": """
+    "entry-order": """
 import detlayer.layer.writer
-from detlayer.tree.walk import Walker
-class Unsorted(list):
-    def sort(self): pass
-listed = Walker._list
-Walker._list = lambda self, directory: Unsorted(listed(self, directory))
-detlayer.layer.writer.Order.check = lambda self, entry: None
+import detlayer.tree.walk
+detlayer.tree.walk.order_names = list
+detlayer.layer.writer.OrderChecker.check = lambda self, entry: None
 """,
     "mtime": """
 from detlayer.layer.entry import Profile
@@ -223,10 +229,9 @@ Codec.compressor = leaky
 }
 # What the audit of the plain run may say beside it.
 BESIDE = {
-    "readdir-order": {"entry-order"},
     "mtime": {"pyc-timestamp"},
     "umask": {"mode"},
-    "content": {"pyc-timestamp", "readdir-order"},
+    "content": {"pyc-timestamp", "readdir-order", "build-path-in-content"},
 }
 
 
@@ -258,7 +263,11 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def rebuilt(build: str, **options: Any) -> dict[str, set[str]]:
     """Trap → paths of what two builds differ in."""
-    report = verify(rebuild=f"mkdir out; {build}", output="out", environment=os.environ, **options)
+    report = verify(
+        rebuild=f"mkdir out; {build}",
+        output="out",
+        options=VerifyOptions(PackOptions(**options), environment=os.environ),
+    )
     found: dict[str, set[str]] = {}
     for finding in report.findings:
         found.setdefault(finding.trap, set()).add(finding.path)
@@ -267,7 +276,9 @@ def rebuilt(build: str, **options: Any) -> dict[str, set[str]]:
 
 
 def test_a_good_build(project: Path) -> None:
-    report = verify(rebuild="mkdir out; cat src/* > out/all", output="out", environment=os.environ)
+    report = verify(
+        rebuild="mkdir out; cat src/* > out/all", output="out", options=VerifyOptions(environment=os.environ)
+    )
     assert report.ok, report.findings
     [target] = report.targets
     what = {one.what for one in target.applied} | {name for name, _ in target.left_out}
@@ -284,7 +295,8 @@ def test_date_path_random_home_and_umask_are_found(project: Path) -> None:
         " echo $HOME > out/home; gzip -c src/a > out/same.gz; cp src/a out/x; touch out/x; gzip out/x"
     )
     assert found == {
-        "environment": {"date", "epoch", "home"},
+        "environment": {"home"},
+        "time-in-content": {"date", "epoch"},
         "build-path-in-content": {"path"},
         "content": {"random"},
         "gzip-in-content": {"x.gz"},
@@ -294,7 +306,7 @@ def test_date_path_random_home_and_umask_are_found(project: Path) -> None:
 def test_the_working_directory_may_hold_the_temporary_one(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (project / "tmp").mkdir()
     monkeypatch.setattr("tempfile.tempdir", str(project / "tmp"))
-    assert verify(rebuild="cat src/* > all", output="all", environment=os.environ).ok
+    assert verify(rebuild="cat src/* > all", output="all", options=HERE).ok
     assert list((project / "tmp").iterdir()) == []
 
 
@@ -356,7 +368,9 @@ def test_another_day_where_faketime_is(project: Path, tmp_path: Path) -> None:
     fake.write_text('#!/bin/sh\nDAY="$2" && export DAY && shift 2 && exec "$@"\n')
     fake.chmod(0o755)
     environment = {**os.environ, "PATH": f"{fake.parent}:{os.environ['PATH']}"}
-    report = verify(rebuild="mkdir out; echo $DAY > out/day", output="out", environment=environment)
+    report = verify(
+        rebuild="mkdir out; echo $DAY > out/day", output="out", options=VerifyOptions(environment=environment)
+    )
     assert [finding.path for finding in report.findings] == ["day"]
     assert ("time of day", ("+400d",)) in {(one.what, one.values) for one in report.targets[0].applied}
 
@@ -371,7 +385,7 @@ def test_another_day_where_faketime_is(project: Path, tmp_path: Path) -> None:
 )
 def test_builds_that_fail(project: Path, build: str, output: str, code: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        verify(rebuild=build, output=output, environment=os.environ)
+        verify(rebuild=build, output=output, options=HERE)
     assert caught.value.code == code
     if code == "rebuild-failed":
         assert "oh no" in caught.value.message

@@ -53,7 +53,8 @@ def test_pack_gives_one_digest(twice: tuple[Path, Path]) -> None:
     assert first == second
     kept = detlayer.Selection(retime_pyc=False)
     assert (
-        detlayer.pack([str(twice[0])], selection=kept).diff_id != detlayer.pack([str(twice[1])], selection=kept).diff_id
+        detlayer.pack([str(twice[0])], options=detlayer.PackOptions(selection=kept)).diff_id
+        != detlayer.pack([str(twice[1])], options=detlayer.PackOptions(selection=kept)).diff_id
     )
 
 

@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from tests.contracts.claims import assert_has, broken_tags
+from tests.contracts.assertions import assert_has, broken_tags
 from tests.contracts.fixtures import StartReal
 from tests.contracts.images import Descriptor, Layout, artifact, image, platforms
 from tests.contracts.servers import RealRegistry
@@ -27,7 +27,8 @@ from tests.e2e.commands import DETLAYER, Packed, measured, pack, run
 from tests.e2e.engines import GREET, buildah, podman, podman_run, shell_sources
 from tests.e2e.images import reference, write_image
 from tests.e2e.trees import expect_tree, read_tree
-from tests.support import make_tree, need_root, program
+from tests.privileges import need_root, program
+from tests.trees import make_tree
 
 MAX_PEAK_BYTES = 150 << 20
 LARGE_BYTES = 1 << 30  # 5 GiB take the same memory, and five times the time

@@ -13,7 +13,7 @@ import zstandard
 
 from tests.e2e.commands import pack, run
 from tests.e2e.trees import expect_tree, read_tree
-from tests.support import program
+from tests.privileges import program
 
 SUFFIXES = {"none": "tar", "gzip": "tar.gz", "gzip-stored": "tar.gz", "zstd": "tar.zst"}
 

@@ -11,7 +11,7 @@ from zipfile import ZipFile
 
 import pytest
 
-from tests.support import ROOT
+from tests.vectors import ROOT
 
 SOURCES = ("LICENSE", "README.md", "pyproject.toml", ".gitignore")
 

@@ -16,7 +16,7 @@ import detlayer
 from detlayer.checks.audit import LayerReport, audit
 from detlayer.layer.decompress import BlobReader
 from detlayer.layer.reader import Member, TarReader
-from tests.support import need_root, program
+from tests.privileges import need_root, program
 
 _LONG = "long-" + "n" * 120
 
@@ -157,7 +157,7 @@ def test_tar_programs(name: str, tree: Path, tmp_path: Path) -> None:
     assert set(report.findings.counts) - _BY_CHANCE == wanted | _ALL, report.findings.kept
 
 
-def test_tamed_tar(tree: Path, tmp_path: Path) -> None:
+def test_gnu_tar_with_the_options_of_the_hints(tree: Path, tmp_path: Path) -> None:
     """SPEC 4, 5: the hints of docs/traps.md do what they say."""
     check_same_reading(run_tar(_TAMED, tree, tmp_path / "out.tar"))
     report, _ = read_back(tmp_path / "out.tar")

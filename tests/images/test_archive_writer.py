@@ -20,8 +20,9 @@ from detlayer.oci.documents import Wanted, parse_document
 from detlayer.oci.references import parse_reference
 from tests.images.test_layout import Made
 from tests.images.test_source import contents, write_index
-from tests.layer.crafted import checked, member, tar
-from tests.support import MemorySink, read_headers
+from tests.layer.handmade_tars import checked, member, tar
+from tests.layers import MemorySink
+from tests.tar_headers import read_headers
 
 TARS = [tar(member(b"a", b"one" * 1000)), tar(member(b"b", b"two"))]
 PLAIN, GZIP, ZSTD = "layer.v1.tar", "layer.v1.tar+gzip", "layer.v1.tar+zstd"

@@ -12,7 +12,7 @@ import pytest
 
 from detlayer.errors import IntegrityError, LayerError, TreeError
 from detlayer.images.files import open_file, open_layer
-from detlayer.images.layout import Image, LayoutName, name_layout, open_layout
+from detlayer.images.layout import LayoutImage, LayoutName, name_layout, open_layout
 from detlayer.oci.types import Descriptor, Digest
 
 KIND = "application/vnd.oci.image."
@@ -38,7 +38,7 @@ class Made:
     def index(self, *manifests: dict[str, Any], kind: str = "index.v1+json") -> dict[str, Any]:
         return self.add({"manifests": manifests}, kind)
 
-    def read(self, *manifests: dict[str, Any]) -> list[Image | Descriptor]:
+    def read(self, *manifests: dict[str, Any]) -> list[LayoutImage | Descriptor]:
         (self.path / "index.json").write_text(json.dumps({"manifests": manifests}))
         with open_layout(LayoutName(str(self.path), "", False)) as layout:
             return list(layout.images(layout.manifests()))
@@ -71,7 +71,7 @@ def test_platforms(made: Made) -> None:
     """One manifest may serve two platforms; the config says it where the descriptor does not."""
     arm = {"os": "linux", "architecture": "arm", "variant": "v7"}
     images = made.read(made.index(made.image(), made.image(platform=arm)), made.image())
-    assert [str(one.platform()) for one in images if isinstance(one, Image)] == ["linux/amd64", "linux/arm/v7"]
+    assert [str(one.platform()) for one in images if isinstance(one, LayoutImage)] == ["linux/amd64", "linux/arm/v7"]
 
 
 def test_what_is_no_document_is_a_blob(made: Made) -> None:
@@ -79,13 +79,13 @@ def test_what_is_no_document_is_a_blob(made: Made) -> None:
     odd = {**manifest, "mediaType": "text/plain"}
     first, second = made.read(odd, manifest)
     assert isinstance(first, Descriptor)
-    assert isinstance(second, Image)
+    assert isinstance(second, LayoutImage)
 
 
 def test_what_was_named_as_a_layer_is_followed_as_a_manifest(made: Made) -> None:
     inner = made.image()
     images = made.read(made.image(inner), inner)
-    assert [isinstance(one, Image) for one in images] == [True, True]
+    assert [isinstance(one, LayoutImage) for one in images] == [True, True]
 
 
 def test_documents_without_media_types(made: Made) -> None:
@@ -98,7 +98,7 @@ def test_an_index_is_followed_once(made: Made) -> None:
     found = made.image()
     for level in range(5):
         found = made.index(*[found] * 100, made.add(str(level).encode(), "layer.v1.tar"))
-    assert len([one for one in made.read(found) if isinstance(one, Image)]) == 1
+    assert len([one for one in made.read(found) if isinstance(one, LayoutImage)]) == 1
 
 
 def test_a_document_is_read_once_for_all_platforms(made: Made) -> None:
@@ -114,7 +114,7 @@ def test_a_document_is_read_once_for_all_platforms(made: Made) -> None:
 
     with open_layout(LayoutName(str(made.path), "", False)) as layout:
         found = list(layout.images(layout.manifests(), document))
-    assert [str(one.platform()) for one in found if isinstance(one, Image)] == [
+    assert [str(one.platform()) for one in found if isinstance(one, LayoutImage)] == [
         "0",
         "linux/amd64",
         *map(str, range(1, 50)),

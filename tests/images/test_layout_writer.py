@@ -21,8 +21,10 @@ from detlayer.images.layout_writer import LayoutWriter, PartialBlob
 from detlayer.images.source import open_image
 from detlayer.oci.types import MEDIA_TYPE_MANIFEST, Descriptor, Digest, canonical_json, digest_of
 from detlayer.output.files import LayoutOutput
-from tests.layer.crafted import checked
-from tests.support import as_nobody, counter_bytes, list_files, make_tree, mounted, need_root
+from tests.layer.handmade_tars import checked
+from tests.privileges import as_nobody, mounted, need_root
+from tests.trees import list_files, make_tree
+from tests.vectors import counter_bytes
 
 DATA = counter_bytes("blob", 100_000)
 BLOB = Descriptor("application/vnd.oci.image.layer.v1.tar", digest_of(DATA), len(DATA))

@@ -24,10 +24,11 @@ from detlayer.images.source import OpenedFile, OpenedImage, open_image
 from detlayer.oci.ports import Body, ImageSource
 from detlayer.oci.references import RepositoryName
 from detlayer.oci.types import MEDIA_TYPE_CONFIG, MEDIA_TYPE_INDEX, MEDIA_TYPE_MANIFEST, Descriptor, Digest, digest_of
-from tests.images import saved
+from tests.images import docker_saved as saved
 from tests.images.test_layout import Made
-from tests.layer.crafted import checked, member, tar
-from tests.support import counter_bytes, mounted
+from tests.layer.handmade_tars import checked, member, tar
+from tests.privileges import mounted
+from tests.vectors import counter_bytes
 
 LAYERS = [tar(member(b"a", b"one" * 1000)), tar(member(b"b", b"two")), tar()]
 LAYER = "layer.v1.tar"

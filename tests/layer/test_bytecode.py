@@ -16,7 +16,8 @@ import pytest
 from detlayer.layer import bytecode
 from detlayer.layer.entry import DEFAULT_MTIME, Mtime, Profile
 from detlayer.tree import Selection
-from tests.support import Packed, make_tree, pack_tree
+from tests.layers import Packed, pack_tree
+from tests.trees import make_tree
 
 TIMESTAMP = py_compile.PycInvalidationMode.TIMESTAMP
 TAG = sys.implementation.cache_tag
@@ -84,7 +85,7 @@ def test_install_time_does_not_show(tmp_path: Path) -> None:
     assert len(digests) == 1
 
 
-def test_option_off(src: Path) -> None:
+def test_without_retime_bytecode_stays(src: Path) -> None:
     """SPEC 4.8."""
     found = compiled(src)
     packed = pack_tree(src, selection=Selection(retime_pyc=False))
@@ -194,7 +195,7 @@ def test_source_name(name: bytes, in_pycache: bool, source: bytes | None) -> Non
     assert bytecode.source_name(name, in_pycache) == source
 
 
-def test_recorded() -> None:
+def test_reading_the_source_that_a_header_records() -> None:
     """SPEC 4.8: flags word 0 only, and the two characters that end a magic number."""
     head = b"\xa7\r\r\n" + bytes(4) + (7).to_bytes(4, "little") + (9).to_bytes(4, "little")
     assert bytecode.recorded(head) == (7, 9)

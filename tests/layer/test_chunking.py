@@ -9,10 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from detlayer.layer.chunking import CHUNK_MAX_BYTES, CHUNK_MIN_BYTES, cut_before
-from detlayer.layer.entry import Entry, order_key
+from detlayer.layer.entry import Entry
+from detlayer.layer.order import order_key
 from detlayer.layer.tar import encode_header
 from detlayer.layer.writer import BytesContent
-from tests.support import layer_of
+from tests.layers import layer_of
 
 MIB = 1 << 20
 CUTTING = next(b"f%d" % i for i in range(1000) if not crc32(b"f%d" % i) & 0xF)
@@ -39,7 +40,7 @@ def test_limits() -> None:
         (PLAIN, 0, 512, 4 * MIB, True),
     ],
 )
-def test_rule(path: bytes, size: int, chunk: int, previous: int, cut: bool) -> None:
+def test_where_a_chunk_ends(path: bytes, size: int, chunk: int, previous: int, cut: bool) -> None:
     """SPEC 6.1."""
     assert cut_before(path, size, chunk, previous) is cut
 
@@ -78,7 +79,7 @@ SIZES = st.one_of(
 
 @given(st.lists(SIZES, max_size=8), st.integers(0, 10**6))
 @settings(max_examples=40)
-def test_model(sizes: list[int], seed: int) -> None:
+def test_chunks_of_whole_layers(sizes: list[int], seed: int) -> None:
     """SPEC 6.1: chunks of whole layers are what the rule says, and add up to the tar."""
     entries = []
     for i, size in enumerate(sizes):

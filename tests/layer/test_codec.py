@@ -14,7 +14,9 @@ from hypothesis import strategies as st
 
 from detlayer.errors import ConfigError
 from detlayer.layer.codec import DEFAULT_CODEC, KNOWN_CLASSES, Codec, parse_compression
-from tests.support import counter_bytes, file_entry, layer_of, program
+from tests.layers import file_entry, layer_of
+from tests.privileges import program
+from tests.vectors import counter_bytes
 
 GZIP = [*(f"gzip-libdeflate-{level}" for level in range(1, 13)), "gzip-stored"]
 ZSTD = [f"zstd-{level}" for level in range(1, 20)]

@@ -18,8 +18,8 @@ from detlayer.checks.audit import audit
 from detlayer.errors import LayerError
 from detlayer.layer import decompress as blob_module
 from detlayer.layer.decompress import BlobFacts, BlobReader
-from tests.layer.crafted import Bytes, checked, member, tar
-from tests.support import ROOT
+from tests.layer.handmade_tars import Bytes, checked, member, tar
+from tests.vectors import ROOT
 
 TAR = tar(member(b"a", bytes(range(256)) * 1000), member(b"b"))
 SKIPPABLE = b"\x50\x2a\x4d\x18" + (5).to_bytes(4, "little") + b"hello"

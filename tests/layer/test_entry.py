@@ -14,28 +14,27 @@ from detlayer.layer.entry import (
     MAX_MTIME,
     PATH_MAX_BYTES,
     Entry,
-    Kind,
+    EntryKind,
     Mtime,
-    Order,
     Owner,
     Profile,
     check_path,
     marker,
     normalise,
-    order_key,
     parent,
 )
+from detlayer.layer.order import OrderChecker, order_key
 from tests import strategies
 
 SOURCE = Profile(mtime=Mtime("source"), owner=None, mode="source")
 
 
-def made(kind: Kind = "file", mode: int = 0o600, path: bytes = b"a") -> Entry:
+def made(kind: EntryKind = "file", mode: int = 0o600, path: bytes = b"a") -> Entry:
     return Entry(path, kind, mode, 1000, 1001, 1700000000)
 
 
 def check_follows(entry: Entry, previous: Entry) -> None:
-    order = Order()
+    order = OrderChecker()
     order.check(previous)
     order.check(entry)
 
@@ -100,7 +99,7 @@ def test_owner() -> None:
         ("symlink", 0o755, 0o777, 0o777),
     ],
 )
-def test_mode(kind: Kind, mode: int, canonical: int, source: int) -> None:
+def test_mode(kind: EntryKind, mode: int, canonical: int, source: int) -> None:
     """SPEC 4.3."""
     assert normalise(made(kind, mode), Profile()).mode == canonical
     assert normalise(made(kind, mode), SOURCE).mode == source
@@ -143,7 +142,7 @@ def test_rules_override_and_get_path_and_kind() -> None:
         return None if path == b"quiet" else 0o4711
 
     profile = Profile(mode_rule=rule)
-    kinds: list[tuple[Kind, bytes]] = [("file", b"a"), ("dir", b"d"), ("symlink", b"s"), ("file", b"quiet")]
+    kinds: list[tuple[EntryKind, bytes]] = [("file", b"a"), ("dir", b"d"), ("symlink", b"s"), ("file", b"quiet")]
     assert [normalise(made(kind, 0o644, path), profile).mode for kind, path in kinds] == [0o4711, 0o4711, 0o777, 0o644]
     assert asked == [(b"a", False), (b"d", True), (b"quiet", False)]
 
@@ -290,7 +289,7 @@ def test_neighbours_agree_with_the_key(one: bytes, other: bytes) -> None:
 
 
 @pytest.mark.parametrize("kind", ["file", "symlink", "hardlink"])
-def test_only_directories_are_parents(kind: Kind) -> None:
+def test_only_directories_are_parents(kind: EntryKind) -> None:
     """SPEC 3.3."""
     with pytest.raises(LayerError, match="also the parent") as caught:
         check_follows(Entry(b"a/b/c", "file"), Entry(b"a", kind))

@@ -21,8 +21,8 @@ import detlayer
 from detlayer import Selection
 from detlayer.difference import DiffReport, diff
 from detlayer.errors import LayerError
-from tests.layer.crafted import checked, extension, header, member, record, tar
-from tests.support import program
+from tests.layer.handmade_tars import checked, extension, header, member, record, tar
+from tests.privileges import program
 
 Hardlinks = Literal["separate", "preserve"]
 HARDLINKS: tuple[Hardlinks, ...] = ("separate", "preserve")
@@ -35,7 +35,9 @@ def link(path: bytes, target: bytes) -> bytes:
 def normalize(layer: bytes, hardlinks: Hardlinks = "separate") -> bytes:
     out = io.BytesIO()
     selection = Selection(hardlinks=hardlinks)
-    detlayer.normalize(io.BytesIO(layer), output=out, compression="none", selection=selection)
+    detlayer.normalize(
+        io.BytesIO(layer), output=out, options=detlayer.PackOptions(compression="none", selection=selection)
+    )
     return out.getvalue()
 
 
@@ -206,7 +208,9 @@ def test_bytecode_whose_source_is_a_link(first: str, src: Path, tmp_path: Path) 
     (src / first).write_text("x = 1\n")
     os.link(src / first, src / "m" / "b.py")
     py_compile.compile(str(src / "m" / "b.py"), invalidation_mode=py_compile.PycInvalidationMode.TIMESTAMP)
-    detlayer.pack([src], output=tmp_path / "l.tar", selection=Selection(hardlinks="preserve"))
+    detlayer.pack(
+        [src], output=tmp_path / "l.tar", options=detlayer.PackOptions(selection=Selection(hardlinks="preserve"))
+    )
     assert read((tmp_path / "l.tar").read_bytes())["m/b.py"] == ("link", b"x = 1\n")
     assert "pyc-timestamp" not in {one.trap for one in detlayer.verify([tmp_path / "l.tar"]).findings}
 

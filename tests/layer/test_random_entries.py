@@ -21,8 +21,9 @@ from hypothesis import strategies as st
 
 from detlayer.tree import Selection
 from tests import strategies
+from tests.layers import pack_tree
+from tests.privileges import program
 from tests.strategies import TreeItem
-from tests.support import pack_tree, program
 
 COMPRESSIONS = ("none", "gzip:1", "zstd:1")
 

@@ -12,7 +12,7 @@ from detlayer.errors import LayerError
 from detlayer.layer import reader
 from detlayer.layer.reader import TarReader, clean_path, number, parse_records
 from detlayer.layer.tar import END
-from tests.layer.crafted import LONG, Bytes, checked, extension, header, member, record, sparse, tar
+from tests.layer.handmade_tars import LONG, Bytes, checked, extension, header, member, record, sparse, tar
 
 SOUND = tar(
     header(b"d", kind="dir"),

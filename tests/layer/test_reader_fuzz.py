@@ -16,7 +16,7 @@ from detlayer.checks.audit import audit
 from detlayer.checks.findings import TRAPS
 from detlayer.errors import LayerError
 from detlayer.layer.codec import Codec
-from tests.layer.crafted import (
+from tests.layer.handmade_tars import (
     LONG,
     SPARSE_FORMS,
     Bytes,
@@ -29,7 +29,7 @@ from tests.layer.crafted import (
     sparse,
     tar,
 )
-from tests.support import layer_of
+from tests.layers import layer_of
 
 # What a report or an error may take beyond the blob itself: pieces, a PAX header, the kept findings.
 _MEMORY_BYTES = 64 << 20
@@ -166,5 +166,5 @@ def test_damaged_tars_in_sound_blobs(data: st.DataObject) -> None:
 
 @given(st.binary(max_size=3000))
 @pytest.mark.parametrize("magic", [b"", b"\x1f\x8b\x08\0", b"\x28\xb5\x2f\xfd", b"\x50\x2a\x4d\x18"])
-def test_noise(magic: bytes, data: bytes) -> None:
+def test_noise_behind_a_magic_number_is_refused(magic: bytes, data: bytes) -> None:
     survives(magic + data)

@@ -20,7 +20,7 @@ from detlayer.difference import diff
 from detlayer.errors import LayerError
 from detlayer.layer.decompress import BlobReader
 from detlayer.layer.reader import MAX_HOLES_BYTES, TarReader
-from tests.layer.crafted import (
+from tests.layer.handmade_tars import (
     SPARSE_FORMS,
     Bytes,
     Spans,
@@ -37,7 +37,7 @@ from tests.layer.crafted import (
     sparse_pax,
     tar,
 )
-from tests.support import program
+from tests.privileges import program
 
 KEY = b"GNU.sparse."
 

@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given
 
 from detlayer.errors import DetlayerError, LayerError, TreeError
-from detlayer.layer.entry import MAX_MTIME, MAX_OWNER, Entry, Kind
+from detlayer.layer.entry import MAX_MTIME, MAX_OWNER, Entry, EntryKind
 from detlayer.layer.tar import END, encode_header, padding
 from detlayer.layer.writer import BytesContent
 from tests import strategies
-from tests.support import Header, check_block, cut_field, read_headers, read_members
+from tests.tar_headers import Header, check_block, cut_field, read_headers, read_members
 
 MAX_FIELD_SIZE = 8589934591
 TYPES = {"dir": tarfile.DIRTYPE, "file": tarfile.REGTYPE, "symlink": tarfile.SYMTYPE, "hardlink": tarfile.LNKTYPE}
@@ -82,7 +82,7 @@ def test_largest_checksum() -> None:
 @pytest.mark.parametrize(
     ("kind", "length", "needs"), [("file", 100, 0), ("file", 101, 1), ("dir", 99, 0), ("dir", 100, 1)]
 )
-def test_path_needs_pax_above_100_bytes(kind: Kind, length: int, needs: int) -> None:
+def test_path_needs_pax_above_100_bytes(kind: EntryKind, length: int, needs: int) -> None:
     """SPEC 5.4: of the written path, a directory's slash counted."""
     header = read_one(Entry(b"n" * length, kind))
     assert len(header.pax) == needs
@@ -259,7 +259,7 @@ def test_bad_target_names_the_entry() -> None:
 
 @pytest.mark.parametrize("target", [b"", b"a\0b"])
 @pytest.mark.parametrize("kind", ["symlink", "hardlink"])
-def test_unwritable_targets(kind: Kind, target: bytes) -> None:
+def test_unwritable_targets(kind: EntryKind, target: bytes) -> None:
     """SPEC 5.2: an empty target, or one that would end at its NUL, is not what a reader would get back."""
     with pytest.raises(LayerError):
         encode_header(Entry(b"a", kind, target=target))

@@ -8,8 +8,9 @@ import random
 import pytest
 
 from detlayer.layer.codec import KNOWN_CLASSES, PROBE_BYTES, Codec, probe
-from detlayer.layer.entry import order_key
-from tests.support import Vector, layer_of, load_classes, load_vector, vector_names
+from detlayer.layer.order import order_key
+from tests.layers import layer_of
+from tests.vectors import Vector, load_classes, load_vector, vector_names
 
 CLASSES: dict[str, str] = load_classes()["classes"]
 
@@ -77,7 +78,7 @@ def test_digest(name: str) -> None:
         assert (hashlib.sha256(written).hexdigest(), len(written)) == (made.digest.hex, made.size_bytes)
 
 
-def test_probe() -> None:
+def test_the_probe_of_codec_classes() -> None:
     """SPEC 6.3."""
     wanted = load_classes()
     assert len(probe()) == PROBE_BYTES == wanted["probe_size"]

@@ -14,13 +14,15 @@ from detlayer.errors import LayerError, OutputError, TreeError
 from detlayer.layer.chunking import CHUNK_MAX_BYTES
 from detlayer.layer.codec import Codec
 from detlayer.layer.entry import Entry
-from detlayer.layer.pipeline import Line, Processor
+from detlayer.layer.pipeline import ChunkPipeline, Processor
 from detlayer.layer.ports import Bytes
 from detlayer.layer.tar import encode_header
 from detlayer.layer.writer import BytesContent, Layer, fingerprint
 from detlayer.layer.writer import pack as pack_layer
 from tests import strategies
-from tests.support import MemorySink, Words, counter_bytes, dir_entry, file_entry, layer_of, read_headers, read_members
+from tests.layers import MemorySink, Words, dir_entry, file_entry, layer_of
+from tests.tar_headers import read_headers, read_members
+from tests.vectors import counter_bytes
 
 MIB = 1 << 20
 CODECS = ("none", "gzip-libdeflate-1", "gzip-stored", "zstd-1")
@@ -136,7 +138,7 @@ def test_nobody_waits_for_a_thread_that_writes() -> None:
     others = threading.Event()
     seen: list[int] = []
 
-    class Slow(Line[int]):
+    class Slow(ChunkPipeline[int]):
         def processor(self) -> Processor[int]:
             def process(chunk: memoryview) -> int:
                 if chunk[0] == 3:

@@ -26,7 +26,7 @@ from detlayer.oci.types import (
     canonical_json,
     digest_of,
 )
-from tests.layer.crafted import checked
+from tests.layer.handmade_tars import checked
 
 HEX = "0123456789abcdef" * 4
 LAYER = {"mediaType": "application/vnd.oci.image.layer.v1.tar+gzip", "digest": f"sha256:{HEX}", "size": 7}
@@ -179,7 +179,7 @@ def test_schema_1(suffix: str) -> None:
 
 
 @pytest.mark.parametrize("size", [-1, 1 << 63, 10**40, 1.5, "7", None, True])
-def test_sizes(size: object) -> None:
+def test_invalid_sizes_are_refused(size: object) -> None:
     assert refused({"manifests": [{**CHILD, "size": size}]}) == "document-invalid"
     assert refused({"config": CONFIG, "layers": [{**LAYER, "size": size}]}) == "document-invalid"
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from detlayer.errors import ConfigError
 from detlayer.oci.references import Reference, RepositoryName, host_of, is_tag, parse_reference, parse_repository
 from detlayer.oci.types import Digest
-from tests.layer.crafted import checked
+from tests.layer.handmade_tars import checked
 
 HEX = "0123456789abcdef" * 4
 
@@ -70,7 +70,7 @@ def test_what_parses_prints_as_something_that_means_the_same(text: str) -> None:
         (f"ghcr.io/team/app:v1@sha256:{HEX}", "ghcr.io", "team/app", "v1", HEX),
     ],
 )
-def test_meaning(text: str, registry: str, repository: str, tag: str, digest: str) -> None:
+def test_references_mean_what_other_tools_say(text: str, registry: str, repository: str, tag: str, digest: str) -> None:
     """The cases on which users of other tools rely (github.com/distribution/reference)."""
     wanted = Reference(RepositoryName(registry, repository), tag, Digest(digest) if digest else None)
     found = parse_reference(text)

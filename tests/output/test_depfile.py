@@ -10,7 +10,9 @@ import pytest
 
 from detlayer.errors import TreeError
 from detlayer.output.depfile import rule
-from tests.support import make_tree, pack_tree, program
+from tests.layers import pack_tree
+from tests.privileges import program
+from tests.trees import make_tree
 
 PLAIN = [
     "a",

@@ -15,18 +15,10 @@ import pytest
 from detlayer.errors import ConfigError, DetlayerError, OutputError
 from detlayer.oci.types import Digest
 from detlayer.output.files import FileOutput, LayoutOutput, StreamOutput, Tee
-from tests.support import (
-    MemorySink,
-    as_nobody,
-    counter_bytes,
-    disk_mode,
-    list_files,
-    make_tree,
-    mounted,
-    need_root,
-    pack_tree,
-    program,
-)
+from tests.layers import MemorySink, pack_tree
+from tests.privileges import as_nobody, mounted, need_root, program
+from tests.trees import disk_mode, list_files, make_tree
+from tests.vectors import counter_bytes
 
 DIGEST = Digest("ab" * 32)
 

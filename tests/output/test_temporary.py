@@ -14,7 +14,9 @@ from detlayer.layer.entry import TEMPORARY_NAME, is_temporary, without_temporari
 from detlayer.oci.types import Digest
 from detlayer.output.files import FileOutput, LayoutOutput, write_file
 from detlayer.output.temporary import Temporary, sweep
-from tests.support import list_files, make_tree, pack_tree, program
+from tests.layers import pack_tree
+from tests.privileges import program
+from tests.trees import list_files, make_tree
 
 ABANDONED = TEMPORARY_NAME % "0123456789ab"
 DIGEST = Digest("ab" * 32)

@@ -17,9 +17,13 @@ import pytest
 
 from detlayer.oci.types import Digest
 from detlayer.store import Store
-from detlayer.store.keeping import collect, examine, make_room
-from tests.packing.warm import next_tick, pack_cold, pack_warm
-from tests.support import Words, counter_bytes, make_tree, mounted
+from detlayer.store.maintenance import collect, examine, make_room
+from detlayer.store.traces import Trace
+from tests.layers import Words
+from tests.packing.cached_packs import next_tick, pack_cold, pack_warm
+from tests.privileges import mounted
+from tests.trees import make_tree
+from tests.vectors import counter_bytes
 
 ROUNDS = int(os.environ.get("DETLAYER_KILL_ROUNDS", "12"))
 
@@ -152,7 +156,9 @@ HARMS: list[Harm] = [
 
 @pytest.mark.parametrize("is_changed", [False, True], ids=["same", "changed"])
 @pytest.mark.parametrize("harm", HARMS, ids=lambda harm: harm.__name__.strip("_"))
-def test_harm(cache: Path, tree: Path, tmp_path: Path, harm: Harm, is_changed: bool) -> None:
+def test_a_damaged_cache_gives_the_layer_of_a_cold_pack(
+    cache: Path, tree: Path, tmp_path: Path, harm: Harm, is_changed: bool
+) -> None:
     pack_warm(cache, tree)
     pack_warm(cache, tree)  # once more, so that all is proven by stat records
     next_tick(tmp_path)
@@ -224,7 +230,7 @@ def test_full_disk(tree: Path, tmp_path: Path, room_kib: int) -> None:
 
 def test_the_output_needs_the_room_more(tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A copy that would fill the disk is given up, and nothing is said of it."""
-    monkeypatch.setattr("detlayer.packing.lookup._CHECK_BYTES", 1 << 20)
+    monkeypatch.setattr("detlayer.packing.spare_blob._CHECK_BYTES", 1 << 20)
     monkeypatch.setattr("detlayer.store.blobs.Incoming.free_bytes", lambda self: 1 << 20)
     warm = pack_warm(tmp_path / "cache", tree)
     assert warm.blob == pack_cold(tree)[1]
@@ -396,7 +402,7 @@ def test_traces_that_are_none(cache: Path, tree: Path, tmp_path: Path, results: 
             if step.startswith("pack/1") and results in (b"digest", b"diff_id"):
                 known = msgspec.json.decode(store.traces.get(key, 0) or b"")
                 made = msgspec.json.encode({**known, results.decode(): "../../../../beside"})
-            store.traces.put(key, step, made, 0)
+            store.traces.put(Trace(key, step, made), 0)
     other = tmp_path / "other"
     shutil.copytree(tree, other)
     for one in (tree, other):

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from detlayer.layer.entry import Mtime, Profile
 from detlayer.tree import Selection
-from tests.packing.warm import EDITS, LATER_S, NAMES, Edit, edit, next_tick, pack_cold, pack_warm
+from tests.packing.cached_packs import EDITS, LATER_S, NAMES, Edit, edit, next_tick, pack_cold, pack_warm
 
 EXAMPLES = int(os.environ.get("DETLAYER_EDIT_EXAMPLES", "40"))
 
@@ -50,16 +50,16 @@ def _small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
 @given(
     first=st.lists(st.tuples(st.integers(0, len(NAMES) - 1), st.integers(0, 900)), min_size=3),
     steps=steps,
-    strange_files=st.sampled_from([1, 64]),
+    many_files=st.sampled_from([1, 64]),
     listed=st.sampled_from([3, 50_000]),
 )
 def test_a_warm_pack_gives_what_a_cold_one_gives(
-    first: list[tuple[int, int]], steps: list[tuple[list[Edit], float, int]], strange_files: int, listed: int
+    first: list[tuple[int, int]], steps: list[tuple[list[Edit], float, int]], many_files: int, listed: int
 ) -> None:
     """Also where the bounds of what is remembered, and of what is taken for strange, are reached."""
     home = Path(tempfile.mkdtemp(prefix="detlayer-edits-"))
     with (
-        patch("detlayer.packing.lookup._STRANGE_FILES", strange_files),
+        patch("detlayer.packing.cached_pack._MANY_FILES", many_files),
         patch.object(sys.modules["detlayer.tree.scan"], "_MAX_LISTED", listed),
     ):
         _compare(home, first, steps)

@@ -7,23 +7,27 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from detlayer.errors import TreeError
-from detlayer.layer.entry import Entry, Mtime, Owner, Profile
+from detlayer.layer.entry import Mtime, Owner, Profile
 from detlayer.oci.types import Digest
-from detlayer.packing import packer
-from detlayer.packing.sources import Sources
+from detlayer.packing.options import PackOptions
+from detlayer.packing.pack_input import PackInput
+from detlayer.packing.sources import resolve
 from detlayer.store import Store, is_racy
 from detlayer.store.archive import export, take_in
-from detlayer.store.traces import Spot, Traces
-from detlayer.tree import Source, Witness, scan, walk
-from tests.packing.warm import LATER_S, next_tick, pack_cold, pack_warm
-from tests.support import File, MemorySink, Words, counter_bytes, make_tree, need_user_xattrs
+from detlayer.store.traces import Spot, TraceStore
+from detlayer.tree import Selection, Source, Walk, scan
+from tests.layers import MemorySink, Words
+from tests.packing.cached_packs import LATER_S, next_tick, pack_cold, pack_warm
+from tests.privileges import need_user_xattrs
+from tests.trees import File, make_tree
+from tests.vectors import counter_bytes
 
 
 @pytest.fixture
@@ -56,7 +60,7 @@ def test_nothing_is_opened_when_nothing_changed(cache: Path, tree: Path, monkeyp
     monkeypatch.setattr("detlayer.tree.disk.FileContent.open", lambda self: pytest.fail("a file was opened"))
     assert pack_warm(cache, tree).blob == first.blob
     # Without a scan, stat records know the contents.
-    monkeypatch.setattr("detlayer.packing.sources._describe", lambda *options: None)
+    monkeypatch.setattr("detlayer.packing.pack_input._describe", lambda *options: None)
     again = pack_warm(cache, tree)
     assert (again.explanation.is_scanned, again.explanation.known) == (False, 4)
     assert again.blob == first.blob
@@ -112,7 +116,7 @@ def test_a_fresh_checkout_is_known_by_its_chunks(cache: Path, big: Path, tmp_pat
     shutil.copytree(big, other)
     second = pack_warm(cache, other, compression=compression, jobs=2)
     explanation = second.explanation
-    assert (explanation.outcome, explanation.is_strange, explanation.read) == ("whole", True, 0)
+    assert (explanation.outcome, explanation.is_fresh_checkout, explanation.read) == ("whole", True, 0)
     assert "as in a fresh checkout" in "".join(explanation.to_lines())
     assert (second.layer, second.blob) == (first.layer, first.blob)
     assert pack_warm(cache, other, compression=compression).explanation.is_scanned
@@ -140,7 +144,7 @@ def test_a_fresh_checkout_with_an_imported_cache(cache: Path, big: Path, tmp_pat
     with Store(str(tmp_path / "imported")) as store:
         assert take_in(store, io.BytesIO(bytes(exported.data))) == 1
     second = pack_warm(tmp_path / "imported", other)
-    assert (second.explanation.outcome, second.explanation.is_strange) == ("whole", True)
+    assert (second.explanation.outcome, second.explanation.is_fresh_checkout) == ("whole", True)
     assert second.blob == first.blob
 
 
@@ -149,13 +153,13 @@ def test_few_questions_for_many_chunks(cache: Path, big: Path, tmp_path: Path, m
     next_tick(tmp_path)
     (big / "lib" / "f060").write_bytes(b"changed")
     asked: list[bytes] = []
-    real = Traces.find_chunk
+    real = TraceStore.find_chunk
 
-    def find_chunk(self: Traces, key: bytes) -> tuple[Digest, Spot] | None:
+    def find_chunk(self: TraceStore, key: bytes) -> tuple[Digest, Spot] | None:
         asked.append(key)
         return real(self, key)
 
-    monkeypatch.setattr(Traces, "find_chunk", find_chunk)
+    monkeypatch.setattr(TraceStore, "find_chunk", find_chunk)
     assert pack_warm(cache, big).explanation.copied > 4
     assert len(asked) == 2  # the first, and the one that is new
 
@@ -360,7 +364,7 @@ def test_paranoid_finds_what_stat_records_do_not_show(
     cache: Path, tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A network file system whose ctimes don't move."""
-    monkeypatch.setattr("detlayer.packing.known_contents.stamp_of", lambda status: (3, 1, 1, 1, status.st_ino))
+    monkeypatch.setattr("detlayer.packing.content_cache.stat_record_of", lambda status: (3, 1, 1, 1, status.st_ino))
     pack_warm(cache, tree)
     (tree / "a").write_text("uno")
     second = pack_warm(cache, tree, paranoid=True)
@@ -371,8 +375,8 @@ def test_paranoid_finds_what_stat_records_do_not_show(
 
 def test_a_directory_that_is_too_large_is_read(cache: Path, tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Memory is bounded: nothing is kept of its files, and nothing is taken for gone."""
-    monkeypatch.setattr("detlayer.packing.known_contents._MAX_FILES", 2)
-    monkeypatch.setattr("detlayer.packing.sources._describe", lambda *options: None)
+    monkeypatch.setattr("detlayer.packing.content_cache._MAX_FILES", 2)
+    monkeypatch.setattr("detlayer.packing.pack_input._describe", lambda *options: None)
     pack_warm(cache, tree)
     second = pack_warm(cache, tree)
     assert (second.explanation.known, second.explanation.read) == (2, 2)
@@ -436,16 +440,16 @@ def test_a_change_between_scan_and_walk(
     pack_warm(cache, tree)
     next_tick(tmp_path)
     (tree / "z").write_text("another")
-    real = Sources.entries
+    real = PackInput.walk
 
-    def entries(self: Sources) -> Iterable[Entry]:
+    def walk_later(self: PackInput, *arguments: Any) -> Walk:
         status = (tree / "a").stat()
         (tree / "a").write_text("uno" if same_size else "much longer")
         os.utime(tree / "a", ns=(status.st_atime_ns, status.st_mtime_ns))
-        return real(self)
+        return real(self, *arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Sources, "entries", entries)
+        patch.setattr(PackInput, "walk", walk_later)
         if not same_size:
             with pytest.raises(TreeError, match="bytes while it was read"):
                 pack_warm(cache, tree)
@@ -495,14 +499,14 @@ def test_what_is_another_after_the_scan_is_named(
     sources = [f"{tmp_path / name}:/{name}" for name in ("now", "file", "directory")]
     pack_warm(cache, tmp_path / "two")
     next_tick(tmp_path)
-    real = Sources.entries
+    real = PackInput.walk
 
-    def entries(self: Sources) -> Iterable[Entry]:
+    def walk_later(self: PackInput, *arguments: Any) -> Walk:
         switch(tmp_path)
-        return real(self)
+        return real(self, *arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Sources, "entries", entries)
+        patch.setattr(PackInput, "walk", walk_later)
         with pytest.raises(TreeError) as caught:
             pack_warm(cache, *sources)
     assert caught.value.code == "changed-while-read"
@@ -527,13 +531,14 @@ def test_very_much_is_not_listed(cache: Path, tree: Path, tmp_path: Path, monkey
 
 def test_scan_and_walk_agree(tree: Path, tmp_path: Path) -> None:
     other = make_tree(tmp_path / "other", {"d": {"b2": "1", "new": {"x": ""}}, "link": File(b"")})
-    sources = packer.resolve([f"{tree}:/srv", f"{other}:/srv", f"{tree / 'a'}:/etc/a"], exclude=["z", "e/"])
-    witness = Witness()
-    entries = sum(1 for _ in walk(sources, witness=witness))
+    options = PackOptions(exclude=["z", "e/"])
+    sources = resolve([f"{tree}:/srv", f"{other}:/srv", f"{tree / 'a'}:/etc/a"], options)
+    walk = PackInput(sources, Profile(), Selection()).walk(None)
+    entries = len(list(walk))
     scanned = scan(sources)
     assert scanned is not None
-    assert scanned.witness.digest(sources) == witness.digest(sources)
-    assert (scanned.witness.count, scanned.witness.size_bytes) == (witness.count, witness.size_bytes)
+    assert scanned.snapshot.digest(sources) == walk.snapshot.digest(sources)
+    assert (scanned.snapshot.count, scanned.snapshot.size_bytes) == (walk.snapshot.count, walk.snapshot.size_bytes)
     assert entries > 6
 
 
@@ -548,7 +553,7 @@ def test_a_scan_tells_where_things_are(tmp_path: Path) -> None:
     after = scan(sources)
     assert before is not None
     assert after is not None
-    assert before.witness.digest(sources) != after.witness.digest(sources)
+    assert before.snapshot.digest(sources) != after.snapshot.digest(sources)
 
 
 def test_the_store_knows_when_it_was_used(cache: Path, tree: Path) -> None:

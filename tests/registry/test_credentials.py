@@ -22,8 +22,8 @@ from hypothesis import strategies as st
 from detlayer.errors import ConfigError
 from detlayer.oci.references import RepositoryName, parse_repository
 from detlayer.registry.credentials import Credentials, CredentialStore, read_environment
-from tests.layer.crafted import checked
-from tests.support import as_nobody, need_root, program
+from tests.layer.handmade_tars import checked
+from tests.privileges import as_nobody, need_root, program
 
 SECRET = "s3cr3t-of-nobody"
 HELPER = """#!{python}
@@ -130,7 +130,7 @@ def test_principals() -> None:
 # -- where they are
 
 
-def test_nothing_anywhere(machine: Machine) -> None:
+def test_without_any_file_there_are_no_credentials(machine: Machine) -> None:
     assert machine.find("host.example/app") is None
     assert CredentialStore(read_environment({})).find(RepositoryName("host.example", "app")) is None
 

@@ -12,12 +12,13 @@ from pathlib import Path
 
 import pytest
 
-from detlayer.oci.ports import Memory, Place, Session
+from detlayer.oci.ports import BlobLocation, Memory, Session
 from detlayer.oci.references import RepositoryName
 from detlayer.oci.types import Digest, digest_of
 from detlayer.store import Store
 from detlayer.store.index import SCHEMA
-from tests.support import Words, mounted
+from tests.layers import Words
+from tests.privileges import mounted
 
 APP = RepositoryName("registry.example:5000", "team/app")
 LIB = RepositoryName("registry.example:5000", "team/lib")
@@ -49,43 +50,43 @@ def open_store(path: Path, clock: Clock, words: Words) -> Store:
 def test_facts_last_from_run_to_run(tmp_path: Path, clock: Clock, words: Words) -> None:
     with open_store(tmp_path, clock, words) as store:
         memory: Memory = store.memory
-        memory.remember("user:a", [Place(APP, ONE, "uploaded"), Place(LIB, ONE, "seen")])
+        memory.remember("user:a", [BlobLocation(APP, ONE, "uploaded"), BlobLocation(LIB, ONE, "seen")])
         clock.now += 10
-        memory.remember("user:a", [Place(LIB, TWO, "mounted")])
+        memory.remember("user:a", [BlobLocation(LIB, TWO, "mounted")])
     with open_store(tmp_path, clock, words) as store:
         memory = store.memory
-        assert sorted(memory.places(APP.registry, "user:a", [ONE])) == [
-            Place(APP, ONE, "uploaded"),
-            Place(LIB, ONE, "seen"),
+        assert sorted(memory.locations(APP.registry, "user:a", [ONE])) == [
+            BlobLocation(APP, ONE, "uploaded"),
+            BlobLocation(LIB, ONE, "seen"),
         ]
-        assert memory.places(APP.registry, "user:a", [ONE, TWO])[0] == Place(LIB, TWO, "mounted")
-        assert memory.places(APP.registry, "anonymous", [ONE]) == []
-        assert memory.places("other.example", "user:a", [ONE]) == []
+        assert memory.locations(APP.registry, "user:a", [ONE, TWO])[0] == BlobLocation(LIB, TWO, "mounted")
+        assert memory.locations(APP.registry, "anonymous", [ONE]) == []
+        assert memory.locations("other.example", "user:a", [ONE]) == []
         memory.forget("user:a", APP, [ONE])
-        assert memory.places(APP.registry, "user:a", [ONE]) == [Place(LIB, ONE, "seen")]
-        memory.remember("user:b", [Place(LIB, ONE, "uploaded")])
-        memory.remember("user:a", [Place(APP, ONE, "uploaded")])
+        assert memory.locations(APP.registry, "user:a", [ONE]) == [BlobLocation(LIB, ONE, "seen")]
+        memory.remember("user:b", [BlobLocation(LIB, ONE, "uploaded")])
+        memory.remember("user:a", [BlobLocation(APP, ONE, "uploaded")])
         memory.forget("user:a", LIB)
-        assert memory.places(APP.registry, "user:a", [ONE, TWO]) == [Place(APP, ONE, "uploaded")]
-        assert memory.places(APP.registry, "user:b", [ONE]) == [Place(LIB, ONE, "uploaded")]
+        assert memory.locations(APP.registry, "user:a", [ONE, TWO]) == [BlobLocation(APP, ONE, "uploaded")]
+        assert memory.locations(APP.registry, "user:b", [ONE]) == [BlobLocation(LIB, ONE, "uploaded")]
     assert words.warnings == []
 
 
 @pytest.mark.parametrize("later_s", [6 * 3600 + 1, -3600], ids=["old", "clock-set-back"])
 def test_facts_end(tmp_path: Path, clock: Clock, words: Words, later_s: int) -> None:
     with open_store(tmp_path, clock, words) as store:
-        store.memory.remember("a", [Place(APP, ONE, "seen")])
+        store.memory.remember("a", [BlobLocation(APP, ONE, "seen")])
         clock.now += later_s
-        assert store.memory.places(APP.registry, "a", [ONE]) == []
-        store.memory.remember("a", [Place(APP, TWO, "seen")])
+        assert store.memory.locations(APP.registry, "a", [ONE]) == []
+        store.memory.remember("a", [BlobLocation(APP, TWO, "seen")])
         assert store.index.rows("SELECT count(*) FROM place") == [(1,)]
 
 
 def test_many_digests_at_once(tmp_path: Path, clock: Clock, words: Words) -> None:
     digests = [digest_of(b"%d" % number) for number in range(1500)]
     with open_store(tmp_path, clock, words) as store:
-        store.memory.remember("a", [Place(APP, one, "seen") for one in digests])
-        assert len(store.memory.places(APP.registry, "a", digests)) == 1500
+        store.memory.remember("a", [BlobLocation(APP, one, "seen") for one in digests])
+        assert len(store.memory.locations(APP.registry, "a", digests)) == 1500
 
 
 def test_sessions(tmp_path: Path, clock: Clock, words: Words) -> None:
@@ -131,7 +132,7 @@ def test_nothing_is_touched_before_a_question(tmp_path: Path, clock: Clock, word
 def test_nobody_else_may_look(tmp_path: Path, clock: Clock, words: Words) -> None:
     with open_store(tmp_path, clock, words) as store:
         store.memory.keep_document(b"{}")
-        store.memory.remember("a", [Place(APP, ONE, "seen")])
+        store.memory.remember("a", [BlobLocation(APP, ONE, "seen")])
         assert stat.S_IMODE(os.stat(store.directory).st_mode) == 0o700
         assert stat.S_IMODE(os.stat(store.index.path).st_mode) == 0o600
 
@@ -139,12 +140,12 @@ def test_nobody_else_may_look(tmp_path: Path, clock: Clock, words: Words) -> Non
 def test_threads_share_a_memory(tmp_path: Path, clock: Clock, words: Words) -> None:
     with open_store(tmp_path, clock, words) as store, ThreadPoolExecutor(8) as pool:
 
-        def use(number: int) -> list[Place]:
+        def use(number: int) -> list[BlobLocation]:
             one = digest_of(b"%d" % number)
-            store.memory.remember("a", [Place(APP, one, "seen")])
+            store.memory.remember("a", [BlobLocation(APP, one, "seen")])
             store.memory.keep_session("a", APP, one, Session("/x", number))
             store.memory.keep_document(b"%d" % (number % 5))
-            return store.memory.places(APP.registry, "a", [one])
+            return store.memory.locations(APP.registry, "a", [one])
 
         assert [len(found) for found in pool.map(use, range(100))] == [1] * 100
     assert words.warnings == []
@@ -154,7 +155,7 @@ PROCESS = """
 import sys
 from detlayer.oci.references import RepositoryName
 from detlayer.oci.types import digest_of
-from detlayer.oci.ports import Place
+from detlayer.oci.ports import BlobLocation
 from detlayer.store import Store
 who = sys.argv[2]
 class Loud:
@@ -163,7 +164,7 @@ class Loud:
 with Store(sys.argv[1], reporter=Loud()) as store:
     name = RepositoryName("r.example", "a")
     for number in range(30):
-        store.memory.remember("a", [Place(name, digest_of(f"{who}:{number}".encode()), "seen")])
+        store.memory.remember("a", [BlobLocation(name, digest_of(f"{who}:{number}".encode()), "seen")])
         store.memory.keep_document(b"%d" % number)
 """
 
@@ -186,7 +187,7 @@ def test_processes_share_a_memory(tmp_path: Path) -> None:
 
 def filled(path: Path, clock: Clock, words: Words) -> Path:
     with open_store(path, clock, words) as store:
-        store.memory.remember("a", [Place(APP, digest_of(b"%d" % number), "seen") for number in range(2000)])
+        store.memory.remember("a", [BlobLocation(APP, digest_of(b"%d" % number), "seen") for number in range(2000)])
     return path / "cache" / "index.sqlite"
 
 
@@ -195,10 +196,10 @@ def test_a_truncated_index_is_made_anew(tmp_path: Path, clock: Clock, words: Wor
     file = filled(tmp_path, clock, words)
     file.write_bytes(file.read_bytes()[:keep])
     with open_store(tmp_path, clock, words) as store:
-        store.memory.places(APP.registry, "a", [digest_of(b"%d" % number) for number in range(2000)])
-        store.memory.remember("a", [Place(APP, ONE, "seen")])
-        store.memory.remember("a", [Place(APP, ONE, "seen")])
-        assert store.memory.places(APP.registry, "a", [ONE]) == [Place(APP, ONE, "seen")]
+        store.memory.locations(APP.registry, "a", [digest_of(b"%d" % number) for number in range(2000)])
+        store.memory.remember("a", [BlobLocation(APP, ONE, "seen")])
+        store.memory.remember("a", [BlobLocation(APP, ONE, "seen")])
+        assert store.memory.locations(APP.registry, "a", [ONE]) == [BlobLocation(APP, ONE, "seen")]
     assert words.warnings == []
 
 
@@ -206,8 +207,8 @@ def test_an_index_of_noise_is_made_anew(tmp_path: Path, clock: Clock, words: Wor
     file = filled(tmp_path, clock, words)
     file.write_bytes(b"no database at all" * 5000)
     with open_store(tmp_path, clock, words) as store:
-        store.memory.remember("a", [Place(APP, ONE, "seen")])
-        assert store.memory.places(APP.registry, "a", [ONE]) == [Place(APP, ONE, "seen")]
+        store.memory.remember("a", [BlobLocation(APP, ONE, "seen")])
+        assert store.memory.locations(APP.registry, "a", [ONE]) == [BlobLocation(APP, ONE, "seen")]
     assert words.warnings == []
 
 
@@ -218,10 +219,10 @@ def test_damage_that_shows_late_is_mended(tmp_path: Path, clock: Clock, words: W
     file.write_bytes(data)
     with open_store(tmp_path, clock, words) as store:
         digests = [digest_of(b"%d" % number) for number in range(2000)]
-        assert store.memory.places(APP.registry, "a", digests) == []
-        store.memory.remember("a", [Place(APP, ONE, "seen")])
-        store.memory.remember("a", [Place(APP, ONE, "seen")])
-        assert store.memory.places(APP.registry, "a", [ONE]) == [Place(APP, ONE, "seen")]
+        assert store.memory.locations(APP.registry, "a", digests) == []
+        store.memory.remember("a", [BlobLocation(APP, ONE, "seen")])
+        store.memory.remember("a", [BlobLocation(APP, ONE, "seen")])
+        assert store.memory.locations(APP.registry, "a", [ONE]) == [BlobLocation(APP, ONE, "seen")]
     assert words.warnings == []
 
 
@@ -236,8 +237,8 @@ def test_two_that_find_it_broken_agree(tmp_path: Path, clock: Clock, words: Word
         file.write_bytes(b"noise" * 5000)
         one.index._open()
         two.index._open()
-        one.memory.remember("a", [Place(APP, ONE, "seen")])
-        assert two.memory.places(APP.registry, "a", [ONE]) == [Place(APP, ONE, "seen")]
+        one.memory.remember("a", [BlobLocation(APP, ONE, "seen")])
+        assert two.memory.locations(APP.registry, "a", [ONE]) == [BlobLocation(APP, ONE, "seen")]
     assert words.warnings == []
 
 
@@ -248,8 +249,8 @@ def test_a_later_schema_is_left_alone(tmp_path: Path, clock: Clock, words: Words
     connection.close()
     before = file.read_bytes()
     with open_store(tmp_path, clock, words) as store:
-        store.memory.remember("a", [Place(APP, ONE, "seen")])
-        assert store.memory.places(APP.registry, "a", [ONE]) == []
+        store.memory.remember("a", [BlobLocation(APP, ONE, "seen")])
+        assert store.memory.locations(APP.registry, "a", [ONE]) == []
         store.memory.keep_session("a", APP, ONE, Session("/x", 1))
     assert [code for code, _ in words.warnings] == ["cache-newer"]
     assert file.read_bytes() == before
@@ -262,14 +263,14 @@ def test_an_earlier_schema_is_replaced(tmp_path: Path, clock: Clock, words: Word
     connection.executescript("CREATE TABLE other (x); PRAGMA user_version=0;")
     connection.close()
     with open_store(tmp_path, clock, words) as store:
-        store.memory.remember("a", [Place(APP, ONE, "seen")])
-        assert store.memory.places(APP.registry, "a", [ONE]) == [Place(APP, ONE, "seen")]
+        store.memory.remember("a", [BlobLocation(APP, ONE, "seen")])
+        assert store.memory.locations(APP.registry, "a", [ONE]) == [BlobLocation(APP, ONE, "seen")]
     assert words.warnings == []
 
 
 def use_all(store: Store) -> None:
-    store.memory.remember("a", [Place(APP, ONE, "seen")])
-    assert store.memory.places(APP.registry, "a", [ONE]) == []
+    store.memory.remember("a", [BlobLocation(APP, ONE, "seen")])
+    assert store.memory.locations(APP.registry, "a", [ONE]) == []
     store.memory.forget("a", APP, [ONE])
     store.memory.keep_session("a", APP, ONE, Session("/x", 1))
     assert store.memory.session("a", APP, ONE) is None
@@ -304,7 +305,7 @@ def test_a_full_disk_is_one_warning(tmp_path: Path, clock: Clock, words: Words) 
         with open_store(tmp_path, clock, words) as store:
             for number in range(200):
                 digests = [digest_of(b"%d:%d" % (number, each)) for each in range(100)]
-                store.memory.remember("a", [Place(APP, one, "seen") for one in digests])
+                store.memory.remember("a", [BlobLocation(APP, one, "seen") for one in digests])
             store.memory.keep_document(os.urandom(1 << 20))
         assert [code for code, _ in words.warnings] == ["cache-unusable"]
         assert list(tmp_path.glob("cache/incoming/*")) == []
@@ -316,18 +317,18 @@ def test_a_locked_index_is_a_miss(tmp_path: Path, clock: Clock, words: Words, mo
     with open_store(tmp_path, clock, words) as store, open_store(tmp_path, clock, words) as other:
         assert other.index.is_usable
         other.index._connection.execute("BEGIN IMMEDIATE")  # type: ignore[union-attr]
-        store.memory.remember("a", [Place(APP, ONE, "seen")])
-        assert store.memory.places(APP.registry, "a", [ONE]) == []
-        assert store.memory.places(APP.registry, "a", [digest_of(b"7")]) != []
+        store.memory.remember("a", [BlobLocation(APP, ONE, "seen")])
+        assert store.memory.locations(APP.registry, "a", [ONE]) == []
+        assert store.memory.locations(APP.registry, "a", [digest_of(b"7")]) != []
         other.index._connection.execute("ROLLBACK")  # type: ignore[union-attr]
-        store.memory.remember("a", [Place(APP, ONE, "seen")])
-        assert store.memory.places(APP.registry, "a", [ONE]) == [Place(APP, ONE, "seen")]
+        store.memory.remember("a", [BlobLocation(APP, ONE, "seen")])
+        assert store.memory.locations(APP.registry, "a", [ONE]) == [BlobLocation(APP, ONE, "seen")]
     assert words.warnings == []
 
 
 def test_hex_of_a_digest_is_what_is_kept(tmp_path: Path, clock: Clock, words: Words) -> None:
     with open_store(tmp_path, clock, words) as store:
-        store.memory.remember("a", [Place(APP, ONE, "seen")])
+        store.memory.remember("a", [BlobLocation(APP, ONE, "seen")])
         assert store.index.rows("SELECT digest FROM place") == [(ONE.hex,)]
         assert Digest(ONE.hex) == ONE
 
@@ -336,10 +337,10 @@ def test_threads_that_are_late_open_nothing_again(tmp_path: Path, clock: Clock, 
     """As those are that an interruption left behind."""
     store = open_store(tmp_path, clock, words)
     with store:
-        store.memory.remember("user:a", [Place(APP, ONE, "uploaded")])
-    store.memory.remember("user:a", [Place(APP, TWO, "uploaded")])
+        store.memory.remember("user:a", [BlobLocation(APP, ONE, "uploaded")])
+    store.memory.remember("user:a", [BlobLocation(APP, TWO, "uploaded")])
     store.memory.keep_session("user:a", APP, TWO, Session("https://registry.example/u", 1))
-    assert store.memory.places(APP.registry, "user:a", [ONE, TWO]) == []
+    assert store.memory.locations(APP.registry, "user:a", [ONE, TWO]) == []
     with open_store(tmp_path, clock, words) as again:
-        assert again.memory.places(APP.registry, "user:a", [ONE, TWO]) == [Place(APP, ONE, "uploaded")]
+        assert again.memory.locations(APP.registry, "user:a", [ONE, TWO]) == [BlobLocation(APP, ONE, "uploaded")]
     assert words.warnings == []

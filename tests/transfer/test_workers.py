@@ -1,13 +1,14 @@
-"""Lanes work jobs off in order of their results, never more data than lanes, and stop after a failure."""
+"""Results come in the order of the jobs, no more data jobs run than workers, and nothing starts after a failure."""
 
 from __future__ import annotations
 
 import signal
 import threading
+import time
 
 import pytest
 
-from detlayer.transfer.workers import CONTROL_LANES, DATA_LANES, Job, work_off
+from detlayer.transfer.workers import CONTROL_WORKERS, DATA_WORKERS, Job, work_off
 
 
 def test_results_come_in_the_order_of_the_jobs() -> None:
@@ -19,11 +20,11 @@ def test_nothing_to_do() -> None:
     assert work_off([]) == []
 
 
-def test_data_takes_its_lanes_and_no_more() -> None:
-    """All lanes meet at a barrier, which opens only if as many run at once; no more than that ever do."""
+def test_data_takes_its_workers_and_no_more() -> None:
+    """All workers meet at a barrier, which opens only if as many run at once; no more than that ever do."""
     lock = threading.Lock()
     running = most = 0
-    together = threading.Barrier(DATA_LANES)
+    together = threading.Barrier(DATA_WORKERS)
 
     def work() -> None:
         nonlocal running, most
@@ -34,12 +35,12 @@ def test_data_takes_its_lanes_and_no_more() -> None:
         with lock:
             running -= 1
 
-    work_off([Job(work, is_data=True)] * (3 * DATA_LANES))
-    assert most == DATA_LANES
+    work_off([Job(work, is_data=True)] * (3 * DATA_WORKERS))
+    assert most == DATA_WORKERS
 
 
 def test_what_is_small_does_not_wait_behind_data() -> None:
-    """Every data lane waits for the small job, which comes last: only another lane can do it."""
+    """Every data worker waits for the small job, which comes last: only another worker can do it."""
     done = threading.Event()
 
     def wait() -> bool:
@@ -49,8 +50,8 @@ def test_what_is_small_does_not_wait_behind_data() -> None:
         done.set()
         return True
 
-    assert CONTROL_LANES == 1
-    jobs: list[Job[bool]] = [Job(wait, is_data=True) for _ in range(DATA_LANES)]
+    assert CONTROL_WORKERS == 1
+    jobs: list[Job[bool]] = [Job(wait, is_data=True) for _ in range(DATA_WORKERS)]
     jobs.append(Job(small))
     results = work_off(jobs)
     assert all(results)
@@ -65,7 +66,7 @@ def test_after_a_failure_nothing_is_begun() -> None:
     jobs = [Job(lambda: begun.append(1), is_data=True), Job(fail, is_data=True)]
     jobs += [Job(lambda: begun.append(2), is_data=True)] * 10
     with pytest.raises(LookupError):
-        work_off(jobs, lanes=1)
+        work_off(jobs, workers=1)
     assert begun == [1]
 
 
@@ -90,10 +91,38 @@ def test_after_an_interruption_nothing_is_begun() -> None:
     try:
         jobs = [Job(interrupt, is_data=True), *[Job(lambda: begun.append(1), is_data=True)] * 10]
         with pytest.raises(Interrupted):
-            work_off(jobs, lanes=1)
+            work_off(jobs, workers=1)
     finally:
         signal.signal(signal.SIGUSR1, usual)
     let_go.set()
     for thread in set(threading.enumerate()) - before:
         thread.join(timeout=30)
     assert begun == []
+
+
+def test_workers_stop_where_another_thread_cannot_be_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first thread runs a job; the second can't be started: no further job starts, and none is left running."""
+    begun: list[int] = []
+    is_running, has_failed = threading.Event(), threading.Event()
+    before = set(threading.enumerate())
+    start = threading.Thread.start
+
+    def start_one(thread: threading.Thread) -> None:
+        if set(threading.enumerate()) - before:
+            assert is_running.wait(timeout=30)
+            has_failed.set()
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    def run() -> None:
+        begun.append(1)
+        is_running.set()
+        has_failed.wait(timeout=30)
+        time.sleep(0.1)
+
+    monkeypatch.setattr(threading.Thread, "start", start_one)
+    with pytest.raises(RuntimeError, match="can't start new thread"):
+        work_off([Job(run, is_data=True)] * 20)
+    for thread in set(threading.enumerate()) - before:
+        thread.join(timeout=1)
+    assert begun == [1]

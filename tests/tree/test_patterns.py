@@ -22,7 +22,7 @@ from detlayer.tree.patterns import (
     parse_patterns,
     read_ignore_file,
 )
-from tests.support import program
+from tests.privileges import program
 
 # Made on disk for git, so that it knows which are directories: what has something below it is one.
 PATHS = [

@@ -14,26 +14,12 @@ from detlayer.errors import ConfigError, DetlayerError, TreeError
 from detlayer.layer.entry import DEFAULT_MTIME, Entry, Mtime, Owner, Profile
 from detlayer.layer.ports import Bytes
 from detlayer.packing import packer
+from detlayer.packing.options import PackOptions
 from detlayer.tree import Selection, Source, takes
 from detlayer.tree.patterns import parse_mode_rules, parse_owner_rules, parse_patterns
-from tests.support import (
-    NOBODY,
-    File,
-    Link,
-    Packed,
-    Spec,
-    Words,
-    as_nobody,
-    layer_of,
-    list_files,
-    make_deep,
-    make_tree,
-    mounted,
-    need_root,
-    need_user_xattrs,
-    pack_tree,
-    walk_tree,
-)
+from tests.layers import Packed, Words, layer_of, pack_tree, walk_tree
+from tests.privileges import NOBODY, as_nobody, mounted, need_root, need_user_xattrs
+from tests.trees import File, Link, Spec, list_files, make_deep, make_tree
 
 MIB = 1 << 20
 
@@ -112,7 +98,7 @@ def test_changed_in_the_middle(src: Path) -> None:
     """A large file that is rewritten while its second half is still to come."""
     make_tree(src, {"a": b"x" * (80 * MIB)})
     with refused("changed-while-read", "a"):
-        packer.pack([src], output=_Stream(lambda: rewrite(src / "a")), compression="none")  # type: ignore[arg-type]
+        packer.pack([src], output=_Stream(lambda: rewrite(src / "a")), options=PackOptions(compression="none"))  # type: ignore[arg-type]
 
 
 class _Stream:
@@ -314,7 +300,7 @@ def test_huge_sparse_file(src: Path) -> None:
         def flush(self) -> None:
             return
 
-    made = packer.pack([src], output=Head(), compression="none", jobs=2)  # type: ignore[arg-type]
+    made = packer.pack([src], output=Head(), options=PackOptions(compression="none", jobs=2))  # type: ignore[arg-type]
     assert b"19 size=8589934592\n" in head
     assert made.tar_bytes == made.size_bytes == size + 3 * 512 + 1024
     assert len(made.chunks) == 2049
@@ -897,7 +883,10 @@ def test_output_inside_a_source(src: Path, name: str, option: str) -> None:
 def test_excluded_output_inside_a_source(src: Path, pattern: str) -> None:
     """What is excluded is not packed, nor is the unfinished file beside it."""
     make_tree(src, {"a": "x", "sub": {}})
-    results = {packer.pack([src], output=src / "sub" / "out.tar", exclude=[pattern]).digest for _ in range(2)}
+    results = {
+        packer.pack([src], output=src / "sub" / "out.tar", options=PackOptions(exclude=[pattern])).digest
+        for _ in range(2)
+    }
     assert len(results) == 1
     assert (src / "sub" / "out.tar").exists()
 
@@ -906,7 +895,9 @@ def test_excluded_output_inside_a_source(src: Path, pattern: str) -> None:
 def test_excluded_layout_inside_a_source(src: Path, pattern: str) -> None:
     """A layout is a directory: a pattern for directories excludes it."""
     make_tree(src, {"a": "x"})
-    results = {packer.pack([src], oci_layout=src / "image", exclude=[pattern]).digest for _ in range(2)}
+    results = {
+        packer.pack([src], oci_layout=src / "image", options=PackOptions(exclude=[pattern])).digest for _ in range(2)
+    }
     assert len(results) == 1
 
 
@@ -927,7 +918,7 @@ def test_output_through_a_symlink_into_a_source(src: Path, tmp_path: Path) -> No
         packer.pack([tmp_path / "door"], output=src / "out.tar")
 
 
-def test_takes(src: Path, tmp_path: Path) -> None:
+def test_takes_knows_what_a_source_would_pack(src: Path, tmp_path: Path) -> None:
     source = Source(os.fsencode(src))
     assert takes(source, os.fsencode(src / "a" / "b"))
     assert not takes(source, os.fsencode(tmp_path / "src2"))
@@ -937,7 +928,7 @@ def test_takes(src: Path, tmp_path: Path) -> None:
 def test_reporter_hears_warnings_once(src: Path) -> None:
     words = Words()
     make_tree(src, {"A": "", "a": ""})
-    packer.pack([src], reporter=words)
+    packer.pack([src], options=PackOptions(reporter=words))
     assert len(words.warnings) == 1
 
 

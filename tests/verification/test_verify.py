@@ -25,15 +25,16 @@ from hypothesis import strategies as st
 import detlayer
 from detlayer.checks.audit import Findings
 from detlayer.checks.findings import TRAPS, Finding
+from detlayer.checks.layer_diff import Run, diff_layers, explain_content
 from detlayer.errors import ConfigError, DetlayerError, LayerError, TreeError
-from detlayer.layer.decompress import Readable
 from detlayer.layer.entry import Entry
 from detlayer.layer.writer import BytesContent
 from detlayer.layer.writer import pack as pack_layer
-from detlayer.verification import verify
-from detlayer.verification.contrast import Run, contrast, name_difference
+from detlayer.oci.ports import Readable
+from detlayer.packing.options import PackOptions
+from detlayer.verification import VerifyOptions, verify
 from detlayer.verification.report import ADVICE, INTEGRITY, divide
-from tests.support import MemorySink
+from tests.layers import MemorySink
 
 CONFIG = "application/vnd.oci.image.config.v1+json"
 MANIFEST = "application/vnd.oci.image.manifest.v1+json"
@@ -104,8 +105,12 @@ def test_the_profile_that_packed_it_finds_nothing(src: Path, tmp_path: Path, pro
     (src / "a").write_text("a")
     (src / "a").chmod(0o600)
     selection = detlayer.Selection(whiteouts=(b"opt/gone",))
-    detlayer.pack([f"{src}:/opt/app"], output=tmp_path / "l.tar", profile=profile, selection=selection)
-    assert verify([tmp_path / "l.tar"], profile=profile).findings == []
+    detlayer.pack(
+        [f"{src}:/opt/app"],
+        output=tmp_path / "l.tar",
+        options=detlayer.PackOptions(profile=profile, selection=selection),
+    )
+    assert verify([tmp_path / "l.tar"], options=VerifyOptions(PackOptions(profile=profile))).findings == []
 
 
 def test_another_tools_layer_is_not(src: Path, tmp_path: Path) -> None:
@@ -159,7 +164,12 @@ def test_against_another_digest(packed: tuple[Path, detlayer.Layer]) -> None:
 def test_tar_equal_but_compressor_differs(src: Path, packed: tuple[Path, detlayer.Layer], form: str) -> None:
     """SPEC 6.3: not content that changed."""
     other = src.parent / "other.tar.gz"
-    detlayer.pack([f"{src}:/srv"], output=other, compression="gzip:9", descriptor=src.parent / "other.json")
+    detlayer.pack(
+        [f"{src}:/srv"],
+        output=other,
+        descriptor=src.parent / "other.json",
+        options=detlayer.PackOptions(compression="gzip:9"),
+    )
     report = verify([packed[0]], against=str(other if form == "layer" else src.parent / "other.json"))
     [finding] = report.findings
     assert finding.trap == "compressor-class"
@@ -176,7 +186,7 @@ def test_against_other_content(src: Path, packed: tuple[Path, detlayer.Layer], f
     assert traps == ["unexpected-digest"] * 2 + ["content"] * (form == "layer")
     if form == "layer":
         assert report.findings[-1].path == "srv/hello.txt"
-        assert report.findings[-1].field == "content at offset 1"
+        assert report.findings[-1].field == "line 1"
 
 
 @pytest.mark.parametrize("text", ["sha256:12", "nowhere", '{"digest": 5}', "{", '{"digest": "sha256:x"}'])
@@ -342,7 +352,11 @@ def test_a_layer_without_an_image_is_judged(src: Path, tmp_path: Path) -> None:
     (src / "a").write_text("a")
     detlayer.pack([src], oci_layout=tmp_path / "oci")
     assert [len(target.layers) for target in verify([f"oci:{tmp_path}/oci"]).targets] == [1]
-    detlayer.pack([src], oci_layout=tmp_path / "oci", profile=detlayer.Profile(mtime=detlayer.Mtime("fixed", 5)))
+    detlayer.pack(
+        [src],
+        oci_layout=tmp_path / "oci",
+        options=detlayer.PackOptions(profile=detlayer.Profile(mtime=detlayer.Mtime("fixed", 5))),
+    )
     assert verify([f"oci:{tmp_path}/oci"]).targets[0].failures.counts == {"mtime": 1}
 
 
@@ -479,7 +493,7 @@ def compared(old: bytes, new: bytes) -> list[Finding]:
     def opened(data: bytes) -> nullcontext[Readable]:
         return nullcontext(io.BytesIO(data))
 
-    return list(contrast(Run("one", partial(opened, old)), Run("other", partial(opened, new))))
+    return list(diff_layers(Run("one", partial(opened, old)), Run("other", partial(opened, new))))
 
 
 @pytest.mark.parametrize(
@@ -489,8 +503,8 @@ def compared(old: bytes, new: bytes) -> list[Finding]:
         (file("a", b"x", uid=5), "owner", "owner"),
         (file("a", b"x", mode=0o640), "umask", "mode"),
         (file("a", b"x", mode=0o744), "mode", "mode"),
-        (file("a", b"x", xattrs=((b"user.x", b"1"),)), "xattrs", "attributes"),
-        (file("a", b"y"), "content", "content at offset 0"),
+        (file("a", b"x", xattrs=((b"user.x", b"1"),)), "xattrs", "xattr user.x"),
+        (file("a", b"y"), "content", "line 1"),
         (file("b", b"x"), "content", "entry"),
         (Entry(b"a", "symlink", target=b"x"), "content", "kind"),
     ],
@@ -514,7 +528,7 @@ def test_contrast_names_hard_links() -> None:
 def test_contrast_names_order() -> None:
     one, other = tar_of(file("a", b"x")), tar_of(file("b", b"x"))
     found = compared(one[:1024] + other[:1024] + bytes(1024), other[:1024] + one[:1024] + bytes(1024))
-    assert [(finding.trap, finding.path) for finding in found] == [("readdir-order", "b")]
+    assert [(finding.trap, finding.path) for finding in found] == [("entry-order", "b")]
 
 
 @pytest.mark.parametrize(
@@ -525,7 +539,7 @@ def test_contrast_names_order() -> None:
         (b"x.pyc", b"\xcb\r\r\n" + bytes(4) + b"1111" + bytes(8), b"\xcb\r\r\n" + bytes(4) + b"2222" + bytes(8),
          "pyc-timestamp"),
         (b"x", b"home=/home/a", b"home=/h/b", "environment"),
-        (b"x", b"made 2026-01-02\n", b"made 2026-01-03\n", "environment"),
+        (b"x", b"made 2026-01-02\n", b"made 2026-01-03\n", "time-in-content"),
         (b"x", b"c\na\nb\n", b"a\nb\nc\n", "readdir-order"),
         (b"x.gz", gzip.compress(b"x", mtime=1), gzip.compress(b"x", mtime=2), "gzip-in-content"),
         (b"x.tar", tar_of(file("a", mtime=1)), tar_of(file("a", mtime=2)), "archive-in-content"),
@@ -535,15 +549,15 @@ def test_contrast_names_order() -> None:
 )  # fmt: skip
 def test_contrast_names_what_a_content_holds(path: bytes, old: bytes, new: bytes, trap: str) -> None:
     marks = ({"build path": b"/b/one", "home": b"/home/a"}, {"build path": b"/b/second", "home": b"/h/b"})
-    assert [finding.trap for finding in name_difference(path, old, new, *marks)] == [trap]
+    assert [finding.trap for finding in explain_content(path, old, new, *marks)] == [trap]
 
 
 def test_one_content_may_hold_several() -> None:
     marks = ({"build path": b"/b/one"}, {"build path": b"/b/second"})
     old, new = b"in /b/one\nat 11:12:13\n", b"in /b/second\nat 14:15:16\n"
-    assert [finding.trap for finding in name_difference(b"x", old, new, *marks)] == [
+    assert [finding.trap for finding in explain_content(b"x", old, new, *marks)] == [
         "build-path-in-content",
-        "environment",
+        "time-in-content",
     ]
 
 

@@ -1,33 +1,34 @@
 """Image builds: steps from references and trees to images in registries, layouts, archives and engines.
 
-`files` finds a project and `settings` reads it; `request` is what is asked for and what became of it; `steps`,
-`base_steps`, `pack_step`, `publish_step` and `write_step` wire the `graph`, whose threads share a `context`; `rounds`
-runs it; `lock` pins; `single` makes an image of files alone.
+`project_files` finds a project, and `settings` reads it. `steps` makes the steps of the `graph`, with `base_steps`,
+`pack_step`, `publish_step` and `write_step`; their threads share a `context`. `lost_layers` runs it again where a
+layer is lost from the cache. `lock` pins bases; `image_from_files` assembles an image without a project.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
-from detlayer.building.context import Desk
-from detlayer.building.graph import Done, Event, Step, closure, execute
+from detlayer.building.context import BuildContext
+from detlayer.building.graph import Done, Event, Monitor, Outcome, Step, closure, execute
 from detlayer.building.lock import ANY_PLATFORM, Lock, LockedBase, LockedLayer, differences
-from detlayer.building.publish_step import Turns, publish_step
-from detlayer.building.request import STAGES, BuildReport, BuildReporter, BuiltImage, Request, SilentBuild, label
-from detlayer.building.rounds import Rounds
+from detlayer.building.lost_layers import Rounds
+from detlayer.building.options import STAGES, BuildOptions, label
+from detlayer.building.publish_step import Publisher, Turns
+from detlayer.building.report import BuildReport, BuildReporter, BuiltImage, SilentBuild
+from detlayer.building.results import MadeImage, WrittenImage
 from detlayer.building.settings import ImageSettings
-from detlayer.building.steps import Wiring, locked_layer
+from detlayer.building.steps import BuildSteps, ImageSteps, locked_layer, output_paths
 from detlayer.errors import DetlayerError
 from detlayer.oci.references import Reference
-from detlayer.oci.types import parse_digest
-from detlayer.packing.packer import default_jobs
+from detlayer.packing.options import default_jobs
 from detlayer.store import Store
 
 if TYPE_CHECKING:
     from detlayer.registry.client import Registries
 
-__all__ = ["Build", "BuildReport", "BuildReporter", "BuiltImage", "Lock", "Request", "compare_layers"]
+__all__ = ["Build", "BuildOptions", "BuildReport", "BuildReporter", "BuiltImage", "Lock", "compare_layers"]
 
 MIN_JOBS = 4  # most steps wait for the network or the disk
 
@@ -35,153 +36,158 @@ Report = Callable[[Event], None]
 
 
 class Build:
-    """A build that is wired and not yet run. A context: what it opened is closed with it."""
+    """A build that has not run yet; a context manager that closes what it opened."""
 
     def __init__(
         self,
-        request: Request,
+        images: Sequence[ImageSettings],
+        options: BuildOptions,
         store: Store,
         registries: Callable[[], Registries] | None,
         *,
-        jobs: int | None = None,
-        is_dry: bool = False,
         reporter: BuildReporter | None = None,
     ) -> None:
-        """Wire the steps; raises ConfigError for what can't be built together.
+        """Check the options; raises ConfigError for what cannot be built together.
 
-        `registries` opens the network when it is first needed. `jobs` bounds how many steps run at a time.
+        `registries` opens the network when it is first needed; None is a build without network.
         """
-        request.check()
-        self.request = request
-        self.desk = Desk(store, None if request.is_offline else registries)
-        self._is_dry = is_dry
-        self._jobs = max(MIN_JOBS, default_jobs()) if jobs is None else jobs
-        self._hears = reporter or SilentBuild()
-        pack_jobs = max(1, (default_jobs() if jobs is None else jobs) // max(1, min(self._jobs, _count_packs(request))))
-        self._about = {image.name: _describe(image) for image in request.images if image.git}
-        self._wiring = Wiring(request, self.desk, self._hears, pack_jobs=pack_jobs, is_dry=is_dry, about=self._about)
+        options.check(images)
+        self.images = tuple(images)
+        self.options = options
+        self.context = BuildContext(store, None if options.is_offline else registries)
+        self._jobs = max(MIN_JOBS, default_jobs()) if options.jobs is None else options.jobs
+        self._reporter = reporter or SilentBuild()
+        pack_jobs = (options.jobs or default_jobs()) // max(1, min(self._jobs, _count_packs(images)))
+        paths = output_paths(images, options)
+        self._steps = BuildSteps(options, paths, self.context, self._reporter, pack_jobs=max(1, pack_jobs))
         self._turns = Turns()
-        self._roots: dict[str, str] = {}
-        self._manifests: dict[str, dict[str, str]] = {}
-        self._packs: dict[str, dict[str, dict[str, str]]] = {}
-        self._goals: dict[str, list[str]] = {}
-        for image in request.images:
-            self._wire(image)
+        self._images: dict[str, ImageSteps] = {}
+        self._published: dict[str, Step[MadeImage]] = {}
+        self._written: dict[str, list[Step[WrittenImage]]] = {}
 
     def __enter__(self) -> Build:
         return self
 
     def __exit__(self, *failed: object) -> None:
-        self.desk.__exit__(*failed)
+        self.context.__exit__(*failed)
 
-    def _wire(self, image: ImageSettings) -> None:
-        wiring, request = self._wiring, self.request
-        root, manifests, packs = wiring.image(image)
-        self._roots[image.name], self._manifests[image.name], self._packs[image.name] = root, manifests, packs
-        goals = self._goals[image.name] = [root]
-        if request.push:
-            publish = publish_step(
-                image, root, self.desk, self._turns, self._hears, is_dry=self._is_dry, check=request.check_registry
+    def _add_image(self, image: ImageSettings) -> None:
+        steps, options = self._steps, self.options
+        made = self._images[image.name] = steps.image(image)
+        if options.push:
+            publisher = Publisher(
+                image,
+                made.root,
+                self.context,
+                self._turns,
+                self._reporter,
+                is_dry=self.options.is_dry,
+                check=options.check_registry,
             )
-            goals.append(wiring.add(publish))
-        for output in request.outputs:
-            from detlayer.building.write_step import platforms_of, write_step  # most builds only push
+            self._published[image.name] = steps.add(publisher.step)
+        for output in options.outputs:
+            from detlayer.building.write_step import ImageWriter, platforms_of  # most builds only push
 
-            platforms = platforms_of(image, output, request.host)
-            downloads = [wiring.bases.download(image.base, one) for one in platforms] if image.base is not None else []
-            made = root if platforms == image.platforms else manifests[label(platforms[0])]
-            is_alone = len(request.images) == 1 or "{image}" in output.path
-            step = write_step(image, output, made, downloads, self.desk, is_alone=is_alone)
-            goals.append(wiring.add(step))
+            platforms = platforms_of(image, output, options.host)
+            downloads = [steps.bases.download(image.base, one) for one in platforms] if image.base is not None else []
+            root = made.root if platforms == image.platforms else made.manifests[label(platforms[0])]
+            is_alone = len(self.images) == 1 or "{image}" in output.path
+            writer = ImageWriter(image, output, root, downloads, self.context, is_alone=is_alone)
+            self._written.setdefault(image.name, []).append(steps.add(writer.step))
 
     @property
-    def steps(self) -> list[Step]:
-        """The steps, as far as they were asked for."""
-        every = list(self._wiring.steps.values())
-        until = self.request.until
-        if self.request.only_layers:
+    def steps(self) -> list[Step[Any]]:
+        """The requested steps. The first use makes them, which may run git; raises ConfigError."""
+        for image in self.images:
+            if image.name not in self._images:
+                self._add_image(image)
+        every = list(self._steps.steps.values())
+        until = self.options.until
+        if self.options.only_layers:
             return [step for step in every if step.kind == "pack"]
         if until is None:
             return every
         return closure(every, [step.name for step in every if STAGES.index(step.kind) <= STAGES.index(until)])
 
     def run(self, *, report: Report | None = None, clock: Callable[[], float] | None = None) -> BuildReport:
-        """Run the steps that have to; what fails for one image does not stop the others.
+        """Run the steps that have to run; an image that fails does not stop the others.
 
-        A step that finds a layer corrupt in the store drops it. The steps then run once more: those that made it, and
-        those that need it. An exception in the calling thread, such as a signal's, ends the run; the next build
-        continues from there.
+        A step that finds a layer corrupt in the store drops it. Then the steps that made it and those that need it run
+        once more. An exception in the calling thread, such as a signal's, stops the build; the next one resumes it.
         """
         rounds = Rounds(report)
+        monitor = Monitor(rounds.report, clock or float, self.context.cancel)
         while not rounds.is_over(
             execute(
                 self.steps,
-                traces=self.desk.traces,
-                scope=self.request.scope,
+                traces=self.context.traces,
+                scope=self.options.scope,
                 jobs=self._jobs,
-                is_dry=self._is_dry,
-                report=rounds.hear,
-                clock=clock,
-                stop=self.desk.cancel,
+                is_dry=self.options.is_dry,
+                monitor=monitor,
             )
         ):
             pass
         outcome = rounds.outcome
-        requests, sent_bytes = self.desk.counts
-        images = tuple(self._built(image, outcome.steps) for image in self.request.images)
+        requests, sent_bytes = self.context.counts
+        images = tuple(self._built(image, outcome) for image in self.images)
         return BuildReport(images, outcome, requests, sent_bytes)
 
-    def _built(self, image: ImageSettings, known: Mapping[str, Done]) -> BuiltImage:
-        root = known.get(self._roots[image.name])
-        digest = parse_digest(root.values["digest"]) if root is not None and "digest" in root.values else None
-        manifests = {
-            platform: parse_digest(known[name].values["digest"])
-            for platform, name in self._manifests[image.name].items()
-            if name in known and "digest" in known[name].values
-        }
-        error = next((found for name in self._goals[image.name] if (found := _error(known, name)) is not None), None)
-        published = known.get(f"publish {image.name}")
-        is_published = published is not None and published.state in ("hit", "ran")
-        return BuiltImage(image.name, digest, manifests, image.references if is_published else (), error)
+    def _built(self, image: ImageSettings, outcome: Outcome) -> BuiltImage:
+        steps = self._images[image.name]
+        root = outcome.result(steps.root)
+        made = {platform: outcome.result(step) for platform, step in steps.manifests.items()}
+        published = self._published.get(image.name)
+        goals: list[Step[Any]] = [
+            steps.root,
+            *([published] if published is not None else []),
+            *self._written.get(image.name, []),
+        ]
+        return BuiltImage(
+            image.name,
+            root.digest if root is not None else None,
+            {platform: manifest.digest for platform, manifest in made.items() if manifest is not None},
+            image.references if published is not None and outcome.result(published) is not None else (),
+            next((error for step in goals if (error := _error(outcome.steps, step.name)) is not None), None),
+        )
 
     def locked(self, report: BuildReport) -> Lock:
-        """Write down what the images stood on, and what their layers were; only of a build that is good."""
-        steps = report.outcome.steps
+        """Return the lock of a build without errors: the digests of its bases, and its layers."""
+        outcome = report.outcome
         bases: dict[str, LockedBase] = {}
-        for image in self.request.images:
-            if image.base is not None and not isinstance(image.base, str):
+        for image in self.images:
+            steps = self._images[image.name]
+            resolved = outcome.result(steps.resolved) if steps.resolved is not None else None
+            if resolved is not None and isinstance(image.base, Reference):
                 name = str(image.base)
-                root = parse_digest(steps[f"resolve {name}"].values["digest"])
+                fetched = {platform: outcome.result(step) for platform, step in steps.bases.items()}
                 known = dict(bases[name].platforms) if name in bases else {}
-                for platform in image.platforms:
-                    known[label(platform)] = parse_digest(steps[f"fetch {name} {label(platform)}"].values["manifest"])
-                bases[name] = LockedBase(root, known)
-        return Lock(bases, self._locked_layers(steps))
+                known |= {platform: one.manifest for platform, one in fetched.items() if one is not None}
+                bases[name] = LockedBase(resolved.digest, known)
+        return Lock(bases, self._locked_layers(outcome))
 
-    def _locked_layers(self, steps: Mapping[str, Done]) -> dict[str, dict[str, dict[str, LockedLayer]]]:
+    def _locked_layers(self, outcome: Outcome) -> dict[str, dict[str, dict[str, LockedLayer]]]:
         return {
             image.name: {
-                layer: {platform: locked_layer(steps[step].values) for platform, step in platforms.items()}
-                for layer, platforms in self._packs[image.name].items()
+                layer: {
+                    platform: locked_layer(made)
+                    for platform, step in platforms.items()
+                    if (made := outcome.result(step)) is not None
+                }
+                for layer, platforms in self._images[image.name].layers.items()
             }
-            for image in self.request.images
+            for image in self.images
         }
 
     def compare(self, lock: Lock, report: BuildReport) -> list[str]:
         """Say in what the layers that were made, and the bases that are asked for, differ from a lock; a line each."""
         found = []
-        for image in self.request.images:
+        for image in self.images:
             for platform in image.platforms if isinstance(image.base, Reference) else ():
                 base = lock.bases.get(str(image.base))
                 if base is None or label(platform) not in base.platforms:
                     found.append(f"base {image.base} of {image.name} for {platform}: not locked")
-        return found + compare_layers(lock, self._locked_layers(report.outcome.steps))
-
-
-def _describe(image: ImageSettings) -> dict[str, str]:
-    from detlayer.building.revision import describe
-
-    return describe(image.directory)
+        return found + compare_layers(lock, self._locked_layers(report.outcome))
 
 
 def compare_layers(locked: Lock, made: Mapping[str, Mapping[str, Mapping[str, LockedLayer]]]) -> list[str]:
@@ -211,5 +217,5 @@ def _error(steps: Mapping[str, Done], name: str) -> DetlayerError | None:
     return done.error if isinstance(done.error, DetlayerError) else None
 
 
-def _count_packs(request: Request) -> int:
-    return sum(1 if layer.is_common else len(image.platforms) for image in request.images for layer in image.layers)
+def _count_packs(images: Sequence[ImageSettings]) -> int:
+    return sum(1 if layer.is_common else len(image.platforms) for image in images for layer in image.layers)

@@ -2,68 +2,88 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from functools import partial
+from typing import Protocol
 
 from detlayer.building.bases import choose_manifest, read_base
-from detlayer.building.context import BaseName, Desk
-from detlayer.building.fetch import ask_now, bring
-from detlayer.building.graph import Call, Step, Values
-from detlayer.building.request import Request, label
-from detlayer.building.versions import VERSIONS
-from detlayer.errors import IntegrityError
+from detlayer.building.context import BaseName, BaseSource, BuildContext
+from detlayer.building.graph import Call, Step
+from detlayer.building.graph.step import ResultT
+from detlayer.building.options import BuildOptions, label
+from detlayer.building.results import DownloadedBase, FetchedBase, ResolvedBase
+from detlayer.building.step_versions import VERSIONS
+from detlayer.errors import IntegrityError, LayerError, OutputError, UnavailableError
 from detlayer.oci.documents import parse_document
 from detlayer.oci.ports import TransferReporter
 from detlayer.oci.references import Reference
-from detlayer.oci.types import Descriptor, Platform, parse_digest
+from detlayer.oci.types import Descriptor, Digest, Platform, parse_digest
 from detlayer.transfer.workers import Job, work_off
+
+_PIECE_BYTES = 1 << 20
+
+
+class AddStep(Protocol):
+    """Adds a step to a build; returns the one of the same name if there is one already."""
+
+    def __call__(self, step: Step[ResultT], /) -> Step[ResultT]: ...
 
 
 class BaseSteps:
-    """Makes the steps of bases; `add` takes each once and gives its name."""
+    """Makes the steps of bases."""
 
-    def __init__(self, request: Request, desk: Desk, hears: TransferReporter, add: Callable[[Step], str]) -> None:
-        self._request = request
-        self._desk = desk
-        self._hears = hears
+    def __init__(self, options: BuildOptions, context: BuildContext, reporter: TransferReporter, add: AddStep) -> None:
+        self._options = options
+        self._context = context
+        self._reporter = reporter
         self._add = add
 
-    def resolve(self, base: BaseName) -> str:
-        """Ask what a base is now: once a run, whoever needs it."""
-        desk, request = self._desk, self._request
+    def resolve(self, base: BaseName) -> Step[ResolvedBase]:
+        """Resolve a base to a digest, once for all images on it."""
+        context, options = self._context, self._options
 
-        def run(call: Call) -> Values:
+        def run(call: Call) -> ResolvedBase:
+            return ResolvedBase(find())
+
+        def find() -> Digest:
             if isinstance(base, str):
-                root = desk.layout(base).root
-                desk.put(root.data)
-                return {"digest": str(root.digest)}
+                root = context.layout(base).root
+                context.put(root.data)
+                return root.digest
             if base.digest is not None:
-                return {"digest": str(base.digest)}
-            lock = request.lock
-            if lock is not None and (request.policy == "locked" or str(base) in lock.bases):
-                return {"digest": str(lock.base(str(base)).digest)}
-            return {"digest": str(ask_now(desk, base))}
+                return base.digest
+            lock = options.lock
+            if lock is not None and (options.policy == "locked" or str(base) in lock.bases):
+                return lock.base(str(base)).digest
+            return _resolve_now(context, base)
 
         return self._add(
-            Step(f"resolve {base}", "resolve", VERSIONS["resolve"], run, {"base": str(base)}, is_free=True, keeps=False)
+            Step(
+                f"resolve {base}",
+                "resolve",
+                VERSIONS["resolve"],
+                run,
+                ResolvedBase.from_texts,
+                {"base": str(base)},
+                is_free=True,
+                keeps=False,
+            )
         )
 
-    def fetch(self, base: BaseName, platform: Platform) -> str:
-        """Bring the manifest and config that a platform gets of a base."""
-        desk, lock = self._desk, self._request.lock if self._request.policy == "locked" else None
-        source = desk.base_source(base)
+    def fetch(self, base: BaseName, platform: Platform) -> Step[FetchedBase]:
+        """Fetch the manifest and config of a base for a platform."""
+        context, lock = self._context, self._options.lock if self._options.policy == "locked" else None
+        source = context.base_source(base)
         locked = ""
-        if lock is not None and isinstance(base, Reference) and not self._request.only_layers:
+        if lock is not None and isinstance(base, Reference) and not self._options.only_layers:
             locked = str(lock.manifest(str(base), label(platform)))
 
-        def run(call: Call) -> Values:
+        resolved = self.resolve(base)
+
+        def run(call: Call) -> FetchedBase:
             name = str(base)
-            digest = parse_digest(call["base"]["digest"])
-            data = desk.known(digest)
-            if data is None:
-                assert isinstance(base, Reference)  # a layout's index was put when it was resolved
-                data = desk.repository(base.name).get_manifest(str(digest)).data
-                desk.put(data)
+            data = source.document(Descriptor("", call.result(resolved).digest, 0))
             manifest = choose_manifest(parse_document(data, name), platform, name, source.document)
             if locked not in ("", str(manifest.digest)):
                 raise IntegrityError(
@@ -72,14 +92,14 @@ class BaseSteps:
                     "`detlayer lock` writes it anew",
                 )
             read_base(manifest, platform, name, source)  # it has to be one, and its config be here
-            desk.put(manifest.data)
+            context.put(manifest.data)
             assert manifest.config is not None  # read_base has read it
-            return {"manifest": str(manifest.digest), "config": str(manifest.config.digest)}
+            return FetchedBase(manifest.digest, manifest.config.digest)
 
-        def is_intact(values: Values) -> bool:
-            # What the lock has otherwise is run again, which says so.
-            return locked in ("", values["manifest"]) and all(
-                desk.known(parse_digest(values[one])) is not None for one in ("manifest", "config")
+        def is_intact(fetched: FetchedBase) -> bool:
+            # If the lock says otherwise, the step runs again and fails.
+            return locked in ("", str(fetched.manifest)) and all(
+                context.known(one) is not None for one in (fetched.manifest, fetched.config)
             )
 
         return self._add(
@@ -88,31 +108,39 @@ class BaseSteps:
                 "fetch",
                 VERSIONS["fetch"],
                 run,
+                FetchedBase.from_texts,
                 {"base": str(base), "platform": label(platform)},
-                {"base": self.resolve(base)},
+                {"base": resolved.name},
                 is_intact=is_intact,
                 is_free=True,
             )
         )
 
-    def download(self, base: BaseName, platform: Platform) -> str:
-        """Bring the layers of a base into the store, for outputs that need their bytes."""
-        desk = self._desk
-        source = desk.base_source(base)
+    def download(self, base: BaseName, platform: Platform) -> Step[DownloadedBase]:
+        """Download the layers of a base into the store, for outputs that need their bytes."""
+        context = self._context
+        source = context.base_source(base)
 
-        def layers(values: Values) -> list[Descriptor]:
-            manifest = desk.document(parse_digest(values["manifest"]))
-            return [one for one in manifest.layers if not one.is_foreign]
+        fetched = self.fetch(base, platform)
 
-        def run(call: Call) -> Values:
-            missing = [one for one in layers(call["base"]) if desk.body(one) is None]
-            work_off([Job(partial(bring, one, source, desk, self._hears, call.check), is_data=True) for one in missing])
+        def layers(manifest: Digest) -> list[Descriptor]:
+            return [one for one in context.document(manifest).layers if not one.is_foreign]
+
+        def run(call: Call) -> DownloadedBase:
+            manifest = call.result(fetched).manifest
+            missing = [one for one in layers(manifest) if context.body(one) is None]
+            work_off(
+                [
+                    Job(partial(_download_layer, one, source, context, self._reporter, call.check), is_data=True)
+                    for one in missing
+                ]
+            )
             call.add("bytes", sum(one.size_bytes for one in missing))
-            return {"manifest": call["base"]["manifest"]}
+            return DownloadedBase(manifest)
 
-        def is_intact(values: Values) -> bool:
-            return desk.known(parse_digest(values["manifest"])) is not None and all(
-                desk.body(blob) is not None for blob in layers(values)
+        def is_intact(downloaded: DownloadedBase) -> bool:
+            return context.known(downloaded.manifest) is not None and all(
+                context.body(blob) is not None for blob in layers(downloaded.manifest)
             )
 
         return self._add(
@@ -121,7 +149,76 @@ class BaseSteps:
                 "download",
                 VERSIONS["download"],
                 run,
-                needs={"base": self.fetch(base, platform)},
+                DownloadedBase.from_texts,
+                needs={"base": fetched.name},
                 is_intact=is_intact,
             )
         )
+
+
+def _resolve_now(context: BuildContext, base: Reference) -> Digest:
+    """Ask a registry what a reference names: one request if that is known already. Raises RegistryError.
+
+    In a build without network it is what the last one was told; raises UnavailableError where there was none.
+    """
+    last = _last_digest(context, base)
+    if context.is_offline:
+        if last is None:
+            raise UnavailableError(
+                "offline", f"what {base} is was never asked, and the build is offline", "build without --offline once"
+            )
+        return last
+    repository = context.repository(base.name)
+    if last is not None and context.known(last) is not None:
+        named = repository.head_manifest(base.target)
+        if named is not None and context.known(named.digest) is not None:
+            if named.digest != last:
+                context.traces.put(f"resolved {base}", str(named.digest).encode())
+            return named.digest
+    document = repository.get_manifest(base.target)
+    context.put(document.data)
+    context.traces.put(f"resolved {base}", str(document.digest).encode())
+    return document.digest
+
+
+def _last_digest(context: BuildContext, base: Reference) -> Digest | None:
+    data = context.traces.get(f"resolved {base}")
+    try:
+        return parse_digest(data.decode()) if data is not None else None
+    except ValueError:
+        return None
+
+
+def _download_layer(
+    blob: Descriptor, source: BaseSource, context: BuildContext, reporter: TransferReporter, check: Callable[[], None]
+) -> None:
+    """Bring a layer into the store, held against its digest.
+
+    Raises RegistryError, LayerError, IntegrityError, and OutputError where the store can't take it.
+    """
+    body = source.body(blob)
+    if body is None:
+        raise LayerError("blob-missing", f"the base lacks its layer {blob.digest}", "fetch the whole base again")
+    name = str(blob.digest)
+    reporter.transfer(name, blob.size_bytes)
+    sha, count = hashlib.sha256(), 0
+    try:
+        incoming = context.store.blobs.incoming()
+        try:
+            with body.open() as file:
+                while piece := file.read(_PIECE_BYTES):
+                    check()
+                    sha.update(piece)
+                    count += len(piece)
+                    incoming.write(piece)
+                    reporter.advance(name, len(piece))
+            if count != blob.size_bytes or sha.hexdigest() != blob.digest.hex:
+                raise IntegrityError("blob-digest", f"{blob.digest} came as something else", "fetch the base again")
+            incoming.commit(blob.digest)
+            reporter.done(name, "pulled")
+        finally:
+            incoming.discard()
+    except OSError as error:
+        raise OutputError(
+            "output-write", f"the store can't take {blob.digest}: {error.strerror}", "free some space, or --cache-dir"
+        ) from error

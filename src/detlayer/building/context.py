@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from detlayer.building.traces import StoreTraces
+from detlayer.building.stored_traces import StoreTraces
 from detlayer.errors import LayerError, UnavailableError
 from detlayer.oci.documents import Document, parse_document
 from detlayer.oci.ports import Body
@@ -27,7 +27,7 @@ BaseName = Reference | str
 """A reference, or a layout by its name (`oci:DIR[:TAG]`)."""
 
 
-class Desk:
+class BuildContext:
     """A context: what was opened for the build is closed with it. `registries` is None for a build without network."""
 
     def __init__(self, store: Store, registries: Callable[[], Registries] | None) -> None:
@@ -42,7 +42,7 @@ class Desk:
         self._stack = ExitStack()
         self._lock = RLock()
 
-    def __enter__(self) -> Desk:
+    def __enter__(self) -> BuildContext:
         return self
 
     def __exit__(self, *failed: object) -> None:
@@ -175,66 +175,66 @@ class BytesBody(msgspec.Struct, frozen=True):
 class BaseSource:
     """The documents and blobs of a base (`oci.ports.ImageSource`): from what is known, the layout, or the registry."""
 
-    def __init__(self, desk: Desk, base: BaseName) -> None:
-        self._desk = desk
+    def __init__(self, context: BuildContext, base: BaseName) -> None:
+        self._context = context
         self._base = base
 
     def document(self, descriptor: Descriptor) -> bytes:
         """Read a manifest or config, held against its digest; raises RegistryError, LayerError, IntegrityError."""
-        known = self._desk.known(descriptor.digest)
+        known = self._context.known(descriptor.digest)
         if known is not None:
             return known
         if isinstance(self._base, str):
-            data = self._desk.layout(self._base).document(descriptor)
+            data = self._context.layout(self._base).document(descriptor)
         elif descriptor.is_config:
             from detlayer.transfer.pull import fetch_blob  # most builds have nothing to fetch
 
-            data = fetch_blob(self._desk.repository(self._base.name), descriptor, self._desk.store.memory)
+            data = fetch_blob(self._context.repository(self._base.name), descriptor, self._context.store.memory)
         else:
-            data = self._desk.repository(self._base.name).get_manifest(str(descriptor.digest)).data
-        self._desk.put(data)
+            data = self._context.repository(self._base.name).get_manifest(str(descriptor.digest)).data
+        self._context.put(data)
         return data
 
     def body(self, descriptor: Descriptor) -> Body | None:
         """Name the bytes of a layer; None where a layout lacks them."""
         from detlayer.registry.download import RemoteBody
 
-        found = self._desk.body(descriptor)
+        found = self._context.body(descriptor)
         if found is not None:
             return found
         if isinstance(self._base, str):
-            layout = self._desk.layout(self._base)
+            layout = self._context.layout(self._base)
             body = layout.body(descriptor)
             if body is None and layout.origin is not None:
-                return RemoteBody(self._desk.repository(layout.origin), descriptor)
+                return RemoteBody(self._context.repository(layout.origin), descriptor)
             return body
-        return RemoteBody(self._desk.repository(self._base.name), descriptor)
+        return RemoteBody(self._context.repository(self._base.name), descriptor)
 
     @property
     def origin(self) -> RepositoryName | None:
         """The repository that has what is not here."""
         if isinstance(self._base, str):
-            return self._desk.layout(self._base).origin
+            return self._context.layout(self._base).origin
         return self._base.name
 
 
-class Made:
-    """An image of this build (`transfer.push.Image`): documents from the context, layers from the store or the base."""
+class BuiltSource:
+    """An image of this build, as a `transfer.push.PushSource`."""
 
-    def __init__(self, desk: Desk, root: Document, base: BaseName | None) -> None:
-        self._desk = desk
+    def __init__(self, context: BuildContext, root: Document, base: BaseName | None) -> None:
+        self._context = context
         self.root = root
-        self._source = desk.base_source(base) if base is not None else None
+        self._source = context.base_source(base) if base is not None else None
 
     @property
     def origin(self) -> RepositoryName | None:
         return self._source.origin if self._source is not None else None
 
     def document(self, descriptor: Descriptor) -> bytes:
-        return self._desk.data(descriptor.digest)
+        return self._context.data(descriptor.digest)
 
     def body(self, descriptor: Descriptor) -> Body | None:
-        found = self._desk.body(descriptor)
+        found = self._context.body(descriptor)
         if found is not None or self._source is None:
             return found
         return self._source.body(descriptor)

@@ -154,7 +154,10 @@ def parse_lock(data: bytes, name: str) -> Lock:
         }
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise ConfigError(
-            "lock-invalid", f"{printable(name)} is no lock: {printable(str(error))}", "write it anew: `detlayer lock`"
+            "lock-invalid",
+            f"{printable(name)} is no lock: {printable(str(error))}",
+            "write it anew: `detlayer lock`",
+            file=name,
         ) from error
     layers = {
         image: {

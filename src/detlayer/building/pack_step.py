@@ -3,33 +3,31 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
-from detlayer.building.context import Desk
-from detlayer.building.graph import Call, Reason, Values
+from detlayer.building.context import BuildContext
+from detlayer.building.graph import Call, Reason
+from detlayer.building.results import PackedLayer
 from detlayer.building.settings import LayerSettings
-from detlayer.building.settings.settings import beside
+from detlayer.building.settings.image import beside
 from detlayer.errors import ConfigError, OutputError, TreeError, printable
-from detlayer.layer import writer
 from detlayer.layer.entry import Entry
-from detlayer.layer.key import key_of
 from detlayer.layer.writer import Layer
-from detlayer.oci.assembly import Part
-from detlayer.oci.types import Descriptor, parse_digest
+from detlayer.packing.cached_pack import CachedPack, Lookup
 from detlayer.packing.explanation import Explanation
-from detlayer.packing.known_contents import Contents
-from detlayer.packing.lookup import Reuse
-from detlayer.packing.packer import parse_destination, parse_source, resolve, warn_of_class
-from detlayer.packing.sources import Sources
+from detlayer.packing.options import PackOptions
+from detlayer.packing.pack_input import PackInput
+from detlayer.packing.packer import codec_warnings
+from detlayer.packing.sources import parse_destination, parse_source, resolve
 from detlayer.tree import Selection, Source, takes
 
 Warn = Callable[[str, str], None]
 
 
-class _Watch:
-    """A reporter that ends a pack when the run ends, and keeps its warnings until the walk is the one that counts."""
+class _PackReporter:
+    """A reporter that stops a pack when the run is stopped, and keeps its warnings until the layer is made."""
 
-    def __init__(self, call: Call, progress: Callable[[int], None] | None = None) -> None:
+    def __init__(self, call: Call, progress: Callable[[int], None] | None) -> None:
         self._call = call
         self._progress = progress
         self.warnings: list[tuple[str, str]] = []
@@ -49,7 +47,7 @@ class Packer:
     def __init__(
         self,
         layer: LayerSettings,
-        desk: Desk,
+        context: BuildContext,
         *,
         jobs: int,
         warn: Warn,
@@ -58,82 +56,64 @@ class Packer:
         progress: Callable[[int], None] | None = None,
     ) -> None:
         self._layer = layer
-        self._desk = desk
+        self._context = context
         self._jobs = jobs
         self._warn = warn
         self._outputs = outputs
         self._is_dry = is_dry
         self._progress = progress
-        self._sources: list[Source] = []
-        self._reuse: Reuse | None = None
-        self._taken: Sources | None = None
+        self._pending: tuple[CachedPack, Lookup] | None = None
 
-    def find(self, call: Call) -> Values | tuple[Reason, ...]:
+    def find(self, call: Call) -> PackedLayer | tuple[Reason, ...]:
         """Look for the layer of what is on disk now, without reading what is known; raises what a pack raises."""
-        layer, watch = self._layer, _Watch(call)
-        sources = [_source(one, layer) for one in layer.sources]
-        self._sources = resolve(
-            sources,
+        cached, lookup = self._pending = self._look_up()
+        if lookup.layer is not None:
+            self._done(lookup.layer, lookup.warnings)
+            return _result(lookup.layer)
+        if self._is_dry:
+            self._explain_files(cached, lookup, call)
+        return (Reason("outside", lookup.explanation.reason),)
+
+    def _look_up(self) -> tuple[CachedPack, Lookup]:
+        layer = self._layer
+        options = PackOptions(
             exclude=layer.exclude,
             ignore_files=[beside(layer.directory, one) for one in layer.ignore_files],
             use_ignore_file=layer.use_ignore_file,
         )
-        store = self._desk.store
-        self._keep_out()
-        taken = self._taken = Sources(self._sources, layer.profile(), self._selection())
-        self._reuse = Reuse(store, layer.codec, taken, jobs=self._jobs, reporter=watch)
-        found = self._reuse.find()
-        if found is not None:
-            watch.warnings += taken.warnings
-            self._done(found, watch)
-            return values_of(found)
-        if self._is_dry:
-            self._look(taken, call)
-        return (Reason("outside", self._reuse.explanation.reason),)
+        sources = resolve([_source(one, layer) for one in layer.sources], options)
+        self._check_outside(sources)
+        source = PackInput(sources, layer.profile(), self._selection())
+        cached = CachedPack(self._context.store, layer.codec, source, jobs=self._jobs)
+        return cached, cached.find()
 
-    def _look(self, taken: Sources, call: Call) -> None:
+    def _explain_files(self, cached: CachedPack, lookup: Lookup, call: Call) -> None:
         """Say which files are not as they were, and how many bytes there are, for a run that packs nothing."""
-        explanation = Explanation()
 
-        def entries() -> Iterator[Entry]:
-            for entry in taken.entries():
-                call.check()
-                call.add("bytes", entry.size_bytes)
-                yield entry
+        def count(entry: Entry) -> None:
+            call.check()
+            call.add("bytes", entry.size_bytes)
 
-        key_of(entries(), Contents(self._desk.store, int(self._desk.store.clock() * 1e9), explanation))
-        call.reasons += _examples(explanation)
+        call.reasons += _examples(cached.explain_files(lookup, count))
 
-    def pack(self, call: Call) -> Values:
+    def pack(self, call: Call) -> PackedLayer:
         """Pack what `find` looked at; raises what `packing.packer.pack` raises, and TreeError if it is empty."""
-        assert self._reuse is not None  # a step is looked at before it is run
-        assert self._taken is not None
-        watch = _Watch(call, self._progress)
-        with self._reuse as reuse:
-            made = writer.pack(
-                self._taken.entries(),
-                reuse.blob,
-                codec=self._layer.codec,
-                jobs=self._jobs,
-                reporter=watch,
-                contents=reuse.contents,
-                chunks=reuse.chunks,
-            )
-            self._check(made)
-            is_kept = reuse.keep(made)
-        watch.warnings += self._taken.warnings
-        self._done(made, watch)
+        cached, lookup = self._pending or self._look_up()
+        reporter = _PackReporter(call, self._progress)
+        packed = cached.pack(lookup, (), reporter, check=self._check)
+        made, explanation = packed.layer, packed.explanation
+        self._done(made, reporter.warnings)
         call.facts["bytes"] = made.size_bytes
-        call.reasons += _examples(reuse.explanation)
-        call.facts["chunks_copied"] = reuse.explanation.copied
-        call.facts["chunks_compressed"] = reuse.explanation.compressed
-        if not is_kept and not self._desk.store.blobs.is_intact(made.digest):
+        call.reasons += _examples(explanation)
+        call.facts["chunks_copied"] = explanation.copied
+        call.facts["chunks_compressed"] = explanation.compressed
+        if not packed.is_kept and not self._context.store.blobs.is_intact(made.digest):
             raise OutputError(
                 "cache-full",
-                f"layer {self._layer.name} could not be kept in {printable(self._desk.store.directory)}",
+                f"layer {self._layer.name} could not be kept in {printable(self._context.store.directory)}",
                 "free some space, or use another --cache-dir",
             )
-        return values_of(made)
+        return _result(made)
 
     def _selection(self) -> Selection:
         layer = self._layer
@@ -156,20 +136,16 @@ class Packer:
                 "is it built, and not excluded? else set allow-empty = true",
             )
 
-    def _done(self, made: Layer, watch: _Watch) -> None:
-        self._desk.packed(made.digest)
-        for code, message in watch.warnings:
-            self._warn(code, message)
-        watch.warnings.clear()
-        warn_of_class(made, watch)
-        for code, message in watch.warnings:
+    def _done(self, made: Layer, warnings: Iterable[tuple[str, str]]) -> None:
+        self._context.packed(made.digest)
+        for code, message in (*warnings, *codec_warnings(made)):
             self._warn(code, message)
 
-    def _keep_out(self) -> None:
+    def _check_outside(self, sources: Sequence[Source]) -> None:
         """Refuse to pack what the build itself writes."""
-        store = self._desk.store.directory
+        store = self._context.store.directory
         for path, is_dir in ((store, True), *self._outputs):
-            for one in self._sources:
+            for one in sources:
                 if takes(one, os.fsencode(path), is_dir=is_dir):
                     what = "the cache" if path == store else "the output"
                     raise ConfigError(
@@ -193,19 +169,5 @@ def _source(text: str, layer: LayerSettings) -> Source:
     return parse_source(f"{beside(layer.directory, path)}:{destination}")
 
 
-def values_of(made: Layer) -> dict[str, str]:
-    """Say what a layer is, as results of a step."""
-    return {
-        "digest": str(made.digest),
-        "size": str(made.size_bytes),
-        "media-type": made.media_type,
-        "diff-id": str(made.diff_id),
-        "key": made.key,
-        "codec-class": made.codec_class,
-    }
-
-
-def part_of(values: Mapping[str, str], made_by: str) -> Part:
-    """Read such results back as a part of an image."""
-    descriptor = Descriptor(values["media-type"], parse_digest(values["digest"]), int(values["size"]))
-    return Part(descriptor, parse_digest(values["diff-id"]), made_by)
+def _result(made: Layer) -> PackedLayer:
+    return PackedLayer(made.digest, made.size_bytes, made.media_type, made.diff_id, made.key, made.codec_class)

@@ -8,13 +8,14 @@ from threading import Event as Flag
 from threading import Lock
 from typing import TYPE_CHECKING
 
-from detlayer.building.context import Desk, Made
-from detlayer.building.graph import Call, Reason, Step, Values
+from detlayer.building.context import BuildContext, BuiltSource
+from detlayer.building.graph import Call, Reason, Step
+from detlayer.building.results import MadeImage
 from detlayer.building.settings import ImageSettings
-from detlayer.building.versions import VERSIONS
+from detlayer.building.step_versions import VERSIONS
 from detlayer.oci.ports import TransferReporter
 from detlayer.oci.references import RepositoryName
-from detlayer.oci.types import Digest, parse_digest
+from detlayer.oci.types import Digest
 
 if TYPE_CHECKING:
     from detlayer.transfer.push import Survey
@@ -48,72 +49,86 @@ class Turns:
             mine.set()
 
 
-def publish_step(
-    image: ImageSettings,
-    root: str,
-    desk: Desk,
-    turns: Turns,
-    reporter: TransferReporter,
-    *,
-    is_dry: bool,
-    check: bool,
-) -> Step:
-    """Push an image to all its repositories and tags, of which each is asked first, once.
+class Publisher:
+    """Pushes an image of a build to all its repositories and tags, of which each is asked first, once."""
 
-    With `check` the registry is asked for every blob and manifest, too.
-    """
-    surveys: dict[RepositoryName, Survey] = {}
+    def __init__(
+        self,
+        image: ImageSettings,
+        root: Step[MadeImage],
+        context: BuildContext,
+        turns: Turns,
+        reporter: TransferReporter,
+        *,
+        is_dry: bool,
+        check: bool,
+    ) -> None:
+        """With `check` the registry is asked for every blob and manifest, too. `root` makes the image."""
+        self._image = image
+        self._root = root
+        self._context = context
+        self._turns = turns
+        self._reporter = reporter
+        self._is_dry = is_dry
+        self._check = check
+        self._surveys: dict[RepositoryName, Survey] = {}
 
-    def made(call: Call) -> Made:
-        return Made(desk, desk.document(parse_digest(call["image"]["digest"])), image.base)
+    @property
+    def step(self) -> Step[MadeImage]:
+        """The step that publishes."""
+        return Step(
+            f"publish {self._image.name}",
+            "publish",
+            VERSIONS["publish"],
+            self._push,
+            MadeImage.from_texts,
+            {"references": " ".join(map(str, self._image.references))},
+            {"image": self._root.name},
+            settled=self._find,
+        )
 
-    def settled(call: Call) -> Values | tuple[Reason, ...]:
+    def _made(self, call: Call) -> BuiltSource:
+        return BuiltSource(self._context, self._context.document(call.result(self._root).digest), self._image.base)
+
+    def _find(self, call: Call) -> MadeImage | tuple[Reason, ...]:
+        """Ask what each tag names; returns the image if all name it."""
         from detlayer.transfer.push import open_surveys, plan_surveyed
 
-        whole = made(call)
-        found = open_surveys(whole.root, image.references, desk.registries, desk.knowledge, check=check)
-        surveys.update(found)
+        made, context = self._made(call), self._context
+        wanted = made.root.digest
+        surveys = open_surveys(
+            made.root, self._image.references, context.registries, context.knowledge, check=self._check
+        )
+        self._surveys |= surveys
         reasons = []
-        for reference in image.references:
-            named = found[reference.name].facts.tags[reference.tag]
-            if named is None or named.digest != whole.root.digest:
-                reasons.append(
-                    Reason("target", str(reference), str(named.digest) if named else "", str(whole.root.digest))
-                )
-        if check or (reasons and is_dry):
-            for plan in plan_surveyed(whole, found):
-                if is_dry:
+        for reference in self._image.references:
+            named = surveys[reference.name].facts.tags[reference.tag]
+            if named is None or named.digest != wanted:
+                reasons.append(Reason("target", str(reference), str(named.digest) if named else "", str(wanted)))
+        if self._check or (reasons and self._is_dry):
+            for plan in plan_surveyed(made, surveys):
+                if self._is_dry:
                     call.add("bytes", plan.upload_bytes)
                 if plan.is_repair:
                     reasons.append(Reason("output", str(plan.name)))
-        return tuple(reasons) or call["image"]
+        return tuple(reasons) or call.result(self._root)
 
-    def run(call: Call) -> Values:
-        from detlayer.transfer.push import push
+    def _push(self, call: Call) -> MadeImage:
+        from detlayer.transfer.push import push_image
         from detlayer.transfer.remote import gather
 
-        whole = made(call)
-        documents = gather(whole, whole.root).documents
+        made, image = self._made(call), self._image
+        documents = gather(made, made.root).documents
         large = {blob.digest for one in documents for blob in one.layers if blob.size_bytes >= _LARGE_BYTES}
-        with turns.turn({(name.registry, digest) for name in image.repositories for digest in large}, call.check):
-            report = push(
-                whole,
+        with self._turns.turn({(name.registry, one) for name in image.repositories for one in large}, call.check):
+            report = push_image(
+                made,
                 image.references,
-                desk.registries,
-                surveys=surveys,
-                reporter=reporter,
+                self._context.registries,
+                surveys=self._surveys,
+                reporter=self._reporter,
             )
         call.add("bytes", sum(one.plan.upload_bytes for one in report.results if one.plan is not None))
         if report.first_error is not None:
             raise report.first_error
-        return call["image"]
-
-    return Step(
-        f"publish {image.name}",
-        "publish",
-        VERSIONS["publish"],
-        run,
-        {"references": " ".join(map(str, image.references))},
-        {"image": root},
-        settled=settled,
-    )
+        return call.result(self._root)

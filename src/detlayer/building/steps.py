@@ -1,16 +1,16 @@
-"""The steps of a build, wired for each image and platform. What is common to several is one step.
+"""The steps of a build, made for each image and platform. What is common to several is one step.
 
     resolve ── fetch ──┬── configure ── assemble ── index ──┬── publish
               pack ────┘                                    └── write
               (download, where bytes of the base are wanted)
 
-Steps hand each other digests; documents and blobs are on the desk.
+Steps hand each other digests; documents and blobs are on the context.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -19,50 +19,63 @@ from msgspec.structs import replace
 
 from detlayer.building.base_steps import BaseSteps
 from detlayer.building.bases import read_base
-from detlayer.building.context import BaseName, Desk
-from detlayer.building.graph import Call, Step, Values
-from detlayer.building.lock import LockedLayer, check
-from detlayer.building.pack_step import Packer, part_of
-from detlayer.building.request import BuildReporter, Request, label
+from detlayer.building.context import BaseName, BuildContext
+from detlayer.building.graph import Call, Step
+from detlayer.building.graph.step import ResultT
+from detlayer.building.lock import ANY_PLATFORM, LockedLayer, check
+from detlayer.building.options import BuildOptions, label
+from detlayer.building.pack_step import Packer
+from detlayer.building.report import BuildReporter
+from detlayer.building.results import FetchedBase, MadeConfig, MadeImage, PackedLayer, ResolvedBase
 from detlayer.building.settings import ImageSettings, LayerSettings
-from detlayer.building.versions import VERSIONS
+from detlayer.building.step_versions import VERSIONS
 from detlayer.oci.assembly import Base, Part, assemble, configure, index, runs_on, scratch
 from detlayer.oci.references import Reference
-from detlayer.oci.types import BASE_DIGEST, BASE_NAME, Platform, canonical_json, parse_digest
+from detlayer.oci.types import BASE_DIGEST, BASE_NAME, Digest, Platform
 
 
-class Wiring:
-    """Makes steps, each once."""
+class BuildSteps:
+    """Makes the steps of a build, each once."""
 
     def __init__(
         self,
-        request: Request,
-        desk: Desk,
-        hears: BuildReporter,
+        options: BuildOptions,
+        outputs: tuple[tuple[str, bool], ...],
+        context: BuildContext,
+        reporter: BuildReporter,
         *,
         pack_jobs: int,
-        is_dry: bool,
-        about: Mapping[str, Mapping[str, str]],
     ) -> None:
-        self._request = request
-        self._desk = desk
-        self._hears = hears
+        self._options = options
+        self._outputs = outputs
+        self._context = context
+        self._reporter = reporter
         self._pack_jobs = pack_jobs
-        self._is_dry = is_dry
-        self._about = about
-        self.steps: dict[str, Step] = {}
-        self.bases = BaseSteps(request, desk, hears, self.add)
-        self._packs: dict[LayerSettings, str] = {}
+        self._revisions: dict[str, dict[str, str]] = {}
+        self.steps: dict[str, Step[Any]] = {}
+        self.bases = BaseSteps(options, context, reporter, self.add)
+        self._packs: dict[LayerSettings, Step[PackedLayer]] = {}
 
-    def add(self, step: Step) -> str:
-        self.steps.setdefault(step.name, step)
-        return step.name
+    def add(self, step: Step[ResultT], /) -> Step[ResultT]:
+        """Add a step; returns the one of the same name if there is one already."""
+        return self.steps.setdefault(step.name, step)
+
+    def _revision(self, image: ImageSettings) -> dict[str, str]:
+        """Return the labels that git gives an image; raises ConfigError."""
+        if not image.git:
+            return {}
+        if image.directory not in self._revisions:
+            from detlayer.building.revision import describe
+
+            with (image.location / "git").located():
+                self._revisions[image.directory] = describe(image.directory)
+        return self._revisions[image.directory]
 
     # -- layers
 
-    def pack(self, image: ImageSettings, layer: LayerSettings, platform: Platform) -> str:
+    def pack(self, image: ImageSettings, layer: LayerSettings, platform: Platform) -> Step[PackedLayer]:
         """Pack a layer; one that names no platform is packed for all, and what is the same is packed once."""
-        desk = self._desk
+        context = self._context
         named = layer.on(platform)
         same = replace(named, name="", directory=os.path.realpath(named.directory or "."))
         if same in self._packs:
@@ -72,107 +85,107 @@ class Wiring:
 
         packer = Packer(
             named,
-            desk,
+            context,
             jobs=self._pack_jobs,
-            warn=self._hears.warning,
-            outputs=_paths(self._request),
-            is_dry=self._is_dry,
-            progress=partial(self._hears.progress, name),
+            warn=self._reporter.warning,
+            outputs=self._outputs,
+            is_dry=self._options.is_dry,
+            progress=partial(self._reporter.progress, name),
         )
-        self._packs[same] = name
-        return self.add(
-            Step(name, "pack", VERSIONS["pack"], packer.pack, settings_of(named), settled=packer.find, keeps=False)
+        step = self._packs[same] = self.add(
+            Step(
+                name,
+                "pack",
+                VERSIONS["pack"],
+                packer.pack,
+                PackedLayer.from_texts,
+                settings_of(named),
+                settled=packer.find,
+                keeps=False,
+            )
         )
+        return step
 
     # -- images
 
-    def image(self, image: ImageSettings) -> tuple[str, dict[str, str], dict[str, dict[str, str]]]:
-        """Wire an image: the step that it is the result of, those of its manifests, and those of its layers."""
-        manifests: dict[str, str] = {}
-        packs: dict[str, dict[str, str]] = {}
-        for platform in image.platforms:
-            layers = {one.name: self.pack(image, one, platform) for one in image.layers}
-            for one in image.layers:
-                packs.setdefault(one.name, {})["any" if one.is_common else label(platform)] = layers[one.name]
-            needs = {f"layer {at} {name}": step for at, (name, step) in enumerate(layers.items())}
-            base: dict[str, str] = {}
-            if image.base is not None:
-                base = {"base": self.bases.fetch(image.base, platform)}
-            config = self._configure(image, platform, {**base, **needs})
-            manifests[label(platform)] = self._assemble(image, platform, {**base, **needs, "config": config})
-        if len(manifests) == 1:
-            return next(iter(manifests.values())), manifests, packs
-        return self._index(image, manifests), manifests, packs
+    def image(self, image: ImageSettings) -> ImageSteps:
+        """Make the steps of an image, up to its manifest or index."""
+        made = {label(platform): self._manifest(image, platform) for platform in image.platforms}
+        manifests = {platform: one.manifest for platform, one in made.items()}
+        packs: dict[str, dict[str, Step[PackedLayer]]] = {}
+        for platform, one in made.items():
+            for layer, step in zip(image.layers, one.layers, strict=True):
+                packs.setdefault(layer.name, {})[ANY_PLATFORM if layer.is_common else platform] = step
+        return ImageSteps(
+            root=next(iter(manifests.values())) if len(manifests) == 1 else self._index(image, manifests),
+            manifests=manifests,
+            layers=packs,
+            resolved=self.bases.resolve(image.base) if image.base is not None else None,
+            bases={platform: one.base for platform, one in made.items() if one.base is not None},
+        )
 
-    def _base(self, image: ImageSettings, platform: Platform, call: Call) -> Base:
-        if "base" not in call or image.base is None:
-            return scratch(platform)
-        manifest = self._desk.document(parse_digest(call["base"]["manifest"]))
-        return read_base(manifest, platform, str(image.base), self._desk.base_source(image.base))
+    def _manifest(self, image: ImageSettings, platform: Platform) -> _ManifestSteps:
+        layers = tuple(self.pack(image, one, platform) for one in image.layers)
+        base = self.bases.fetch(image.base, platform) if image.base is not None else None
+        needs = {"base": base.name} if base is not None else {}
+        needs |= {
+            f"layer {at} {layer.name}": step.name
+            for at, (layer, step) in enumerate(zip(image.layers, layers, strict=True))
+        }
+        inputs = _ManifestInputs(self._context, image, platform, base, layers)
+        config = self._configure(inputs, needs)
+        return _ManifestSteps(self._assemble(inputs, config, {**needs, "config": config.name}), layers, base)
 
-    def _parts(self, image: ImageSettings, call: Call) -> list[Part]:
-        return [
-            part_of(call[f"layer {at} {one.name}"], f"detlayer build {one.name}") for at, one in enumerate(image.layers)
-        ]
+    def _configure(self, inputs: _ManifestInputs, needs: Mapping[str, str]) -> Step[MadeConfig]:
+        context, image, platform = inputs.context, inputs.image, inputs.platform
+        lock = self._options.lock if self._options.policy == "locked" else None
+        runtime = replace(image.runtime, labels={**self._revision(image), **image.runtime.labels})
 
-    def _configure(self, image: ImageSettings, platform: Platform, needs: Mapping[str, str]) -> str:
-        desk, lock = self._desk, self._request.lock if self._request.policy == "locked" else None
-        runtime = replace(image.runtime, labels={**self._about.get(image.name, {}), **image.runtime.labels})
-
-        def run(call: Call) -> Values:
+        def run(call: Call) -> MadeConfig:
             settings = runtime
-            if image.format == "docker" and "base" in call:  # it has no annotations
-                own = base_annotations(image.base, call["base"]["manifest"])
-                settings = replace(runtime, labels={**own, **runtime.labels})
-            config = configure(
-                self._base(image, platform, call),
-                self._parts(image, call),
-                settings,
-                platform=platform,
-                created=image.created,
-            )
-            return {"config": str(desk.put(config))}
+            if image.format == "docker":  # it has no annotations
+                settings = replace(runtime, labels={**inputs.base_annotations(call), **runtime.labels})
+            base, parts = inputs.read_base(call), inputs.parts(call)
+            return MadeConfig(context.put(configure(base, parts, settings, platform=platform, created=image.created)))
 
-        def observe(call: Call) -> Values:
-            for at, one in enumerate(image.layers) if lock is not None else ():
-                made = locked_layer(call[f"layer {at} {one.name}"])
-                assert lock is not None
-                check(lock.layer(image.name, one.name, label(platform)), made, f"layer {one.name} of {image.name}")
-            return {}
+        def check_lock(call: Call) -> None:
+            for layer, step in zip(image.layers, inputs.layers, strict=True) if lock is not None else ():
+                locked = lock.layer(image.name, layer.name, label(platform))  # type: ignore[union-attr]
+                check(locked, locked_layer(call.result(step)), f"layer {layer.name} of {image.name}")
 
-        inputs = {"runtime": text_of(runtime), "created": str(image.created), "platform": label(platform)}
+        texts = {"runtime": text_of(runtime), "created": str(image.created), "platform": label(platform)}
         if image.format == "docker":
-            inputs["base"] = str(image.base or "scratch")
+            texts["base"] = str(image.base or "scratch")
         return self.add(
             Step(
                 f"configure {image.name} {label(platform)}",
                 "configure",
                 VERSIONS["configure"],
                 run,
-                inputs,
+                MadeConfig.from_texts,
+                texts,
                 needs,
                 frozenset(("manifest", "config", "diff-id")),
-                observe=observe,
-                is_intact=lambda values: desk.known(parse_digest(values["config"])) is not None,
+                check=check_lock,
+                is_intact=lambda made: context.known(made.config) is not None,
                 is_free=True,
             )
         )
 
-    def _assemble(self, image: ImageSettings, platform: Platform, needs: Mapping[str, str]) -> str:
-        desk = self._desk
-        annotations = {**self._about.get(image.name, {}), **image.annotations}
+    def _assemble(self, inputs: _ManifestInputs, config: Step[MadeConfig], needs: Mapping[str, str]) -> Step[MadeImage]:
+        context, image, platform = inputs.context, inputs.image, inputs.platform
+        annotations = {**self._revision(image), **image.annotations}
 
-        def run(call: Call) -> Values:
-            base = self._base(image, platform, call)
-            own = base_annotations(image.base, call["base"]["manifest"]) if "base" in call else {}
-            config = desk.data(parse_digest(call["config"]["config"]))
-            parts = (*base.parts, *self._parts(image, call))
-            made = assemble(config, parts, format=image.format, annotations={**own, **annotations})
-            desk.put(made.data)
-            return {
-                "digest": str(made.digest),
-                "platform": canonical_json(runs_on(base, platform).to_document()).decode(),
-            }
+        def run(call: Call) -> MadeImage:
+            base = inputs.read_base(call)
+            made = assemble(
+                context.data(call.result(config).config),
+                (*base.parts, *inputs.parts(call)),
+                format=image.format,
+                annotations={**inputs.base_annotations(call), **annotations},
+            )
+            context.put(made.data)
+            return MadeImage(made.digest, runs_on(base, platform))
 
         return self.add(
             Step(
@@ -180,6 +193,7 @@ class Wiring:
                 "assemble",
                 VERSIONS["assemble"],
                 run,
+                MadeImage.from_texts,
                 {
                     "format": image.format,
                     "annotations": text_of(annotations),
@@ -188,29 +202,26 @@ class Wiring:
                 },
                 needs,
                 frozenset(("manifest", "config", "digest", "media-type")),
-                is_intact=lambda values: desk.known(parse_digest(values["digest"])) is not None,
+                is_intact=lambda made: context.known(made.digest) is not None,
                 is_free=True,
             )
         )
 
-    def _index(self, image: ImageSettings, manifests: Mapping[str, str]) -> str:
-        desk = self._desk
-        needs = {f"manifest {at}": name for at, name in enumerate(manifests.values())}
-        if image.base is not None:
-            needs["base"] = self.bases.resolve(image.base)
-        annotations = {**self._about.get(image.name, {}), **image.annotations}
+    def _index(self, image: ImageSettings, manifests: Mapping[str, Step[MadeImage]]) -> Step[MadeImage]:
+        context = self._context
+        base = self.bases.resolve(image.base) if image.base is not None else None
+        needs = {f"manifest {at}": step.name for at, step in enumerate(manifests.values())}
+        if base is not None:
+            needs["base"] = base.name
+        annotations = {**self._revision(image), **image.annotations}
 
-        def run(call: Call) -> Values:
-            pairs = []
-            for role in needs:
-                if role != "base":
-                    on = msgspec.json.decode(call[role]["platform"], type=dict[str, str])
-                    platform = Platform(on["os"], on["architecture"], on.get("variant", ""), on.get("os.version", ""))
-                    pairs.append((desk.document(parse_digest(call[role]["digest"])), platform))
-            own = base_annotations(image.base, call["base"]["digest"]) if "base" in call else {}
-            made = index(pairs, format=image.format, annotations={**own, **annotations})
-            desk.put(made.data)
-            return {"digest": str(made.digest)}
+        def run(call: Call) -> MadeImage:
+            made = [call.result(step) for step in manifests.values()]
+            pairs = [(context.document(one.digest), one.platform) for one in made if one.platform is not None]
+            own = base_annotations(image.base, call.result(base).digest) if base is not None else {}
+            document = index(pairs, format=image.format, annotations={**own, **annotations})
+            context.put(document.data)
+            return MadeImage(document.digest)
 
         return self.add(
             Step(
@@ -218,35 +229,78 @@ class Wiring:
                 "index",
                 VERSIONS["index"],
                 run,
+                MadeImage.from_texts,
                 {"format": image.format, "annotations": text_of(annotations), "base": str(image.base or "scratch")},
                 needs,
-                is_intact=lambda values: desk.known(parse_digest(values["digest"])) is not None,
+                is_intact=lambda made: context.known(made.digest) is not None,
                 is_free=True,
             )
         )
 
 
-def _paths(request: Request) -> tuple[tuple[str, bool], ...]:
-    """Name what a build writes, and whether it is a directory: no layer may hold it."""
+class ImageSteps(msgspec.Struct, frozen=True, eq=False):
+    """The steps of an image. `root` makes what its tags name: the index, or the only manifest.
+
+    Manifests and bases are by platform, layers by name and platform (`any` for one that all platforms share).
+    """
+
+    root: Step[MadeImage]
+    manifests: Mapping[str, Step[MadeImage]]
+    layers: Mapping[str, Mapping[str, Step[PackedLayer]]]
+    resolved: Step[ResolvedBase] | None
+    bases: Mapping[str, Step[FetchedBase]]
+
+
+class _ManifestSteps(msgspec.Struct, frozen=True, eq=False):
+    manifest: Step[MadeImage]
+    layers: tuple[Step[PackedLayer], ...]
+    base: Step[FetchedBase] | None
+
+
+class _ManifestInputs(msgspec.Struct, frozen=True, eq=False):
+    """What a config and a manifest are made of."""
+
+    context: BuildContext
+    image: ImageSettings
+    platform: Platform
+    base: Step[FetchedBase] | None
+    layers: tuple[Step[PackedLayer], ...]
+
+    def read_base(self, call: Call) -> Base:
+        if self.base is None or self.image.base is None:
+            return scratch(self.platform)
+        manifest = self.context.document(call.result(self.base).manifest)
+        return read_base(manifest, self.platform, str(self.image.base), self.context.base_source(self.image.base))
+
+    def base_annotations(self, call: Call) -> dict[str, str]:
+        return base_annotations(self.image.base, call.result(self.base).manifest) if self.base is not None else {}
+
+    def parts(self, call: Call) -> list[Part]:
+        made = (call.result(step) for step in self.layers)
+        return [
+            Part(one.descriptor, one.diff_id, f"detlayer build {layer.name}")
+            for layer, one in zip(self.image.layers, made, strict=True)
+        ]
+
+
+def output_paths(images: Sequence[ImageSettings], options: BuildOptions) -> tuple[tuple[str, bool], ...]:
+    """Return the paths that a build writes, and whether each is a directory: no layer may contain them."""
     return tuple(
-        (path, one.kind == "oci")
-        for one in request.outputs
-        for each in request.images
-        if (path := one.path_for(each.name))
+        (path, one.kind == "oci") for one in options.outputs for each in images if (path := one.path_for(each.name))
     )
 
 
-def base_annotations(base: BaseName | None, digest: str) -> dict[str, str]:
+def base_annotations(base: BaseName | None, digest: Digest) -> dict[str, str]:
     """Say what an image stands on (image-spec annotations.md); a layout has no name that means anything elsewhere."""
     if base is None:
         return {}
     name = {BASE_NAME: str(replace(base, digest=None))} if isinstance(base, Reference) else {}
-    return {**name, BASE_DIGEST: digest}
+    return {**name, BASE_DIGEST: str(digest)}
 
 
-def locked_layer(values: Values) -> LockedLayer:
-    """Read the results of a pack as a lock has them."""
-    return LockedLayer(values["key"], values["diff-id"], values["digest"], values["codec-class"])
+def locked_layer(made: PackedLayer) -> LockedLayer:
+    """Return what a lock records of a layer."""
+    return LockedLayer(made.key, str(made.diff_id), str(made.digest), made.codec_class)
 
 
 def settings_of(layer: LayerSettings) -> dict[str, str]:

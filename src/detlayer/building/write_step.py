@@ -6,18 +6,18 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from detlayer.building.context import Desk, Made
-from detlayer.building.graph import Call, Reason, Step, Values
-from detlayer.building.request import Output, label, local_reference
+from detlayer.building.context import BuildContext, BuiltSource
+from detlayer.building.graph import Call, Reason, Step
+from detlayer.building.options import BuildOutput, label, local_references
+from detlayer.building.results import DownloadedBase, MadeImage, WrittenImage
 from detlayer.building.settings import ImageSettings
-from detlayer.building.versions import VERSIONS
+from detlayer.building.step_versions import VERSIONS
 from detlayer.errors import ConfigError, IntegrityError, LayerError, TreeError
 from detlayer.images.layout_writer import LayoutWriter
 from detlayer.images.source import open_image
 from detlayer.layer.ports import Sink
-from detlayer.oci.documents import Document
 from detlayer.oci.platforms import select
-from detlayer.oci.types import Descriptor, Digest, Platform, parse_digest
+from detlayer.oci.types import Descriptor, Digest, Platform
 from detlayer.output.files import FileOutput
 from detlayer.transfer.remote import gather
 from detlayer.transfer.workers import Job, work_off
@@ -25,7 +25,7 @@ from detlayer.transfer.workers import Job, work_off
 _PIECE_BYTES = 1 << 20
 
 
-def platforms_of(image: ImageSettings, output: Output, host: Platform | None) -> tuple[Platform, ...]:
+def platforms_of(image: ImageSettings, output: BuildOutput, host: Platform | None) -> tuple[Platform, ...]:
     """Say which platforms an output takes: all, or for what holds one the machine's; raises ConfigError."""
     if output.kind in ("oci", "oci-archive") or len(image.platforms) == 1:
         return image.platforms
@@ -40,69 +40,89 @@ def platforms_of(image: ImageSettings, output: Output, host: Platform | None) ->
     return (chosen.platform,)
 
 
-def write_step(
-    image: ImageSettings, output: Output, root: str, downloads: Sequence[str], desk: Desk, *, is_alone: bool
-) -> Step:
-    """Write an image into a layout or an archive, or load it into an engine; `root` is the step that makes it."""
-    path = output.path_for(image.name)
-    where = f"{output.kind}:{path}" if path else output.kind
-    needs = {"image": root, **{f"base {at}": name for at, name in enumerate(downloads)}}
-    tags = image.tags if is_alone else (image.name,)
-    names = local_reference(image, output.kind)
+class ImageWriter:
+    """Writes an image of a build into a layout or an archive, or loads it into an engine."""
 
-    def document(call: Call) -> Document:
-        return desk.document(parse_digest(call["image"]["digest"]))
+    def __init__(
+        self,
+        image: ImageSettings,
+        output: BuildOutput,
+        root: Step[MadeImage],
+        downloads: Sequence[Step[DownloadedBase]],
+        context: BuildContext,
+        *,
+        is_alone: bool,
+    ) -> None:
+        """`root` makes the image, `downloads` the layers of its base. Alone in a layout it is named by its tags."""
+        self._image = image
+        self._output = output
+        self._root = root
+        self._downloads = downloads
+        self._context = context
+        self._path = output.path_for(image.name)
+        self._tags = image.tags if is_alone else (image.name,)
+        self._names = local_references(image, output.kind)
 
-    def run(call: Call) -> Values:
-        made = Made(desk, document(call), image.base)
-        if output.kind == "oci":
-            for tag in tags:
+    @property
+    def step(self) -> Step[WrittenImage]:
+        """The step that writes."""
+        kind, where = self._output.kind, self._where
+        return Step(
+            f"write {self._image.name} {where}",
+            "write",
+            VERSIONS["write"],
+            self._write,
+            WrittenImage.from_texts,
+            {"output": where, "tags": " ".join(self._tags), "names": " ".join(map(str, self._names))},
+            {"image": self._root.name, **{f"base {at}": one.name for at, one in enumerate(self._downloads)}},
+            is_intact=lambda written: bool(written.file) and written.file == _stamp(self._path),
+            settled=None if kind in ("oci-archive", "docker-archive") else self._find,
+        )
+
+    @property
+    def _where(self) -> str:
+        return f"{self._output.kind}:{self._path}" if self._path else self._output.kind
+
+    def _made(self, call: Call) -> BuiltSource:
+        return BuiltSource(self._context, self._context.document(call.result(self._root).digest), self._image.base)
+
+    def _write(self, call: Call) -> WrittenImage:
+        made, kind, path = self._made(call), self._output.kind, self._path
+        if kind == "oci":
+            for tag in self._tags:
                 _into_layout(made, LayoutWriter(path), tag, call)
-            return {"digest": str(made.root.digest)}
+            return WrittenImage(made.root.digest)
         from detlayer.images.archive_writer import write_docker_archive, write_oci_archive
 
-        if output.kind == "docker" or output.kind == "podman":
+        if kind == "docker" or kind == "podman":
             from detlayer.images.engine import load
 
-            load(
-                output.kind, lambda sink: write_docker_archive(_Checked(sink, call), made.root, made, references=names)
-            )
-            return {"digest": str(made.root.digest)}
+            load(kind, lambda sink: write_docker_archive(_Checked(sink, call), made.root, made, references=self._names))
+            return WrittenImage(made.root.digest)
         with _file(path) as file:
             sink = _Checked(file, call)
-            if output.kind == "oci-archive":
-                write_oci_archive(sink, gather(made, made.root), made, tags=tags)
+            if kind == "oci-archive":
+                write_oci_archive(sink, gather(made, made.root), made, tags=self._tags)
             else:
-                write_docker_archive(sink, made.root, made, references=names)
+                write_docker_archive(sink, made.root, made, references=self._names)
             file.settle()
             file.commit()
-        return {"digest": str(made.root.digest), "file": _stamp(path)}
+        return WrittenImage(made.root.digest, _stamp(path))
 
-    def settled(call: Call) -> Values | tuple[Reason, ...]:
-        root_document = document(call)
-        wanted = str(root_document.digest)
-        if output.kind == "oci":
-            has = _layout_has(path, tags, root_document, Made(desk, root_document, image.base))
-        elif output.kind == "docker" or output.kind == "podman":
+    def _find(self, call: Call) -> WrittenImage | tuple[Reason, ...]:
+        """Look whether the layout or the engine has the image already."""
+        made, kind = self._made(call), self._output.kind
+        wanted, has = str(made.root.digest), ""
+        if kind == "oci":
+            has = _layout_has(self._path, self._tags, made)
+        elif kind == "docker" or kind == "podman":
             from detlayer.images.engine import identity
 
-            config = root_document.config
-            found = {identity(output.kind, str(name)) for name in names}
+            config = made.root.config
+            found = {identity(kind, str(name)) for name in self._names}
             is_there = config is not None and found == {str(config.digest)}
             has = wanted if is_there else next(iter(found - {wanted}), "")
-        return call["image"] if has == wanted else (Reason("target", where, has, wanted),)
-
-    is_live = output.kind not in ("oci-archive", "docker-archive")
-    return Step(
-        f"write {image.name} {where}",
-        "write",
-        VERSIONS["write"],
-        run,
-        {"output": where, "tags": " ".join(tags), "names": " ".join(map(str, names))},
-        needs,
-        is_intact=lambda values: bool(stamp := _stamp(path)) and values.get("file") == stamp,
-        settled=settled if is_live else None,
-    )
+        return WrittenImage(made.root.digest) if has == wanted else (Reason("target", self._where, has, wanted),)
 
 
 class _Checked:
@@ -136,7 +156,7 @@ def _stamp(path: str) -> str:
     return " ".join(map(str, numbers)) + f" {os.path.realpath(path)}"
 
 
-def _into_layout(made: Made, writer: LayoutWriter, tag: str, call: Call) -> None:
+def _into_layout(made: BuiltSource, writer: LayoutWriter, tag: str, call: Call) -> None:
     wanted = gather(made, made.root)
 
     def bring(blob: Descriptor) -> None:
@@ -156,10 +176,10 @@ def _into_layout(made: Made, writer: LayoutWriter, tag: str, call: Call) -> None
     writer.tag(made.root.descriptor(), tag)
 
 
-def _layout_has(path: str, tags: Sequence[str], root: Document, made: Made) -> str:
+def _layout_has(path: str, tags: Sequence[str], made: BuiltSource) -> str:
     """Say what all tags of a layout name, if that is there to its last blob; empty if they differ or lack something."""
     writer = LayoutWriter(path)
-    wanted = gather(made, root)
+    wanted = gather(made, made.root)
     if not all(
         writer.has(one)
         for one in (*wanted.blobs, *(each.descriptor() for each in wanted.documents))

@@ -18,18 +18,19 @@ from blake3 import blake3
 from detlayer.checks import content
 from detlayer.checks.findings import Finding
 from detlayer.checks.header_form import check_form, check_values, is_canonical
-from detlayer.checks.paths import Places
+from detlayer.checks.paths import PathChecker
 from detlayer.errors import printable
 from detlayer.layer import bytecode
 from detlayer.layer.chunking import CHUNK_MAX_BYTES, cut_before
 from detlayer.layer.codec import Codec
-from detlayer.layer.decompress import BlobFacts, BlobReader, Readable
+from detlayer.layer.decompress import BlobFacts, BlobReader
 from detlayer.layer.entry import Profile
 from detlayer.layer.formats import ArchiveSigns
 from detlayer.layer.identify import recognise
-from detlayer.layer.key import KEY_FORMAT
+from detlayer.layer.key import LayerKey
 from detlayer.layer.reader import Member, TarReader
 from detlayer.layer.tar import END, padding
+from detlayer.oci.ports import Readable
 
 
 class Findings:
@@ -137,8 +138,6 @@ class _Ahead:
 
 
 # Hashed together: blake3 takes kilobytes at a time far faster. Blocks are mostly of 512 bytes.
-_KEY_PARTS = 128
-_LONG_BYTES = 1 << 14  # headers that are not worth keeping for that
 
 
 class _Pass:
@@ -147,9 +146,8 @@ class _Pass:
         self._profile = profile
         self._contents = contents
         self._search = content.PathSearch(build_paths) if build_paths else None
-        self._key = blake3(KEY_FORMAT.encode() + b"\n")
-        self._key_parts: list[bytes] = []
-        self._places = Places()
+        self._key = LayerKey()
+        self._places = PathChecker()
         self._previous_bytes = 0
         # None for a hard link to a file that is no Python source: what it is of is not kept.
         self._sources: dict[bytes, _Source | None] = {}
@@ -159,9 +157,6 @@ class _Pass:
     def take(self, member: Member) -> None:
         report, entry = self._report, member.entry
         findings = report.findings
-        self._key_parts.append(member.blocks + member.map)
-        if len(self._key_parts) >= _KEY_PARTS or len(member.blocks) > _LONG_BYTES:
-            self._update_key()
         report.entries += 1
         report.signs.take(entry.path)
         if entry.path:
@@ -173,19 +168,18 @@ class _Pass:
                 findings.extend(content.check_name(entry.path, entry.kind == "dir"))
         else:
             findings.add(Finding("path-form", "", "path", printable(member.written_path), "no entry for the root"))
+        fingerprint = b""
         if entry.kind == "file" and not member.special:
             report.files += 1
-            self._read(member)
+            fingerprint = self._read(member)
         elif entry.kind == "hardlink" and entry.path.endswith(b".py"):
             self._sources[entry.path] = self._sources.get(entry.target)
+        self._key.add(member.blocks + member.map, fingerprint)
         # Only now: a size that lies has failed in the reading, and the chunks of a true one are no more than it has.
         self._count_chunk(member)
 
-    def _update_key(self) -> None:
-        self._key.update(b"".join(self._key_parts))
-        self._key_parts.clear()
-
-    def _read(self, member: Member) -> None:
+    def _read(self, member: Member) -> bytes:
+        """Judge a file's content; returns its fingerprint."""
         entry, findings = member.entry, self._report.findings
         digest = blake3()
         if self._search is not None:
@@ -200,13 +194,13 @@ class _Pass:
                     kept.append(bytes(view))
                 if self._search is not None:
                     findings.extend(self._search.feed(entry.path, bytes(view)))
-        self._key_parts.append(digest.digest())
         if not self._contents:
-            return
+            return digest.digest()
         if entry.path.endswith(b".py"):
             self._sources[entry.path] = _Source(entry.mtime, entry.size_bytes)
         if kept is not None:
             self._check_content(entry.path, b"".join(kept))
+        return digest.digest()
 
     def _check_content(self, path: bytes, data: bytes) -> None:
         if not path.endswith(b".pyc"):
@@ -241,8 +235,7 @@ class _Pass:
             keys = printable(b", ".join(key for key, _ in extension.records))
             self._report.findings.add(Finding("needless-pax", "", "global header", keys, "none"))
         report, findings = self._report, self._report.findings
-        self._update_key()
-        report.key = "blake3:" + self._key.hexdigest()
+        report.key = str(self._key)
         for path, head in self._bytecode:
             above, _, name = path.rpartition(b"/")
             home, _, last = above.rpartition(b"/")

@@ -15,12 +15,13 @@ import msgspec
 from detlayer.checks.content import check_name
 from detlayer.checks.findings import Change
 from detlayer.errors import printable
-from detlayer.layer.entry import WHITEOUT_PREFIX, Entry
+from detlayer.layer.entry import Entry
+from detlayer.layer.order import order_key
 
 DIGEST_BYTES = 16
 
 
-class Values(NamedTuple):
+class EntryValues(NamedTuple):
     """What many entries share; equal ones are one object."""
 
     kind: str
@@ -34,7 +35,7 @@ class Summary(msgspec.Struct, frozen=True, gc=False):
     """What is kept of an entry. `digest` is of its content; `position` is its place in the tar it was read from."""
 
     path: bytes
-    values: Values
+    values: EntryValues
     size_bytes: int = 0
     digest: bytes = b""
     target: bytes = b""
@@ -81,24 +82,16 @@ class Difference:
 
 def summarise(
     entry: Entry,
-    values: dict[Values, Values],
+    values: dict[EntryValues, EntryValues],
     position: int,
     kind: str,
     digest: bytes,
     extras: tuple[tuple[bytes, bytes], ...] = (),
 ) -> Summary:
     """Keep what is compared of `entry`; `values` makes equal values one object."""
-    own = Values(kind, entry.mode, entry.uid, entry.gid, entry.mtime)
+    own = EntryValues(kind, entry.mode, entry.uid, entry.gid, entry.mtime)
     shared = values.setdefault(own, own)
     return Summary(entry.path, shared, entry.size_bytes, digest, entry.target, entry.xattrs, position, extras)
-
-
-def summary_key(path: bytes) -> bytes:
-    """Order whole paths as SPEC 3.4 does, as one key: NUL sorts below every byte of a name, and is in none."""
-    if WHITEOUT_PREFIX not in path:
-        return path.replace(b"/", b"\0")
-    names = path.split(b"/")
-    return b"\0".join(b"\0" + name if name.startswith(WHITEOUT_PREFIX) else name for name in names)
 
 
 def compare(a: Iterable[Summary], b: Iterable[Summary]) -> Iterator[Difference]:
@@ -106,7 +99,7 @@ def compare(a: Iterable[Summary], b: Iterable[Summary]) -> Iterator[Difference]:
     left, right = iter(a), iter(b)
     one, other = next(left, None), next(right, None)
     while one is not None or other is not None:
-        if other is None or (one is not None and summary_key(one.path) < summary_key(other.path)):
+        if other is None or (one is not None and order_key(one.path) < order_key(other.path)):
             assert one is not None
             yield _alone(one, "removed")
             one = next(left, None)

@@ -13,7 +13,8 @@ from typing import NamedTuple
 
 from detlayer.checks.findings import Finding
 from detlayer.errors import printable
-from detlayer.layer.entry import WHITEOUT_PREFIX, Entry, collision_code, fold_name, in_order, is_whiteout
+from detlayer.layer.entry import WHITEOUT_PREFIX, Entry, collision_code, fold_name, is_whiteout
+from detlayer.layer.order import order_key
 
 _DIR, _LINK = -1, -2
 
@@ -27,7 +28,7 @@ class _Values(NamedTuple):
     mtime: int
 
 
-class Places:
+class PathChecker:
     def __init__(self) -> None:
         self._hashes = array("q")
         # Of each entry: _DIR, _LINK, or the number of a file's values.
@@ -48,7 +49,7 @@ class Places:
         path = entry.path
         previous, self._previous = self._previous, path
         place = hash(path)
-        if previous is not None and not in_order(previous, path):
+        if previous is not None and order_key(previous) >= order_key(path):
             if self._in_order:
                 self._in_order = False
                 self._find(0)

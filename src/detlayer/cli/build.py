@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import time
-from contextlib import ExitStack
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -13,13 +12,14 @@ from detlayer.cli import exits
 from detlayer.cli.common import cache_options, console_options, make_console
 from detlayer.cli.console import Console
 from detlayer.cli.network import network_options, open_registries
-from detlayer.cli.projects import host_platform, open_workshop, project_options, read_lock, read_project, retag
+from detlayer.cli.projects import open_build_store, project_options, read_project, retag
 from detlayer.cli.steps import Steps, show_report
 from detlayer.errors import ConfigError
 
 if TYPE_CHECKING:
     from detlayer.building import BuildReport
-    from detlayer.building.request import Policy, Request
+    from detlayer.building.options import BuildOptions
+    from detlayer.building.settings import ImageSettings
 
 
 @click.command(
@@ -64,52 +64,43 @@ def build(ctx: click.Context, /, **options: Any) -> None:
     What is as it was is not done again. A base is asked for anew each time, by one request, and what stands on it is
     built again if it has moved. Images that fail do not keep the others from being built.
     """
-    from detlayer.building import Build
+    from detlayer.building.commands import open_build
 
     console = make_console(options, json=options["as_json"])
     started = time.monotonic()
     if options["until"] and (options["push"] or options["outputs"]):
         raise ConfigError("usage", "--until ends before --push and --output", "leave one of them out")
     is_dry = options["dry_run"] or options["question"]
-    request = _read_request(options)
+    images, how = _read_options(options)
     steps = Steps(console, as_json=options["as_json"], explain=options["explain"], is_silent=options["question"])
     try:
-        with ExitStack() as stack:
-            store = stack.enter_context(open_workshop(options, console))
-            references = [one for image in request.images for one in image.references] if request.push else []
-            wired = stack.enter_context(
-                Build(
-                    request,
-                    store,
-                    lambda: stack.enter_context(open_registries(options, steps, references)),
-                    jobs=options["jobs"],
-                    is_dry=is_dry,
-                    reporter=steps,
-                )
-            )
-            report = wired.run(report=steps.hear, clock=time.monotonic)
+        references = [one for image in images for one in image.references] if how.push else []
+        with (
+            open_build_store(options, console) as store,
+            open_build(images, how, store, lambda: open_registries(options, steps, references), steps) as opened,
+        ):
+            report = opened.run(report=steps.on_event, clock=time.monotonic)
     finally:
         console.close()
     _finish(ctx, console, report, options, started=started, is_dry=is_dry)
 
 
-def _read_request(options: dict[str, Any]) -> Request:
-    from detlayer.building.request import Request, parse_output
+def _read_options(options: dict[str, Any]) -> tuple[Sequence[ImageSettings], BuildOptions]:
+    from detlayer.building.commands import options_for
+    from detlayer.building.options import BuildOptions, parse_output
 
-    policy: Policy = "locked" if options["locked"] else "offline" if options["offline"] else "always"
     project, images = read_project(options)
-    return Request(
-        retag(images, options["tag"]),
+    how = BuildOptions(
         push=options["push"],
         check_registry=options["check"],
         outputs=tuple(map(parse_output, options["outputs"])),
-        policy=policy,
-        lock=read_lock(project) if policy != "always" else None,
+        policy="locked" if options["locked"] else "offline" if options["offline"] else "always",
         until=options["until"],
-        scope=os.path.realpath(project.file),
-        host=host_platform(),
         is_offline=options["offline"],
+        is_dry=options["dry_run"] or options["question"],
+        jobs=options["jobs"],
     )
+    return retag(images, options["tag"]), options_for(project, how)
 
 
 def _finish(

@@ -72,10 +72,10 @@ def _show(console: Console, options: dict[str, Any], document: dict[str, Any], l
 @_options
 def info(**options: Any) -> None:
     """Say where the cache is and what it holds."""
-    from detlayer.store.keeping import MAX_BYTES, take_stock
+    from detlayer.store.maintenance import MAX_BYTES, measure
 
     with _opened(options) as (store, console):
-        found = take_stock(store)
+        found = measure(store)
         lines = [
             f"directory  {printable(found.directory)}",
             f"blobs      {found.blobs:,}, {size(found.blob_bytes)} (packs make room above {size(MAX_BYTES)})",
@@ -94,7 +94,7 @@ def info(**options: Any) -> None:
 @_options
 def gc(**options: Any) -> None:
     """Remove what was not used for long; never what a running process uses."""
-    from detlayer.store.keeping import MAX_AGE_S, collect
+    from detlayer.store.maintenance import MAX_AGE_S, collect
 
     most = _size(options["max_size"]) if options["max_size"] is not None else None
     age = _age(options["max_age"]) if options["max_age"] is not None else None
@@ -112,7 +112,7 @@ def gc(**options: Any) -> None:
 @click.pass_context
 def verify(ctx: click.Context, /, **options: Any) -> None:
     """Read every byte, drop what is corrupt, and exit 1 if anything was."""
-    from detlayer.store.keeping import examine
+    from detlayer.store.maintenance import examine
 
     with _opened(options) as (store, console):
         found = examine(store)
@@ -138,7 +138,7 @@ def verify(ctx: click.Context, /, **options: Any) -> None:
 @_options
 def clear(**options: Any) -> None:
     """Remove everything that no running process uses."""
-    from detlayer.store.keeping import clear as clear_store
+    from detlayer.store.maintenance import clear as clear_store
 
     with _opened(options) as (store, console):
         done = clear_store(store)

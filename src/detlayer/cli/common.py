@@ -72,10 +72,9 @@ def make_console(options: dict[str, Any], *, json: bool) -> Console:
 
 
 def cache_directory(options: dict[str, Any]) -> str:
-    """Say where things are remembered: --cache-dir, $DETLAYER_CACHE_DIR, or the platform's place."""
-    named = options["cache_dir"] or os.environ.get("DETLAYER_CACHE_DIR")
-    if named:
-        return str(named)
+    """Return the directory of the cache: --cache-dir, else the user's."""
+    if options["cache_dir"]:
+        return str(options["cache_dir"])
     from detlayer.store import default_directory
 
     return default_directory()

@@ -7,7 +7,7 @@ from typing import Any, cast
 import click
 
 from detlayer.cli.common import cache_options, make_console, quiet_option
-from detlayer.cli.projects import host_platform, open_workshop, project_options, read_project
+from detlayer.cli.projects import open_build_store, project_options, read_project
 
 
 @click.command(
@@ -28,11 +28,12 @@ Examples:
 def graph(**options: Any) -> None:
     """Show the steps that build the IMAGEs, or all of them. Nothing is read but detlayer.toml, and nobody is asked."""
     from detlayer.building import Build
+    from detlayer.building.commands import options_for
     from detlayer.building.graph.drawing import Drawing, draw
-    from detlayer.building.request import Request, parse_output
+    from detlayer.building.options import BuildOptions, parse_output
 
     console = make_console(options, json=False)
-    _, images = read_project(options)
-    request = Request(images, options["push"], tuple(map(parse_output, options["outputs"])), host=host_platform())
-    with open_workshop(options, console) as store, Build(request, store, None) as wired:
-        console.result(draw(wired.steps, cast(Drawing, options["format"])))
+    project, images = read_project(options)
+    how = options_for(project, BuildOptions(options["push"], tuple(map(parse_output, options["outputs"]))))
+    with open_build_store(options, console) as store, Build(images, how, store, None) as opened:
+        console.result(draw(opened.steps, cast(Drawing, options["format"])))

@@ -35,14 +35,14 @@ def image(**options: Any) -> None:
 
     It reads no network and no detlayer.toml, and does only this one step.
     """
-    from detlayer.building.single import assemble_image, assemble_index
+    from detlayer.building.image_from_files import ImageOutput, assemble_image, assemble_index
 
     console = make_console(options, json=options["as_json"])
-    common = {name: options[name] for name in ("tag", "descriptor", "depfile")}
+    output = ImageOutput(options["tag"], options["descriptor"], options["depfile"])
     if options["manifest"]:
         if options["layers"] or options["settings"] or options["platform"] or options["base"] != "scratch":
             raise ConfigError("usage", "--manifest makes an index, which has no layers, base or settings", "see --help")
-        made = assemble_index(options["oci"], options["manifest"], **common)
+        made = assemble_index(options["oci"], options["manifest"], output=output)
     else:
         made = assemble_image(
             options["oci"],
@@ -51,7 +51,7 @@ def image(**options: Any) -> None:
             settings=options["settings"],
             platform=options["platform"],
             epoch=os.environ.get("SOURCE_DATE_EPOCH"),
-            **common,
+            output=output,
         )
     if options["as_json"]:
         console.result(made.descriptor.to_bytes().decode())

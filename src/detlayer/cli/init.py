@@ -28,9 +28,9 @@ def init(**options: Any) -> None:
 
     It is there to be read and changed. A file that is there is not touched.
     """
-    from detlayer.building.files import ProjectFiles
+    from detlayer.building.project_files import ProjectFiles
     from detlayer.building.settings import FILE_NAME
-    from detlayer.building.settings.starter import KINDS, recognise, write_starter
+    from detlayer.building.settings.starter import ECOSYSTEMS, detect_ecosystem, write_starter
     from detlayer.output.files import write_file
 
     console = make_console(options, json=False)
@@ -42,12 +42,12 @@ def init(**options: Any) -> None:
         raise ConfigError("config-unreadable", f"{printable(directory)}: {error.strerror}", "check the path") from error
     if FILE_NAME in names:
         raise ConfigError("config-exists", f"there is a {printable(path)} already", "change it, or remove it first")
-    kind = options["kind"] or recognise(names)
+    kind = options["kind"] or detect_ecosystem(names)
     if kind is None:
         raise ConfigError(
             "project-unknown",
             f"{printable(directory)} has no file that tells what kind of project it is",
-            f"say it: --kind {'|'.join(KINDS)}",
+            f"say it: --kind {'|'.join(ECOSYSTEMS)}",
         )
     files = ProjectFiles()
     text = write_starter(

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import time
-from contextlib import ExitStack
 from typing import Any
 
 import click
 
 from detlayer.cli.common import cache_options, console_options, make_console
 from detlayer.cli.network import network_options, open_registries
-from detlayer.cli.projects import lock_path, open_workshop, read_project
+from detlayer.cli.projects import open_build_store, read_project
 from detlayer.cli.steps import Steps
 from detlayer.errors import DetlayerError, printable
 
@@ -32,33 +31,27 @@ def lock(**options: Any) -> None:
 
     It goes beside detlayer.toml, and into version control. `build --locked` builds by it, `verify --locked` proves it.
     """
-    from detlayer.building import Build
-    from detlayer.building.request import Request
+    from detlayer.building.commands import lock_path, open_build
+    from detlayer.building.options import BuildOptions
     from detlayer.output.files import write_file
 
     console = make_console(options, json=False)
     project, images = read_project({**options, "images": ()})
     steps = Steps(console)
     try:
-        with ExitStack() as stack:
-            store = stack.enter_context(open_workshop(options, console))
-            wired = stack.enter_context(
-                Build(
-                    Request(images, until="pack"),
-                    store,
-                    lambda: stack.enter_context(open_registries(options, steps, [])),
-                    jobs=options["jobs"],
-                    reporter=steps,
-                )
-            )
-            report = wired.run(report=steps.hear, clock=time.monotonic)
+        how = BuildOptions(until="pack", jobs=options["jobs"])
+        with (
+            open_build_store(options, console) as store,
+            open_build(images, how, store, lambda: open_registries(options, steps, []), steps) as opened,
+        ):
+            report = opened.run(report=steps.on_event, clock=time.monotonic)
             errors = list(report.errors)
             for error in errors[1:]:
                 if isinstance(error, DetlayerError):
                     console.error(error)
             if errors:
                 raise errors[0]
-            text = wired.locked(report).to_text()
+            text = opened.locked(report).to_text()
     finally:
         console.close()
     path = lock_path(project)

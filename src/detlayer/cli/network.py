@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from detlayer import __version__
 from detlayer.cli.common import cache_directory
 from detlayer.cli.console import Console
 from detlayer.cli.transfers import Transfers
@@ -18,9 +17,8 @@ from detlayer.errors import ConfigError, printable
 
 if TYPE_CHECKING:
     from detlayer.oci.ports import Memory
-    from detlayer.oci.references import Reference, RepositoryName
+    from detlayer.oci.references import Reference
     from detlayer.registry.client import Registries
-    from detlayer.registry.credentials import Credentials, CredentialStore
 
 _Decorated = TypeVar("_Decorated", bound=Callable[..., Any])
 
@@ -70,10 +68,12 @@ def open_registries(
 
     Credentials that were given as they are go to the registries of `references` only. Raises ConfigError.
     """
+    from msgspec.structs import replace
+
     from detlayer.oci.references import is_host
     from detlayer.registry.client import Registries
-    from detlayer.registry.connections import Network
     from detlayer.registry.transport import Transport
+    from detlayer.registry.user import find_credentials, given_credentials, user_network
 
     if options["client_key"] and not options["client_cert"]:
         raise ConfigError("usage", "--client-key without --client-cert", "name the certificate, too")
@@ -82,7 +82,8 @@ def open_registries(
             raise ConfigError(
                 "usage", f"--insecure-registry {printable(host)}: that is no host", "write HOST or HOST:PORT alone"
             )
-    network = Network(
+    network = replace(
+        user_network(),
         insecure=frozenset(map(str.lower, options["insecure_registry"])),
         ca_file=options["ca_file"],
         client_cert=options["client_cert"],
@@ -91,10 +92,11 @@ def open_registries(
         max_wait_s=options["timeout"],
         read_s=options["timeout"],
         connect_s=min(15.0, options["timeout"]),
-        user_agent=f"detlayer/{__version__}",
     )
     log = transfers.log if options.get("verbose") else None
-    with Registries(Transport(network, log=log), _finder(options, references)) as registries:
+    given = given_credentials(os.environ, options["username"] or "", _password(options))
+    finder = find_credentials(os.environ, given, references)
+    with Registries(Transport(network, log=log), finder) as registries:
         try:
             yield registries
         except BaseException:
@@ -102,42 +104,13 @@ def open_registries(
             raise
 
 
-def _finder(options: dict[str, Any], references: Sequence[Reference]) -> Callable[[RepositoryName], Credentials | None]:
-    """Make what finds credentials, once a registry asks for them: most of the time none does."""
-    given = _explicit(options)
-    stores: list[CredentialStore] = []
-
-    def find(name: RepositoryName) -> Credentials | None:
-        if not stores:
-            from detlayer.registry.credentials import CredentialStore, read_environment
-
-            meant = frozenset(reference.name.registry for reference in references)
-            stores.append(CredentialStore(read_environment(os.environ, *given, given_for=meant)))
-        return stores[0].find(name)
-
-    return find
-
-
-def _explicit(options: dict[str, Any]) -> tuple[str, str]:
-    username = options["username"] or os.environ.get("DETLAYER_USERNAME", "")
-    password = os.environ.get("DETLAYER_PASSWORD", "")
-    if options["password_stdin"]:
-        password = sys.stdin.readline().rstrip("\r\n") if sys.stdin is not None else ""
-        if not password:
-            raise ConfigError("password-missing", "--password-stdin found no password", "pipe one in")
-    if username and not password:
-        raise ConfigError(
-            "password-missing",
-            f"{'--username' if options['username'] else 'DETLAYER_USERNAME'} without a password",
-            "set DETLAYER_PASSWORD, or pipe one in with --password-stdin",
-        )
-    if password and not username:
-        raise ConfigError(
-            "username-missing",
-            f"{'--password-stdin' if options['password_stdin'] else 'DETLAYER_PASSWORD'} without a name",
-            "say whose it is with --username or DETLAYER_USERNAME; for an identity token, that is '<token>'",
-        )
-    return username, password
+def _password(options: dict[str, Any]) -> str:
+    if not options["password_stdin"]:
+        return ""
+    password = sys.stdin.readline().rstrip("\r\n") if sys.stdin is not None else ""
+    if not password:
+        raise ConfigError("password-missing", "--password-stdin found no password", "pipe one in")
+    return password
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from detlayer.cli.common import console_options, expansion_option, make_console
 from detlayer.cli.console import stdin_stream
 from detlayer.cli.options import output_options, read_output, read_profile, read_selection, show_layer, value_options
 from detlayer.normalization import normalize as normalize_layer
+from detlayer.packing.options import PackOptions
 
 
 @click.command(
@@ -39,12 +40,14 @@ def normalize(layer: str, **options: Any) -> None:
             output=read_output(options, as_json=options["as_json"]),
             oci_layout=options["oci"],
             descriptor=options["descriptor"],
-            compression=options["compression"],
-            profile=read_profile(options),
-            selection=read_selection(options),
             max_expansion=options["max_expansion"],
-            jobs=options["jobs"],
-            reporter=console,
+            options=PackOptions(
+                options["compression"],
+                read_profile(options),
+                read_selection(options),
+                jobs=options["jobs"],
+                reporter=console,
+            ),
         )
         show_layer(console, made, options, done="normalized", started=started)
     finally:

@@ -14,7 +14,7 @@ from detlayer.cli.console import Console, counted, size, stdout_stream
 from detlayer.errors import ConfigError, printable
 from detlayer.layer.entry import DEFAULT_MTIME, Profile, parse_mtime
 from detlayer.layer.writer import Layer
-from detlayer.packing.packer import parse_destination
+from detlayer.packing.sources import parse_destination
 from detlayer.tree import Selection
 from detlayer.tree.patterns import parse_mode_rules, parse_owner, parse_owner_rules
 

@@ -19,6 +19,7 @@ from detlayer.cli.options import (
     read_selection,
     show_layer,
 )
+from detlayer.packing.options import PackOptions
 from detlayer.packing.packer import pack as pack_sources
 
 
@@ -56,16 +57,18 @@ def pack(ctx: click.Context, /, **options: Any) -> None:
             oci_layout=options["oci"],
             descriptor=options["descriptor"],
             depfile=options["depfile"],
-            compression=options["compression"],
-            profile=read_profile(options),
-            selection=read_selection(options),
-            exclude=read_patterns(ctx, options),
-            ignore_files=options["ignore_file"],
-            use_ignore_file=not options["no_ignore_file"],
-            jobs=options["jobs"],
-            reporter=console,
+            options=PackOptions(
+                options["compression"],
+                read_profile(options),
+                read_selection(options),
+                exclude=read_patterns(ctx, options),
+                ignore_files=options["ignore_file"],
+                use_ignore_file=not options["no_ignore_file"],
+                jobs=options["jobs"],
+                paranoid=options["paranoid"],
+                reporter=console,
+                explain=console.explain if options["explain"] else None,
+            ),
             store=stack.enter_context(open_store(options, console)),
-            paranoid=options["paranoid"],
-            explain=console.explain if options["explain"] else None,
         )
         show_layer(console, layer, options, done="packed", started=started)

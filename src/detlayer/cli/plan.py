@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -12,19 +11,14 @@ from detlayer.cli import exits
 from detlayer.cli.common import cache_options, console_options, make_console
 from detlayer.cli.console import Console, counted, size
 from detlayer.cli.network import network_options, open_memory, open_registries
-from detlayer.cli.transfers import Transfers
-from detlayer.errors import ConfigError
+from detlayer.cli.transfers import SHOWN_DIGEST, Transfers
 
 if TYPE_CHECKING:
-    from detlayer.oci.ports import Memory
     from detlayer.oci.references import Reference
-    from detlayer.registry.client import Registries
     from detlayer.transfer.plan import Plan
-    from detlayer.transfer.push import Hints, Image
+    from detlayer.transfer.push import PushOptions
 
-REMOTE = "docker://"
 _Decorated = TypeVar("_Decorated", bound=Callable[..., Any])
-_SHOWN_DIGEST = 19
 
 _SOURCE = (
     click.option("--as-blob", is_flag=True, help="IMAGE is a layer file, which is pushed as an artifact of its own."),
@@ -68,19 +62,21 @@ def plan(ctx: click.Context, /, **options: Any) -> None:
     For each blob: present (seen or pushed earlier), inferred (a manifest that is there lists it), mount (another
     repository of the registry has it), upload, or foreign (registries do not take it).
     """
-    from detlayer.transfer.push import plan_push
+    from detlayer.transfer.commands import open_push_source
+    from detlayer.transfer.push import plan_image
 
     console = make_console(options, json=options["as_json"])
     transfers = Transfers(console)
     references = read_references(options["references"])
-    hints = read_hints(options)
+    how = read_push_options(options)
+    kinds = {name: options[name] for name in ("whole_index", "as_blob")}
     try:
         with (
             open_memory(options, console) as memory,  # outermost: what threads send until they stop is remembered
             open_registries(options, transfers, references) as registries,
-            open_image_named(options, registries, memory) as image,
+            open_push_source(options["image"], registries, memory, **kinds) as image,
         ):
-            plans = plan_push(image, references, registries, memory=memory, hints=hints, check=options["check"])
+            plans = plan_image(image, references, registries, options=how, memory=memory)
     finally:
         console.close()
     show_plan(console, plans, as_json=options["as_json"])
@@ -99,13 +95,13 @@ def show_plan(console: Console, plans: Sequence[Plan], *, as_json: bool) -> None
     for one in plans:
         console.line(str(one.name))
         rows: list[tuple[str, str, str, str]] = [
-            (blob.action, str(blob.digest)[:_SHOWN_DIGEST], size(blob.size_bytes), blob.reason) for blob in one.blobs
+            (blob.action, str(blob.digest)[:SHOWN_DIGEST], size(blob.size_bytes), blob.reason) for blob in one.blobs
         ]
         rows += [
-            (document.action, str(document.digest)[:_SHOWN_DIGEST], size(document.size_bytes), document.reason)
+            (document.action, str(document.digest)[:SHOWN_DIGEST], size(document.size_bytes), document.reason)
             for document in one.manifests
         ]
-        rows += [(tag.action, tag.tag[:_SHOWN_DIGEST], size(one.root_bytes), tag.reason) for tag in one.tags]
+        rows += [(tag.action, tag.tag[:SHOWN_DIGEST], size(one.root_bytes), tag.reason) for tag in one.tags]
         widths = [max(len(row[column]) for row in rows) for column in range(3)]
         for action, name, bytes_text, reason in rows:
             console.line(f"  {action:{widths[0]}}  {name:{widths[1]}}  {bytes_text:>{widths[2]}}  {reason}")
@@ -125,30 +121,10 @@ def read_references(texts: Sequence[str]) -> list[Reference]:
     return [parse_reference(text) for text in texts]
 
 
-def read_hints(options: dict[str, Any]) -> Hints:
-    """Read --source; raises ConfigError."""
+def read_push_options(options: dict[str, Any]) -> PushOptions:
+    """Read --source and --check; raises ConfigError."""
     from detlayer.oci.references import parse_reference
-    from detlayer.transfer.push import Hints
+    from detlayer.transfer.push import PushOptions
 
-    return Hints(tuple(parse_reference(text).name for text in options["source"]))
-
-
-@contextmanager
-def open_image_named(options: dict[str, Any], registries: Registries, memory: Memory) -> Iterator[Image]:
-    """Open IMAGE, of whatever kind; raises ConfigError, TreeError, LayerError, IntegrityError and RegistryError."""
-    text: str = options["image"]
-    if text.startswith(REMOTE):
-        from detlayer.oci.references import parse_reference
-        from detlayer.transfer.remote import RemoteImage
-
-        for name, flag in (("whole_index", "--index"), ("as_blob", "--as-blob")):
-            if options[name]:
-                raise ConfigError("usage", f"{flag} is not for {REMOTE}", "leave it out")
-        reference = parse_reference(text.removeprefix(REMOTE))
-        repository = registries.repository(reference.name)
-        yield RemoteImage(repository, repository.get_manifest(reference.target), memory)
-        return
-    from detlayer.images.source import open_image
-
-    with open_image(text, whole_index=options["whole_index"], as_blob=options["as_blob"]) as image:
-        yield image
+    sources = tuple(parse_reference(text).name for text in options["source"])
+    return PushOptions(sources, options["check"])

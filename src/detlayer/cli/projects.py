@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -14,13 +13,11 @@ from detlayer.cli.console import Console
 from detlayer.errors import ConfigError, printable
 
 if TYPE_CHECKING:
-    from detlayer.building.lock import Lock
     from detlayer.building.settings import ImageSettings, Project
     from detlayer.oci.types import Platform
     from detlayer.store import Store
 
 _Decorated = TypeVar("_Decorated", bound=Callable[..., Any])
-_MACHINES = {"x86_64": "amd64", "aarch64": "arm64", "armv7l": "arm/v7", "i686": "386"}
 
 _PROJECT = (
     click.argument("images", metavar="IMAGE...", nargs=-1),
@@ -36,13 +33,10 @@ def project_options(command: _Decorated) -> _Decorated:
 
 def read_project(options: dict[str, Any]) -> tuple[Project, tuple[ImageSettings, ...]]:
     """Read the project, and the images that were named, for the platforms that were; raises ConfigError."""
-    from detlayer.building.files import ProjectFiles, find_project
-    from detlayer.building.settings import load
+    from detlayer.building.commands import load_project
     from detlayer.oci.platforms import parse_platform
 
-    path = options["file"] or find_project()
-    epoch = os.environ.get("SOURCE_DATE_EPOCH")
-    project = load(path, ProjectFiles(), environment=os.environ, epoch=epoch)
+    project = load_project(options["file"])
     images = project.choose(tuple(options["images"]))
     wanted = tuple(map(parse_platform, options.get("platform", ())))
     return project, tuple(_narrow(image, wanted) for image in images) if wanted else images
@@ -73,46 +67,12 @@ def retag(images: tuple[ImageSettings, ...], tags: tuple[str, ...]) -> tuple[Ima
     return tuple(replace(image, tags=tuple(dict.fromkeys(tags))) for image in images) if tags else images
 
 
-def lock_path(project: Project) -> str:
-    """Say where the lock of a project lies: beside its file."""
-    from detlayer.building.lock import FILE_NAME
-
-    return os.path.join(os.path.dirname(project.file), FILE_NAME)
-
-
-def read_lock(project: Project) -> Lock | None:
-    """Read the lock of a project; None if there is none. Raises ConfigError."""
-    from detlayer.building.files import ProjectFiles
-    from detlayer.building.lock import parse_lock
-
-    path = lock_path(project)
-    data = ProjectFiles().read(path)
-    return parse_lock(data, path) if data is not None else None
-
-
-def host_platform() -> Platform:
-    """Name the platform of this machine, as engines on it see it."""
-    from detlayer.oci.platforms import parse_platform
-
-    machine = os.uname().machine
-    return parse_platform(f"linux/{_MACHINES.get(machine, machine)}")
-
-
 @contextmanager
-def open_workshop(options: dict[str, Any], console: Console) -> Iterator[Store]:
-    """Open the store; without a cache that can be used, one that ends with the command: layers have to be somewhere."""
+def open_build_store(options: dict[str, Any], console: Console) -> Iterator[Store]:
+    """Open the store; without a usable cache, one that ends with the command."""
+    from detlayer.building.commands import open_store
     from detlayer.store import Store
 
-    with ExitStack() as stack:
-        if not options["no_cache"]:
-            store = stack.enter_context(Store(cache_directory(options), reporter=console))
-            if store.index.is_usable:
-                yield store
-                return
-        import tempfile
-
-        try:
-            directory = stack.enter_context(tempfile.TemporaryDirectory(prefix="detlayer-"))
-        except OSError as error:
-            raise ConfigError("cache-temporary", f"no temporary directory: {error}", "set TMPDIR") from error
-        yield stack.enter_context(Store(os.path.join(directory, "store"), reporter=console))
+    cache = None if options["no_cache"] else lambda: Store(cache_directory(options), reporter=console)
+    with open_store(cache, console) as store:
+        yield store

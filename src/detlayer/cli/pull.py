@@ -11,7 +11,7 @@ from detlayer.cli.common import cache_options, console_options, make_console
 from detlayer.cli.console import counted, size
 from detlayer.cli.network import network_options, open_memory, open_registries
 from detlayer.cli.transfers import Transfers
-from detlayer.errors import ConfigError, printable
+from detlayer.errors import printable
 
 _LAYOUT = "oci:"
 
@@ -40,33 +40,22 @@ def pull(**options: Any) -> None:
     """
     from detlayer.images.layout_writer import LayoutWriter
     from detlayer.oci.platforms import parse_platform
-    from detlayer.oci.references import is_tag, parse_reference
+    from detlayer.oci.references import parse_reference
     from detlayer.oci.types import canonical_json
-    from detlayer.transfer.pull import pull as pull_image
+    from detlayer.transfer.commands import parse_layout_target
+    from detlayer.transfer.pull import PullOptions, pull_image
 
     console = make_console(options, json=options["as_json"])
     transfers = Transfers(console, as_events=options["as_json"])
     started = time.monotonic()
-    path, _, tag = options["output"].removeprefix(_LAYOUT).partition(":")
-    if not options["output"].startswith(_LAYOUT) or not path:
-        raise ConfigError(
-            "output-invalid", f"{printable(options['output'])!r} is no OCI layout", "write -o oci:DIR or oci:DIR:TAG"
-        )
-    if tag and not is_tag(tag):
-        raise ConfigError("output-invalid", f"{printable(tag)!r} can't be a tag", "write -o oci:DIR:TAG")
+    path, tag = parse_layout_target(options["output"])
     platform = parse_platform(options["platform"]) if options["platform"] else None
+    how = PullOptions(tag, platform, options["manifests_only"])
     reference = parse_reference(options["reference"])
     try:
         with open_memory(options, console) as memory, open_registries(options, transfers, [reference]) as registries:
             pulled = pull_image(
-                reference,
-                LayoutWriter(path),
-                registries,
-                tag=tag,
-                platform=platform,
-                manifests_only=options["manifests_only"],
-                memory=memory,
-                reporter=transfers,
+                reference, LayoutWriter(path), registries, options=how, memory=memory, reporter=transfers
             )
     finally:
         console.close()

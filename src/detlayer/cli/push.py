@@ -11,7 +11,7 @@ from detlayer.cli import exits
 from detlayer.cli.common import cache_options, console_options, make_console
 from detlayer.cli.console import Console, counted, size
 from detlayer.cli.network import network_options, open_memory, open_registries
-from detlayer.cli.plan import open_image_named, read_hints, read_references, show_plan, source_options
+from detlayer.cli.plan import read_push_options, read_references, show_plan, source_options
 from detlayer.cli.transfers import Transfers
 from detlayer.errors import ConfigError, DetlayerError, printable
 
@@ -47,35 +47,28 @@ def push(ctx: click.Context, /, **options: Any) -> None:
     file with --as-blob. REF is registry/repository[:tag]. A push that changes nothing is one request. --check finds and
     restores what the registry lost of an image that a tag still names.
     """
-    from detlayer.transfer.push import plan_push
-    from detlayer.transfer.push import push as push_image
+    from msgspec.structs import replace
+
+    from detlayer.transfer.commands import open_push_source
+    from detlayer.transfer.push import plan_image, push_image
 
     console = make_console(options, json=options["as_json"])
     transfers = Transfers(console, as_events=options["as_json"])
     started = time.monotonic()
     references = read_references(options["references"])
-    plans = _read_plans(options["plan_file"])
-    hints = read_hints(options)
+    how = replace(read_push_options(options), plans=_read_plans(options["plan_file"]))
+    kinds = {name: options[name] for name in ("whole_index", "as_blob")}
     try:
         with (
             open_memory(options, console) as memory,  # outermost: what threads send until they stop is remembered
             open_registries(options, transfers, references) as registries,
-            open_image_named(options, registries, memory) as image,
+            open_push_source(options["image"], registries, memory, **kinds) as image,
         ):
             if options["dry_run"]:
-                made = plan_push(image, references, registries, memory=memory, hints=hints, check=options["check"])
+                made = plan_image(image, references, registries, options=how, memory=memory)
                 show_plan(console, made, as_json=options["as_json"])
                 return
-            report = push_image(
-                image,
-                references,
-                registries,
-                memory=memory,
-                hints=hints,
-                plans=plans,
-                check=options["check"],
-                reporter=transfers,
-            )
+            report = push_image(image, references, registries, options=how, memory=memory, reporter=transfers)
     finally:
         console.close()
     _show(console, report, transfers, as_json=options["as_json"], started=started)
@@ -85,14 +78,14 @@ def push(ctx: click.Context, /, **options: Any) -> None:
         ctx.exit(exits.NO)
 
 
-def _read_plans(path: str | None) -> list[Plan] | None:
+def _read_plans(path: str | None) -> tuple[Plan, ...] | None:
     if path is None:
         return None
     from detlayer.transfer.plan_document import parse_plans
 
     try:
         with open(path, "rb") as file:
-            return parse_plans(file.read(), printable(path))
+            return tuple(parse_plans(file.read(), printable(path)))
     except OSError as error:
         raise ConfigError("plan-invalid", f"{printable(path)}: {error.strerror}", "check the path") from error
 

@@ -28,7 +28,7 @@ def resolve(**options: Any) -> None:
     from detlayer.oci.platforms import parse_platform
     from detlayer.oci.references import parse_reference
     from detlayer.oci.types import canonical_json
-    from detlayer.transfer.pull import resolve as resolve_reference
+    from detlayer.transfer.pull import resolve_reference
 
     console = make_console(options, json=options["as_json"])
     platform = parse_platform(options["platform"]) if options["platform"] else None

@@ -17,7 +17,7 @@ _FREE = ("resolve", "fetch", "configure", "assemble", "index")  # they take no t
 
 
 class Steps(Transfers):
-    """Hears of steps, packs and transfers, and shows them. `hear` is called in one thread, the others in several."""
+    """Shows steps, packs and transfers. `on_event` is called in one thread, the other methods in several."""
 
     def __init__(
         self, console: Console, *, as_json: bool = False, explain: bool = False, is_silent: bool = False
@@ -28,7 +28,7 @@ class Steps(Transfers):
         self._is_silent = is_silent
         self._moved_bases: set[str] = set()
 
-    def hear(self, event: Event) -> None:
+    def on_event(self, event: Event) -> None:
         """Show what became of a step."""
         done = event.done
         if done is not None:

@@ -14,11 +14,11 @@ if TYPE_CHECKING:
 _BAR_FROM_BYTES = 4 << 20
 _BARS_AFTER_S = 0.5
 _PLAIN_EVERY_S = 5.0
-_SHOWN_DIGEST = 19  # `sha256:` and twelve digits
+SHOWN_DIGEST = 19  # `sha256:` and twelve digits
 
 
 class Transfers:
-    """Shows how a push or pull goes; hears of it from several threads."""
+    """Shows the progress of a push or pull; called from several threads."""
 
     def __init__(self, console: Console, *, as_events: bool = False) -> None:
         self._console = console
@@ -41,7 +41,7 @@ class Transfers:
                 found[how] = found.get(how, 0) + 1
             return found
 
-    # -- what it hears
+    # -- TransferReporter
 
     def transfer(self, name: str, total_bytes: int) -> None:
         with self._lock:
@@ -65,7 +65,7 @@ class Transfers:
             self._console.detail(f"{name}: {how}")
 
     def progress(self, step: str, tar_bytes: int) -> None:
-        """Hear how far a pack has come, of how many bytes none can tell."""
+        """Show how many bytes have been packed; the total is not known."""
         with self._lock:
             self._packs[step] = tar_bytes
             self._show()
@@ -122,7 +122,7 @@ class Transfers:
         for name, total_bytes in self._sizes.items():
             if name not in self._done and total_bytes >= _BAR_FROM_BYTES:
                 if name not in self._tasks:
-                    self._tasks[name] = bars.add_task(name[:_SHOWN_DIGEST], total=total_bytes)
+                    self._tasks[name] = bars.add_task(name[:SHOWN_DIGEST], total=total_bytes)
                 bars.update(self._tasks[name], completed=self._moved[name])
         # What was mounted is there without having moved.
         arrived = sum(self._sizes[name] if name in self._done else self._moved[name] for name in self._sizes)

@@ -12,7 +12,8 @@ from detlayer.cli.common import expansion_option, make_console, quiet_option
 from detlayer.cli.options import Ordered, pack_options, read_patterns, read_profile, read_selection
 from detlayer.cli.report import FORMATS, conclusion, error_to
 from detlayer.errors import ConfigError, DetlayerError
-from detlayer.verification import DEFAULT_RUNS
+from detlayer.packing.options import PackOptions
+from detlayer.verification import DEFAULT_RUNS, VerifyOptions
 from detlayer.verification import verify as verify_targets
 
 
@@ -70,20 +71,24 @@ def verify(ctx: click.Context, /, **options: Any) -> None:
     try:
         report = verify_targets(
             options["targets"],
-            runs=options["runs"],
             against=options["against"],
             rebuild=options["rebuild"],
             output=options["output"],
-            compression=options["compression"],
-            profile=read_profile(options),
-            selection=read_selection(options),
-            exclude=read_patterns(ctx, options),
-            ignore_files=options["ignore_file"],
-            use_ignore_file=not options["no_ignore_file"],
-            jobs=options["jobs"],
-            strict=options["strict"],
-            max_expansion=options["max_expansion"],
-            environment=os.environ,
+            options=VerifyOptions(
+                PackOptions(
+                    options["compression"],
+                    read_profile(options),
+                    read_selection(options),
+                    exclude=read_patterns(ctx, options),
+                    ignore_files=options["ignore_file"],
+                    use_ignore_file=not options["no_ignore_file"],
+                    jobs=options["jobs"],
+                ),
+                runs=options["runs"],
+                strict=options["strict"],
+                max_expansion=options["max_expansion"],
+                environment=os.environ,
+            ),
         )
     except DetlayerError as error:
         console.close()
@@ -101,8 +106,9 @@ def verify(ctx: click.Context, /, **options: Any) -> None:
 def _verify_lock(options: dict[str, Any], *, as_json: bool) -> int:
     """Pack what a project's lock is about, with nothing remembered; the exit says whether it came out the same."""
     from detlayer.building import Build
-    from detlayer.building.request import Request
-    from detlayer.cli.projects import lock_path, open_workshop, read_lock, read_project
+    from detlayer.building.commands import lock_path, read_lock
+    from detlayer.building.options import BuildOptions
+    from detlayer.cli.projects import open_build_store, read_project
     from detlayer.cli.steps import Steps
     from detlayer.oci.types import canonical_json
 
@@ -111,10 +117,10 @@ def _verify_lock(options: dict[str, Any], *, as_json: bool) -> int:
     console = make_console(options, json=as_json)
     project, images = read_project({**options, "images": (), "platform": ()})
     lock = read_lock(project)
-    request = Request(images, policy="locked", lock=lock, only_layers=True, is_offline=True)
+    how = BuildOptions(policy="locked", lock=lock, only_layers=True, is_offline=True, jobs=options["jobs"])
     with (
-        open_workshop({"no_cache": True}, console) as store,
-        Build(request, store, None, jobs=options["jobs"], reporter=Steps(console)) as wired,
+        open_build_store({"no_cache": True}, console) as store,
+        Build(images, how, store, None, reporter=Steps(console)) as wired,
     ):
         report = wired.run()
         for error in report.errors:

@@ -1,4 +1,4 @@
-"""The recipe of `diff`: two directories, layer files or OCI layouts to a report of what differs, and why. Never prints.
+"""`diff`: two directories, layer files or OCI layouts to a report of what differs, and why.
 
 A first pass over each side keeps a summary of each entry, a second reads again only the contents that differ. Memory
 is bounded by the summaries and by two contents at a time.
@@ -14,10 +14,10 @@ from functools import partial
 
 from detlayer.checks.compare import Difference, Summary, compare, first_out_of_order
 from detlayer.checks.findings import TRAPS, Change, Finding
+from detlayer.difference.changed_contents import explain_contents, first_offset
 from detlayer.difference.image import ImageSide, NamedLayer, diff_images
 from detlayer.difference.report import Compared, DiffReport, Verdict
-from detlayer.difference.second import explain_contents, first_offset
-from detlayer.difference.side import FormLog, LayerSide, Side, TreeSide
+from detlayer.difference.sides import HeaderFindings, LayerSide, Side, TreeSide
 from detlayer.errors import ConfigError, printable
 from detlayer.filesystem import is_dir
 from detlayer.images.files import open_file
@@ -48,7 +48,7 @@ def diff(
     LayerError, TreeError, ConfigError, and IntegrityError for a layout whose blobs are not what their names say.
     """
     names = os.fspath(a), os.fspath(b)
-    recipe = _Recipe(normalised, explain_limit, max_expansion, reporter or Silence())
+    comparison = _Comparison(normalised, explain_limit, max_expansion, reporter or Silence())
     left, right = map(name_layout, names)
     if left is not None and right is not None:
         with (
@@ -56,17 +56,17 @@ def diff(
             open_layout(right, max_expansion=max_expansion) as new,
         ):
             sides = ImageSide(names[0], left.tag, old), ImageSide(names[1], right.tag, new)
-            return diff_images(*sides, recipe.layers)
+            return diff_images(*sides, comparison.layers)
     if left is not None or right is not None:
         raise ConfigError(
             "diff-kinds",
             f"{printable(names[0])} and {printable(names[1])} are an image and something else",
             "compare a layer with a layer: the blobs of a layout are in its blobs/sha256",
         )
-    return recipe.run(recipe.side(names[0]), recipe.side(names[1]))
+    return comparison.run(comparison.side(names[0]), comparison.side(names[1]))
 
 
-class _Recipe:
+class _Comparison:
     def __init__(self, normalised: bool, explain_limit: int, max_expansion: int, reporter: Reporter) -> None:
         self._normalised = normalised
         self._left = explain_limit
@@ -190,7 +190,7 @@ def _order_changes(old: list[Summary], new: list[Summary]) -> Iterator[Change]:
         yield Change("entry-order", f"order of {path}", f"after {other}", "before it")
 
 
-def _form_changes(a: FormLog, b: FormLog) -> Iterator[Change]:
+def _form_changes(a: HeaderFindings, b: HeaderFindings) -> Iterator[Change]:
     """Compare findings of form trap by trap, in the order of the table; an example of each that differs."""
     for trap in TRAPS:
         counts = a.counts.get(trap, 0), b.counts.get(trap, 0)

@@ -12,7 +12,7 @@ from detlayer.checks.findings import Change
 from detlayer.difference.report import Compared, DiffReport, Verdict
 from detlayer.errors import LayerError, printable
 from detlayer.images.files import OpenFile
-from detlayer.images.layout import Image, Layout
+from detlayer.images.layout import Layout, LayoutImage
 from detlayer.oci.documents import decode_object
 from detlayer.oci.types import Descriptor, Digest
 
@@ -93,7 +93,7 @@ def diff_images(a: ImageSide, b: ImageSide, diff_layers: DiffLayers) -> DiffRepo
     )
 
 
-def _read_images(side: ImageSide) -> Iterator[Image]:
+def _read_images(side: ImageSide) -> Iterator[LayoutImage]:
     manifests = side.layout.manifests()
     wanted = [one for one in manifests if not side.tag or one.is_named(side.tag)]
     if not wanted:
@@ -111,17 +111,17 @@ def _read_images(side: ImageSide) -> Iterator[Image]:
         yield found
 
 
-def _manifest(image: Image) -> dict[str, Any]:
+def _manifest(image: LayoutImage) -> dict[str, Any]:
     return decode_object(image.manifest.data, str(image.manifest.digest))
 
 
-def _settings(image: Image) -> dict[str, Any]:
+def _settings(image: LayoutImage) -> dict[str, Any]:
     """Read the config, whatever it is of; empty if it is no JSON."""
     return {} if image.config_data is None else decode_object(image.config_data, str(image.config.digest))
 
 
-def _by_platform(name: str, images: Iterator[Image]) -> dict[str, Image]:
-    found: dict[str, Image] = {}
+def _by_platform(name: str, images: Iterator[LayoutImage]) -> dict[str, LayoutImage]:
+    found: dict[str, LayoutImage] = {}
     for image in images:
         platform = str(image.platform() or "no platform")
         if platform in found and found[platform].descriptor.digest != image.descriptor.digest:

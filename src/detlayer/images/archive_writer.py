@@ -16,7 +16,8 @@ from msgspec.structs import replace
 
 from detlayer.errors import ConfigError, IntegrityError, LayerError, printable
 from detlayer.layer.decompress import BlobReader
-from detlayer.layer.entry import Entry, order_key
+from detlayer.layer.entry import Entry
+from detlayer.layer.order import order_key
 from detlayer.layer.ports import Sink
 from detlayer.layer.tar import END, encode_header, padding
 from detlayer.oci.documents import Document, Wanted, parse_config

@@ -13,7 +13,7 @@ from detlayer.layer.formats import HEAD_BYTES, check_format, format_of, is_named
 from detlayer.oci.types import MEDIA_TYPE_LAYER
 
 if TYPE_CHECKING:
-    from detlayer.layer.decompress import Readable
+    from detlayer.oci.ports import Readable
 
 
 class OpenFile:

@@ -18,7 +18,7 @@ from msgspec.structs import replace
 from detlayer.errors import IntegrityError, LayerError, TreeError, printable
 from detlayer.filesystem import is_dir, is_file
 from detlayer.images.files import OpenFile, unreadable
-from detlayer.images.layout_files import Directory, Place, blob_name, read_document
+from detlayer.images.layout_files import Directory, LayoutStorage, blob_name, read_document
 from detlayer.oci.documents import ConfigFacts, Document, parse_config, parse_document
 from detlayer.oci.types import MAX_DOCUMENT_BYTES, Descriptor, Digest, Platform, digest_of
 
@@ -31,7 +31,7 @@ _MAX_BLOBS = 20_000
 _PIECE_BYTES = 1 << 20
 
 
-class Image(msgspec.Struct, frozen=True):
+class LayoutImage(msgspec.Struct, frozen=True):
     """One manifest. `config_data` is None if the config is no JSON, or could not be had."""
 
     descriptor: Descriptor
@@ -71,19 +71,19 @@ class _Walk(msgspec.Struct, frozen=True):
     # Digest, media type, size and platform of documents; of what was only named, and may be a manifest, less.
     _seen: set[tuple[Digest, str | None, int, Platform | None]] = set()
     # What a document was, by its digest, size and media type: None if it was an index.
-    found: dict[tuple[Digest, int, str], Image | None] = {}
+    found: dict[tuple[Digest, int, str], LayoutImage | None] = {}
 
     def enter(self, blob: Descriptor) -> bool:
         """Tell whether a document is to be followed."""
-        place = (blob.digest, blob.media_type, blob.size_bytes, blob.platform)
-        return place not in self._seen and self._add(place)
+        key = (blob.digest, blob.media_type, blob.size_bytes, blob.platform)
+        return key not in self._seen and self._add(key)
 
     def count(self, blob: Descriptor) -> None:
         """Count a blob that is only named."""
         self._add((blob.digest, None, 0, None))
 
-    def _add(self, place: tuple[Digest, str | None, int, Platform | None]) -> bool:
-        self._seen.add(place)
+    def _add(self, key: tuple[Digest, str | None, int, Platform | None]) -> bool:
+        self._seen.add(key)
         if len(self._seen) > _MAX_BLOBS:
             raise LayerError("layout-invalid", f"over {_MAX_BLOBS} blobs", "no honest image has as many")
         return True
@@ -92,14 +92,14 @@ class _Walk(msgspec.Struct, frozen=True):
 class Layout:
     """A layout to read, blob by blob."""
 
-    def __init__(self, path: str, place: Place) -> None:
+    def __init__(self, path: str, storage: LayoutStorage) -> None:
         self._path = path
-        self._place = place
+        self._storage = storage
 
     def index(self) -> Document:
         """Read index.json; raises TreeError if there is none, and LayerError."""
-        file = self._place.open("index.json")
-        if file is None and self._place.holds("index.json"):
+        file = self._storage.open("index.json")
+        if file is None and self._storage.holds("index.json"):
             raise _invalid(f"{self._path}/index.json is no regular file")
         if file is None:
             raise TreeError(
@@ -117,7 +117,7 @@ class Layout:
         """Read what index.json names; raises TreeError if there is none, and LayerError."""
         return self.index().children
 
-    def images(self, manifests: Iterable[Descriptor], read: Read | None = None) -> Iterator[Image | Descriptor]:
+    def images(self, manifests: Iterable[Descriptor], read: Read | None = None) -> Iterator[LayoutImage | Descriptor]:
         """Follow indexes to the images, each once for a platform; what is neither comes as the blob that it is.
 
         `read` is how documents are read: it may refuse one, by None, and go on; by default it is `document`.
@@ -126,7 +126,7 @@ class Layout:
         for blob in manifests:
             yield from self._follow(blob, walk, 0)
 
-    def _follow(self, blob: Descriptor, walk: _Walk, depth: int) -> Iterator[Image | Descriptor]:
+    def _follow(self, blob: Descriptor, walk: _Walk, depth: int) -> Iterator[LayoutImage | Descriptor]:
         if blob.media_type and not blob.is_index and not blob.is_manifest:
             walk.count(blob)
             yield blob
@@ -137,9 +137,9 @@ class Layout:
             raise LayerError(
                 "layout-invalid", f"indexes in indexes, over {_MAX_DEPTH} deep", "no honest image has these"
             )
-        place = (blob.digest, blob.size_bytes, blob.media_type)
-        if place in walk.found:  # for another platform: it is not read again
-            known = walk.found[place]
+        key = (blob.digest, blob.size_bytes, blob.media_type)
+        if key in walk.found:  # for another platform: it is not read again
+            known = walk.found[key]
             if known is not None:
                 yield replace(known, descriptor=blob)
             return
@@ -148,7 +148,7 @@ class Layout:
             return
         document = parse_document(data, str(blob.digest), blob.media_type)
         if document.config is None:
-            walk.found[place] = None
+            walk.found[key] = None
             for one in document.children:
                 yield from self._follow(one, walk, depth + 1)
             return
@@ -156,17 +156,17 @@ class Layout:
             walk.count(one)
         config = document.config
         is_json = config.media_type.endswith("json")  # an artifact's may be anything
-        image = Image(blob, document, config, _bounded(config, walk.read) if is_json else None)
-        walk.found[place] = image
+        image = LayoutImage(blob, document, config, _bounded(config, walk.read) if is_json else None)
+        walk.found[key] = image
         yield image
 
     def blobs(self) -> list[Digest]:
         """Name the blobs that are there, in order, whether or not anything leads to them; raises LayerError."""
-        return [Digest(name) for name in self._place.blobs() if _HEX.fullmatch(name)]
+        return [Digest(name) for name in self._storage.blobs() if _HEX.fullmatch(name)]
 
     def find(self, digest: Digest) -> OpenFile | None:
         """Open a blob, unchecked; None if it is not there. Raises LayerError."""
-        return self._place.open(blob_name(digest))
+        return self._storage.open(blob_name(digest))
 
     def has(self, digest: Digest) -> bool:
         """Tell whether there is a file for a blob."""
@@ -258,17 +258,17 @@ def _ask(is_there: Callable[[str], bool], path: str) -> bool:
 @contextmanager
 def open_layout(name: LayoutName, *, max_expansion: int = 200) -> Iterator[Layout]:
     """Open a layout for reading; raises TreeError where there is none, LayerError for an archive that is no tar."""
-    place: Place
+    storage: LayoutStorage
     if name.is_archive:
         from detlayer.images.archive_files import Archive  # reads tars, which a directory has no need of
 
-        place = Archive(name.path, max_expansion=max_expansion)
+        storage = Archive(name.path, max_expansion=max_expansion)
     else:
-        place = Directory(name.path)
+        storage = Directory(name.path)
     try:
-        yield Layout(name.path, place)
+        yield Layout(name.path, storage)
     finally:
-        place.close()
+        storage.close()
 
 
 def _bounded(blob: Descriptor, read: Read) -> bytes | None:

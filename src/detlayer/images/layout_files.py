@@ -13,7 +13,7 @@ from detlayer.oci.types import MAX_DOCUMENT_BYTES, Digest
 BLOBS = "blobs/sha256/"
 
 
-class Place(Protocol):
+class LayoutStorage(Protocol):
     """Files of a layout by their names in it, such as `index.json`."""
 
     def open(self, name: str) -> OpenFile | None:

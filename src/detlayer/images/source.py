@@ -13,7 +13,7 @@ from contextlib import contextmanager
 
 import msgspec
 
-from detlayer.errors import ConfigError, IntegrityError, LayerError, printable
+from detlayer.errors import ConfigError, FormatError, IntegrityError, LayerError, printable
 from detlayer.images.files import OpenFile, layer_type, open_file
 from detlayer.images.layout import SAVED, Layout, LayoutName, checked_document, measure, name_layout, open_layout
 from detlayer.images.layout_files import blob_name
@@ -148,7 +148,7 @@ def _open_file(path: str) -> OpenedFile:
     with open_file(path) as file:
         head = file.read(HEAD_BYTES)
     if not is_layer(head):
-        raise LayerError(
+        raise FormatError(
             "layer-format",
             f"{printable(path)} does not begin as a layer does: a tar, plain or compressed with gzip or zstd",
             f"detlayer pack {quoted(path)} -o layer.tar.gz makes a layer of it",

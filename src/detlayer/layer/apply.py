@@ -1,7 +1,7 @@
 """Entries of a layer in any order become the tree that an engine would make of them, in SPEC 3.4's order.
 
-Pure: contents are tokens that somebody else keeps. `Applied` is what `normalize` and `diff` have in common; whiteouts
-stay, since they speak of the layers below.
+Pure: contents are tokens that somebody else keeps. `normalize` and `diff` share `AppliedTree`; whiteouts stay, since
+they are about the layers below.
 """
 
 from __future__ import annotations
@@ -14,11 +14,12 @@ from msgspec import structs
 
 from detlayer.errors import LayerError, printable
 from detlayer.layer import bytecode
-from detlayer.layer.entry import Entry, Profile, is_whiteout, marker, normalise, order_key, parent
+from detlayer.layer.entry import Entry, Profile, is_whiteout, marker, normalise, parent
+from detlayer.layer.order import order_key
 
 
 @dataclass(slots=True)
-class Held:
+class AppliedEntry:
     """An entry as it was read, and where its content is kept."""
 
     entry: Entry
@@ -30,7 +31,7 @@ class Held:
 T = TypeVar("T")
 
 
-class Applied(Generic[T]):
+class AppliedTree(Generic[T]):
     """The tree that an engine has after each entry: the later of two for one path, and nothing below a file.
 
     A hard link is bound to what its target is at that point, whatever becomes of the target's path.
@@ -38,7 +39,7 @@ class Applied(Generic[T]):
 
     def __init__(self, is_dir: Callable[[T], bool]) -> None:
         self._is_dir = is_dir
-        self.held: dict[bytes, T] = {}
+        self.by_path: dict[bytes, T] = {}
         self._parents: set[bytes] = set()
         self._below: dict[bytes, set[bytes]] | None = None  # made when it is first needed, which is rare
 
@@ -46,8 +47,8 @@ class Applied(Generic[T]):
         """Apply one more entry; tells whether the path was there before."""
         if path in self._parents and not self._is_dir(value):
             self._remove_below(path)
-        was_there = self.held.pop(path, None) is not None
-        self.held[path] = value
+        was_there = self.by_path.pop(path, None) is not None
+        self.by_path[path] = value
         self._note(path)
         return was_there
 
@@ -55,7 +56,7 @@ class Applied(Generic[T]):
         """Find what a hard link at `path` is bound to; None if there is no such file."""
         if target.startswith(path + b"/"):
             return None  # the link removes the directory that its target is in
-        found = self.held.get(target)
+        found = self.by_path.get(target)
         return None if found is None or self._is_dir(found) else found
 
     def _note(self, path: bytes) -> None:
@@ -72,14 +73,14 @@ class Applied(Generic[T]):
     def _remove_below(self, path: bytes) -> None:
         if self._below is None:
             self._below = {}
-            for known in self.held:
+            for known in self.by_path:
                 self._note(known)
         stack = [path]
         while stack:
             here = stack.pop()
             self._parents.discard(here)
             for child in self._below.pop(here, ()):
-                self.held.pop(child, None)
+                self.by_path.pop(child, None)
                 stack.append(child)
 
 
@@ -87,18 +88,18 @@ class Merger:
     """Takes entries as they come in a tar, and gives them back sorted and normalised."""
 
     def __init__(self) -> None:
-        self._applied = Applied[Held](lambda held: held.entry.kind == "dir")
+        self._applied = AppliedTree[AppliedEntry](lambda held: held.entry.kind == "dir")
         self._count = 0
 
     def add(self, entry: Entry, start: int = 0) -> None:
         """Apply one more entry; raises LayerError for a hard link to nowhere."""
         path = entry.path
         self._count += 1
-        held = Held(entry, start, self._count)
+        held = AppliedEntry(entry, start, self._count)
         if entry.kind == "hardlink":
             target = self._applied.link_target(path, entry.target)
             if target is not None and target.entry.kind != "hardlink":
-                held = Held(structs.replace(target.entry, path=path), target.start, target.identity)
+                held = AppliedEntry(structs.replace(target.entry, path=path), target.start, target.identity)
             elif not is_whiteout(
                 path, entry.kind
             ):  # a whiteout needs no target: it may be in a lower layer, or nowhere
@@ -111,7 +112,7 @@ class Merger:
 
     def entries(
         self, profile: Profile, *, hardlinks: Literal["separate", "preserve"]
-    ) -> Iterator[tuple[Entry, Held | None]]:
+    ) -> Iterator[tuple[Entry, AppliedEntry | None]]:
         """Yield entries sorted and normalised, with parents that were missing; without content.
 
         With hard links preserved, the first path of those that share a content is the file, the others link to it.
@@ -119,7 +120,7 @@ class Merger:
         paths = self._with_parents()
         first_at: dict[int, Entry] = {}
         for path in sorted(paths, key=order_key):
-            held = self._applied.held.get(path)
+            held = self._applied.by_path.get(path)
             if held is None:
                 yield parent(path, profile), None
                 continue
@@ -136,8 +137,8 @@ class Merger:
             yield entry, held
 
     def _with_parents(self) -> set[bytes]:
-        paths = set(self._applied.held)
-        for path in self._applied.held:
+        paths = set(self._applied.by_path)
+        for path in self._applied.by_path:
             above = path.rpartition(b"/")[0]
             while above and above not in paths:
                 paths.add(above)
@@ -153,5 +154,5 @@ class Merger:
         if source is None:
             return None
         place = home if in_pycache else above
-        held = self._applied.held.get(place + b"/" + source if place else source)
+        held = self._applied.by_path.get(place + b"/" + source if place else source)
         return held.entry if held is not None and held.entry.kind == "file" else None

@@ -10,12 +10,13 @@ import hashlib
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Literal
 
 from zstandard import FrameParameters, ZstdDecompressor, ZstdError, frame_header_size, get_frame_parameters
 
 from detlayer.errors import LayerError
 from detlayer.layer.formats import HEAD_BYTES, check_format, format_of
+from detlayer.oci.ports import Readable
 from detlayer.oci.types import Digest
 
 PIECE_BYTES = 1 << 20
@@ -35,10 +36,6 @@ _SKIPPABLE = (b"\x2a\x4d\x18", range(0x50, 0x60))  # RFC 8878 3.1.2, the last th
 _FREE_BYTES = 1 << 30
 
 Compression = Literal["none", "gzip", "zstd"]
-
-
-class Readable(Protocol):
-    def read(self, size: int, /) -> bytes: ...
 
 
 @dataclass(slots=True)
@@ -161,42 +158,42 @@ class BlobReader:
             self.facts.gzip_name = data[10:266].split(b"\0")[0]
 
     def _unzstd(self, data: bytes) -> Iterator[bytes]:
-        held = _Held(self._read, data)
+        ahead = _ReadAhead(self._read, data)
         decompressor = ZstdDecompressor(max_window_size=_ZSTD_MAX_WINDOW_BYTES)
-        while head := held.peek(_ZSTD_HEADER_BYTES):
+        while head := ahead.peek(_ZSTD_HEADER_BYTES):
             if _is_skippable(head):
-                held.skip(8 + int.from_bytes(held.need(8)[4:8], "little"))
+                ahead.skip(8 + int.from_bytes(ahead.need(8)[4:8], "little"))
                 continue
             if not head.startswith(_ZSTD_MAGIC):
                 raise _garbage("zstd frame")
             length = 0
             try:
                 _check_frame(get_frame_parameters(head))
-                for piece in self._frame(held, decompressor, head):
+                for piece in self._frame(ahead, decompressor, head):
                     length += len(piece)
                     yield piece
             except ZstdError as error:
                 raise LayerError("blob-corrupt", f"the zstd stream is damaged: {error}", _AGAIN) from error
             self._note_member(length)
 
-    def _frame(self, held: _Held, decompressor: ZstdDecompressor, head: bytes) -> Iterator[bytes]:
+    def _frame(self, ahead: _ReadAhead, decompressor: ZstdDecompressor, head: bytes) -> Iterator[bytes]:
         """Decompress one frame, fed by whole blocks (RFC 8878 3.1.1.2): a block never stands for more than 128 KiB."""
         parameters = get_frame_parameters(head)
-        compressed = [held.take(frame_header_size(head))]
+        compressed = [ahead.take(frame_header_size(head))]
         compressed_bytes = blocks = 0
         stream = None
         last = False
         while not last:
-            block = int.from_bytes(held.need(3)[:3], "little")
+            block = int.from_bytes(ahead.need(3)[:3], "little")
             last = bool(block & 1)
             size = 3 + (1 if block >> 1 & 3 == _ZSTD_RLE else block >> 3)
             if size > 3 + _ZSTD_BLOCK_BYTES:
                 raise LayerError("blob-corrupt", "the zstd stream is damaged: a block is too long", _AGAIN)
-            compressed.append(held.take(size))
+            compressed.append(ahead.take(size))
             compressed_bytes += size
             blocks += 1
             if last and parameters.has_checksum:
-                compressed.append(held.take(4))
+                compressed.append(ahead.take(4))
             if stream is None and (
                 parameters.content_size > _WHOLE_BYTES or compressed_bytes > _WHOLE_BYTES or blocks > _WHOLE_BLOCKS
             ):
@@ -223,7 +220,7 @@ class BlobReader:
             )
 
 
-class _Held:
+class _ReadAhead:
     """Compressed bytes that are read but not yet used."""
 
     def __init__(self, read: Callable[[int], bytes], data: bytes) -> None:

@@ -1,7 +1,4 @@
-"""Entries and what makes them equal everywhere: the profile of values, and the order. Knows no file system, no clock.
-
-Carries out SPEC 3 (entries, order) and SPEC 4 (normalised values).
-"""
+"""Entries, and the profile that gives them the same values everywhere (SPEC 3, 4). No file system, no clock."""
 
 from __future__ import annotations
 
@@ -16,7 +13,7 @@ import msgspec
 
 from detlayer.errors import ConfigError, LayerError, TreeError, printable
 
-Kind = Literal["dir", "file", "symlink", "hardlink"]
+EntryKind = Literal["dir", "file", "symlink", "hardlink"]
 
 DEFAULT_MTIME = 946684800  # 2000-01-01T00:00:00Z; SPEC 4.1
 MAX_MTIME = 0o77777777777  # what eleven octal digits hold
@@ -74,7 +71,7 @@ class Entry(msgspec.Struct, frozen=True, gc=False):
     """
 
     path: bytes
-    kind: Kind
+    kind: EntryKind
     mode: int = 0o644
     uid: int = 0
     gid: int = 0
@@ -260,24 +257,6 @@ def without_temporaries(names: list[bytes]) -> list[bytes]:
     return [name for name in names if not is_temporary(name)]
 
 
-def sibling_key(name: bytes) -> tuple[bool, bytes]:
-    """Order of names within a directory: whiteouts first, then raw bytes (SPEC 3.4)."""
-    return (not name.startswith(WHITEOUT_PREFIX), name)
-
-
-def order_key(path: bytes) -> list[tuple[bool, bytes]]:
-    """Order of whole paths: component by component (SPEC 3.4)."""
-    return [sibling_key(name) for name in path.split(b"/")]
-
-
-def in_order(before: bytes, path: bytes) -> bool:
-    """Tell whether `path` comes after `before` (SPEC 3.4)."""
-    if b".wh." in path or b".wh." in before:
-        return order_key(before) < order_key(path)
-    # NUL sorts below every byte of a name, so this compares component by component without splitting.
-    return before.replace(b"/", b"\0") < path.replace(b"/", b"\0")
-
-
 def fold_name(name: bytes) -> bytes:
     """Bring a name to what names that are one file on macOS or Windows have in common: no case, one Unicode form."""
     if name.isascii():
@@ -292,37 +271,3 @@ def collision_code(name: bytes, twin: bytes) -> Literal["case-collision", "unico
 
 def _composed(name: bytes) -> str:
     return unicodedata.normalize("NFC", name.decode("utf-8", "surrogateescape"))
-
-
-class Order:
-    """Holds SPEC 3.3 and 3.4 from neighbour to neighbour: what is sorted needs no look further back."""
-
-    __slots__ = ("_key", "_previous")
-
-    def __init__(self) -> None:
-        self._previous: Entry | None = None
-        self._key: bytes | None = None
-
-    def check(self, entry: Entry) -> None:
-        """Take the next entry; raises LayerError."""
-        path = entry.path
-        # As in `in_order`, but each path is looked at once.
-        key = path.replace(b"/", b"\0") if WHITEOUT_PREFIX not in path else None
-        before, self._key = self._key, key
-        previous, self._previous = self._previous, entry
-        if previous is None:
-            return
-        if path == previous.path:
-            raise LayerError("duplicate-path", f"{printable(path)} is there twice", "remove one of the two")
-        if previous.kind != "dir" and path.startswith(previous.path + b"/"):
-            raise LayerError(
-                "file-as-parent",
-                f"{printable(previous.path)} is a {previous.kind} and also the parent of {printable(path)}",
-                "rename or leave out one of the two",
-            )
-        if not (before < key if before is not None and key is not None else in_order(previous.path, path)):
-            raise LayerError(
-                "entry-order",
-                f"{printable(path)} comes after {printable(previous.path)}",
-                "entries are sorted by path component, raw bytes, whiteouts first",
-            )

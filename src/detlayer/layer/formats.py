@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from typing import Literal
 
-from detlayer.errors import LayerError, printable
+from detlayer.errors import FormatError, LayerError, printable
 
 HEAD_BYTES = 512
 """How many first bytes tell what a file is: a tar's header."""
@@ -84,7 +84,7 @@ def check_format(head: bytes, name: str = "", *, is_image: bool = False) -> None
     stem = next((name[: -len(one)] for one in sorted(_SUFFIXES, key=len)[::-1] if name.lower().endswith(one)), name)
     command = _COMMANDS[found].format(quoted(name) if name else "FILE")
     output = quoted((stem or "layer") + (".tar" if is_image else ".tar.gz"))
-    raise LayerError(
+    raise FormatError(
         "layer-format",
         f"{printable(name) if name else 'the input'} is in the format {found}; expected a tar, plain, gzip or zstd",
         f"{command} > {output}" if is_image else f"{command} | detlayer normalize - -o {output}",

@@ -19,7 +19,32 @@ KEY_FORMAT = "detlayer-key/1"
 EMPTY_FINGERPRINT = blake3().digest()
 
 _PIECE_BYTES = 4 << 20
-_KEY_PARTS = 4096
+_MAX_PARTS = 512
+_LONG_BYTES = 1 << 14  # a longer header is hashed at once, so that few megabytes wait
+
+
+class LayerKey:
+    """The key of a layer, from its entries as they come: of each its header, of each file also its fingerprint."""
+
+    __slots__ = ("_hash", "_parts")
+
+    def __init__(self) -> None:
+        self._hash = blake3(KEY_FORMAT.encode() + b"\n")
+        self._parts: list[bytes] = []
+
+    def add(self, header: bytes, fingerprint: bytes = b"") -> None:
+        """Take the next entry: its header blocks as the tar has them, and the blake3 of its content if it is a file."""
+        parts = self._parts
+        parts.append(header)
+        parts.append(fingerprint)
+        if len(parts) > _MAX_PARTS or len(header) > _LONG_BYTES:
+            self._hash.update(b"".join(parts))
+            parts.clear()
+
+    def __str__(self) -> str:
+        self._hash.update(b"".join(self._parts))
+        self._parts.clear()
+        return f"blake3:{self._hash.hexdigest()}"
 
 
 def key_of(entries: Iterable[Entry], memory: ContentMemory) -> str:
@@ -27,21 +52,17 @@ def key_of(entries: Iterable[Entry], memory: ContentMemory) -> str:
 
     Their order is not judged: no layer has the key of entries that are out of order. Raises TreeError and LayerError.
     """
-    key = blake3(KEY_FORMAT.encode() + b"\n")
-    parts: list[bytes] = []
+    key = LayerKey()
     buffer = memoryview(mmap(-1, _PIECE_BYTES))
     for entry in entries:
-        parts.append(encode_header(entry))
-        if entry.kind == "file":
-            if entry.size_bytes:
-                parts.append(memory.recall(entry) or _read(entry, memory, buffer))
-            else:
-                parts.append(EMPTY_FINGERPRINT)
-        if len(parts) > _KEY_PARTS:
-            key.update(b"".join(parts))
-            parts.clear()
-    key.update(b"".join(parts))
-    return f"blake3:{key.hexdigest()}"
+        header = encode_header(entry)
+        if entry.kind != "file":
+            key.add(header)
+        elif entry.size_bytes:
+            key.add(header, memory.recall(entry) or _read(entry, memory, buffer))
+        else:
+            key.add(header, EMPTY_FINGERPRINT)
+    return str(key)
 
 
 def _read(entry: Entry, memory: ContentMemory, buffer: memoryview) -> bytes:

@@ -1,8 +1,8 @@
-"""A line of threads behind the calling one: chunks are processed in parallel, finished in order. Never what they are.
+"""A pipeline of threads: chunks are processed in parallel, and finished in order. Does not look inside chunks.
 
 There are as many threads as jobs, the calling one among them: when no buffer is free it processes a chunk instead of
 waiting. More threads than processors cost a tenth of the time in caches alone (measured with zstd). Threads take turns
-at Python, and a turn costs a small file's reading, so what a line is for are few long calls into C.
+at Python, and a turn costs a small file's reading, so a pipeline pays off for few long calls into C.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ _Made = TypeVar("_Made")
 Processor = Callable[[memoryview], _Made]
 
 
-class Line(ABC, Generic[_Made]):
-    """What to do with a chunk is a subclass's to say. Use as a context: leaving it ends the threads."""
+class ChunkPipeline(ABC, Generic[_Made]):
+    """A subclass says what is done with a chunk. A context manager: leaving it ends the threads."""
 
     def __init__(self, jobs: int) -> None:
         self._own = self.processor()
@@ -43,7 +43,7 @@ class Line(ABC, Generic[_Made]):
         self._chunk_there = Condition(self._lock)
         self._buffer_free = Condition(self._lock)
         self._finishing = Lock()
-        self._workers = [Thread(target=self._work, name="detlayer-line", daemon=True) for _ in range(jobs - 1)]
+        self._workers = [Thread(target=self._work, name="detlayer-pipeline", daemon=True) for _ in range(jobs - 1)]
         self.chunks: list[int] = []
         """The sizes of all that were put, in order."""
 

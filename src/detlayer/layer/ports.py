@@ -17,13 +17,13 @@ class Sink(Protocol):
 
 
 class Reporter(Protocol):
-    """Hears of progress and of things worth a word. Called from one thread."""
+    """Is told progress and warnings, by one thread."""
 
     def progress(self, entries: int, tar_bytes: int) -> None:
-        """Say how far the pass has come, in total; called about once a chunk."""
+        """Report the totals of the pass so far; called about once per chunk."""
 
     def warning(self, code: str, message: str) -> None:
-        """Say something that the user should know though it is no error."""
+        """Report a problem that is not an error."""
 
 
 class Silence:
@@ -40,20 +40,20 @@ class ContentMemory(Protocol):
     """What is known of contents without reading them. A fingerprint is the blake3 of a content. Used by one thread."""
 
     def recall(self, entry: Entry) -> bytes | None:
-        """Give the fingerprint of a content that is as it was when it was read; None if it has to be read.
+        """Return the fingerprint of a content that has not changed since it was read; None if it has to be read.
 
         Asked of a content that has been read, None if it changed meanwhile.
         """
 
     def learn(self, entry: Entry, fingerprint: bytes) -> None:
-        """Hear what was just read; the content is still open."""
+        """Take the fingerprint of what was just read; the content is still open."""
 
 
 class ChunkMemory(Protocol):
     """Chunks that the same codec compressed before. Used by several threads; `learn` by one at a time."""
 
     def recall(self, fingerprint: bytes) -> bytes | None:
-        """Give the compressed bytes of the chunk with this blake3; None if it has to be compressed."""
+        """Return the compressed bytes of the chunk with this blake3; None if it has to be compressed."""
 
     def learn(self, fingerprint: bytes, offset_bytes: int, data: Bytes) -> None:
-        """Hear where in the new blob a chunk's compressed bytes are, in order."""
+        """Take where a chunk's compressed bytes are in the new blob, in order."""

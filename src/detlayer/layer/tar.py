@@ -67,23 +67,22 @@ def encode_header(entry: Entry) -> bytes:
         pax = _pax_records(entry, path)
     else:
         pax = b""
-    header = _block(
-        path,
+    numbers = (
         entry.mode,
         uid if uid <= _MAX_FIELD_OWNER else 0,
         gid if gid <= _MAX_FIELD_OWNER else 0,
         size if size <= _MAX_FIELD_SIZE else 0,
         entry.mtime,
-        _TYPE_FLAGS[entry.kind],
-        entry.target,
     )
+    header = _block(path, numbers, _TYPE_FLAGS[entry.kind], entry.target)
     if not pax:
         return header
-    return _block(_PAX_NAME, 0o644, 0, 0, len(pax), 0, b"x", b"") + pax + bytes(padding(len(pax))) + header
+    return _block(_PAX_NAME, (0o644, 0, 0, len(pax), 0), b"x", b"") + pax + bytes(padding(len(pax))) + header
 
 
-def _block(path: bytes, mode: int, uid: int, gid: int, size: int, mtime: int, flag: bytes, target: bytes) -> bytes:
-    head = b"%b%07o\0%07o\0%07o\0%011o\0%011o\0" % (path[:100].ljust(100, b"\0"), mode, uid, gid, size, mtime)
+def _block(path: bytes, numbers: tuple[int, int, int, int, int], flag: bytes, target: bytes) -> bytes:
+    """Make a header block; the numbers are mode, owner, group, size and mtime."""
+    head = b"%b%07o\0%07o\0%07o\0%011o\0%011o\0" % (path[:100].ljust(100, b"\0"), *numbers)
     tail = flag + (target[:100].ljust(100, b"\0") + _USTAR if target else _NO_LINK_TAIL)
     # The checksum is the sum of all bytes, its own eight counted as spaces (POSIX ustar). The low half of Adler-32 is
     # 1 + that sum modulo 65521, in C; a header sums to less: two names of at most 100 bytes of 255, and digits.

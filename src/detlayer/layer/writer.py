@@ -4,7 +4,7 @@ Knows no registry and no disk: entries come in by an iterator whose contents ope
 sink. Memory is bounded by the number of chunk buffers, whatever the layer's size.
 
     entries ─ header + content ─> chunk buffer ─┬─> codec, or memory ─> tar sha256, blob sha256, sink, in order
-              (calling thread)                  ┊   (a line of workers, and the calling thread when it has to wait)
+              (calling thread)                  ┊   (a pipeline of workers, and the calling thread when it has to wait)
 
 Nearly all of it happens in C without the GIL; the calling thread's Python per entry is the hot path.
 """
@@ -22,9 +22,10 @@ from detlayer.errors import LayerError, printable
 from detlayer.layer import chunking, codec, tar
 from detlayer.layer.chunking import CHUNK_MAX_BYTES, cut_before
 from detlayer.layer.codec import Codec
-from detlayer.layer.entry import Content, ContentReader, Entry, Order
-from detlayer.layer.key import EMPTY_FINGERPRINT, KEY_FORMAT, confirm, shrunk
-from detlayer.layer.pipeline import BUFFER_BYTES, Line, Processor
+from detlayer.layer.entry import Content, ContentReader, Entry
+from detlayer.layer.key import EMPTY_FINGERPRINT, KEY_FORMAT, LayerKey, confirm, shrunk
+from detlayer.layer.order import OrderChecker
+from detlayer.layer.pipeline import BUFFER_BYTES, ChunkPipeline, Processor
 from detlayer.layer.ports import Bytes, ChunkMemory, ContentMemory, Reporter, Silence, Sink
 from detlayer.layer.tar import encode_header, padding
 from detlayer.oci.types import MEDIA_TYPE_LAYER, Descriptor, Digest
@@ -89,21 +90,21 @@ def pack(
     entries break SPEC 3, TreeError when a content is not what its entry says, and whatever the sink raises. What the
     sink holds then is the sink's to undo.
     """
-    with _Packing(sink, codec, jobs, chunks) as line:
-        source = _Source(line, reporter or Silence(), contents)
-        source.write(entries)
-        line.drain()
+    with _PackPipeline(sink, codec, jobs, chunks) as pipeline:
+        writer = _EntryWriter(pipeline, reporter or Silence(), contents)
+        writer.write(entries)
+        pipeline.drain()
         return Layer(
             codec=codec,
             codec_class=codec.codec_class,
-            digest=Digest(line.blob_sha.hexdigest()),
-            size_bytes=line.blob_bytes,
-            diff_id=Digest(line.tar_sha.hexdigest()),
-            key="blake3:" + source.key.hexdigest(),
-            entries=source.entries,
-            files=source.files,
-            tar_bytes=source.tar_bytes,
-            chunks=tuple(line.chunks),
+            digest=Digest(pipeline.blob_sha.hexdigest()),
+            size_bytes=pipeline.blob_bytes,
+            diff_id=Digest(pipeline.tar_sha.hexdigest()),
+            key=str(writer.key),
+            entries=writer.entries,
+            files=writer.files,
+            tar_bytes=writer.tar_bytes,
+            chunks=tuple(pipeline.chunks),
         )
 
 
@@ -113,14 +114,14 @@ def fingerprint(entries: Iterable[Entry], *, jobs: int = 1) -> bytes | None:
     Two thirds of the time of a key where no content is known: one call for each chunk, in other threads. None if a
     large content may have changed while it was read: only `pack` can tell. Raises what `pack` raises of its entries.
     """
-    with _Printing(jobs) as line:
-        source = _Source(line, Silence(), None, has_key=False)
-        source.write(entries)
-        line.drain()
-        return line.found.digest() if source.is_sure else None
+    with _FingerprintPipeline(jobs) as pipeline:
+        writer = _EntryWriter(pipeline, Silence(), None, has_key=False)
+        writer.write(entries)
+        pipeline.drain()
+        return pipeline.found.digest() if writer.is_sure else None
 
 
-class _Packing(Line[tuple[Bytes, bytes]]):
+class _PackPipeline(ChunkPipeline[tuple[Bytes, bytes]]):
     """Compresses chunks; hashes tar and blob, and writes."""
 
     def __init__(self, sink: Sink, codec: Codec, jobs: int, memory: ChunkMemory | None) -> None:
@@ -157,7 +158,7 @@ class _Packing(Line[tuple[Bytes, bytes]]):
         self.blob_bytes += len(data)
 
 
-class _Printing(Line[bytes]):
+class _FingerprintPipeline(ChunkPipeline[bytes]):
     """Makes fingerprints of chunks, and one of these."""
 
     def __init__(self, jobs: int) -> None:
@@ -171,21 +172,25 @@ class _Printing(Line[bytes]):
         self.found.update(made)
 
 
-class _Source:
+class _EntryWriter:
     """The calling thread's part: entries into chunk buffers, and the key over headers and contents, if it is wanted."""
 
     def __init__(
-        self, line: _Packing | _Printing, reporter: Reporter, memory: ContentMemory | None, *, has_key: bool = True
+        self,
+        pipeline: _PackPipeline | _FingerprintPipeline,
+        reporter: Reporter,
+        memory: ContentMemory | None,
+        *,
+        has_key: bool = True,
     ) -> None:
-        self._line = line
+        self._pipeline = pipeline
         self._memory = memory
         self._has_key = has_key
-        self._buffer = line.take_buffer()
+        self._buffer = pipeline.take_buffer()
         self._view = memoryview(self._buffer)
         self._reporter = reporter
-        self._key_parts: list[bytes] = []
         self._used = 0
-        self.key = blake3(KEY_FORMAT.encode() + b"\n")
+        self.key = LayerKey()
         self.is_sure = True
         """False if, without a key, a content was doubtful that is too large to be read a second time."""
         self.entries = 0
@@ -193,8 +198,8 @@ class _Source:
         self.tar_bytes = 0
 
     def write(self, entries: Iterable[Entry]) -> None:
-        key_parts = self._key_parts
-        order = Order()
+        add_to_key = self.key.add
+        order = OrderChecker()
         before = 0
         for entry in entries:
             order.check(entry)
@@ -202,7 +207,6 @@ class _Source:
             size = entry.size_bytes
             if cut_before(entry.path if entry.kind != "dir" else entry.written_path, size, self._used, before):
                 self._put_chunk()
-            key_parts.append(header)
             used = self._used
             end = used + len(header)
             room = end + min(size, CHUNK_MAX_BYTES) + tar.BLOCK_BYTES
@@ -212,10 +216,9 @@ class _Source:
             self._used = end
             if entry.kind == "file":
                 self.files += 1
-                if size:
-                    self._write_content(entry, size)
-                else:
-                    key_parts.append(EMPTY_FINGERPRINT)
+                add_to_key(header, self._write_content(entry, size) if size else EMPTY_FINGERPRINT)
+            else:
+                add_to_key(header)
             self.entries += 1
             before = size
         if before >= CHUNK_MAX_BYTES:
@@ -223,7 +226,8 @@ class _Source:
         self._append(tar.END)
         self._put_chunk(last=True)
 
-    def _write_content(self, entry: Entry, size: int) -> None:
+    def _write_content(self, entry: Entry, size: int) -> bytes:
+        """Write a file's content and padding; returns its fingerprint, which is empty where no key is wanted."""
         content = entry.content
         if content is None:
             raise LayerError("entry-content", f"{printable(entry.path)} has a size but no content", "")
@@ -241,27 +245,26 @@ class _Source:
                 fill = end + padding(size)
                 self._view[end:fill] = _ZEROS[: fill - end]
                 self._used = fill
-                if self._has_key:
-                    # Asked only now: what changed while it was read is not known.
-                    fingerprint = self._memory.recall(entry) if self._memory is not None else None
-                    if fingerprint is None:
-                        fingerprint = blake3(piece).digest()
-                        if self._memory is not None:
-                            self._memory.learn(entry, fingerprint)
-                    self._key_parts.append(fingerprint)
+                if not self._has_key:
+                    return b""
+                # Asked only now: what changed while it was read is not known.
+                known = self._memory.recall(entry) if self._memory is not None else None
+                if known is not None:
+                    return known
+                fingerprint = blake3(piece).digest()
             else:
                 digest = self._write_large(entry, reader, size)
                 is_confirmed = reader.finish()
+                self._append(bytes(padding(size)))
                 if digest is None:
                     self.is_sure = self.is_sure and is_confirmed
-                else:
-                    if not is_confirmed:  # its chunks are on their way already
-                        confirm(entry, reader, digest)
-                    fingerprint = digest.digest()
-                    if self._memory is not None:
-                        self._memory.learn(entry, fingerprint)
-                    self._key_parts.append(fingerprint)
-                self._append(bytes(padding(size)))
+                    return b""
+                if not is_confirmed:  # its chunks are on their way already
+                    confirm(entry, reader, digest)
+                fingerprint = digest.digest()
+            if self._memory is not None:
+                self._memory.learn(entry, fingerprint)
+            return fingerprint
         finally:
             reader.close()
 
@@ -296,17 +299,14 @@ class _Source:
         self._buffer, self._view = grown, memoryview(grown)
 
     def _put_chunk(self, *, last: bool = False) -> None:
-        if self._has_key:
-            self.key.update(b"".join(self._key_parts))
-        self._key_parts.clear()
         self.tar_bytes += self._used
-        self._line.put_chunk(self._buffer, self._used)
+        self._pipeline.put_chunk(self._buffer, self._used)
         self._reporter.progress(self.entries, self.tar_bytes)
         if not last:
             self._next_chunk()
 
     def _next_chunk(self) -> None:
-        self._buffer = self._line.take_buffer()
+        self._buffer = self._pipeline.take_buffer()
         self._view = memoryview(self._buffer)
         self._used = 0
 

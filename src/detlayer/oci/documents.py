@@ -1,7 +1,7 @@
-"""Indexes, manifests and configs as strangers write them: bytes to typed values, bounded and checked. Never where from.
+"""Indexes, manifests and configs from untrusted sources: bytes to typed values, bounded and checked. Never where from.
 
 Sources: image-spec image-index.md, manifest.md, config.md; Docker's manifest v2 schema 2. Bytes are kept as they came:
-their digest is what counts, and JSON written anew would have another.
+their digest is what counts, and JSON written again would have another.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from detlayer.oci.types import (
 
 _MAX_DESCRIPTORS = 20_000
 _SCHEMA1 = "application/vnd.docker.distribution.manifest.v1"
-_Kind = TypeVar("_Kind")
+_Struct = TypeVar("_Struct")
 
 
 class Document(msgspec.Struct, frozen=True):
@@ -105,42 +105,43 @@ def parse_document(data: bytes, name: str, media_type: str = "") -> Document:
         )
     if kind not in INDEX_TYPES | MANIFEST_TYPES:
         raise _invalid(name, f"is {printable(kind)}: neither an index nor a manifest")
-    if kind in INDEX_TYPES:
-        if raw.get("layers") is not None or raw.get("config") is not None:
-            # CVE-2021-41190: readers would not agree on what it is.
-            raise _invalid(name, "is an index with layers")
-        index = _convert(raw, _Index, name)
-        subject = _descriptor(index.subject, name) if index.subject else None
-        children = tuple(_descriptor(one, name) for one in index.manifests or ())
-        return _bounded(
-            Document(
-                kind,
-                data,
-                digest_of(data),
-                children=children,
-                subject=subject,
-                artifact_type=index.artifactType or "",
-                annotations=index.annotations,
-            ),
-            name,
-        )
+    document = _index(raw, data, kind, name) if kind in INDEX_TYPES else _manifest(raw, data, kind, name)
+    if len(document.children) + len(document.layers) > _MAX_DESCRIPTORS:
+        raise _invalid(name, f"names over {_MAX_DESCRIPTORS} blobs")
+    return document
+
+
+def _index(raw: dict[str, Any], data: bytes, media_type: str, name: str) -> Document:
+    if raw.get("layers") is not None or raw.get("config") is not None:
+        # CVE-2021-41190: readers would not agree on what it is.
+        raise _invalid(name, "is an index with layers")
+    index = _convert(raw, _Index, name)
+    subject = _descriptor(index.subject, name) if index.subject else None
+    return Document(
+        media_type,
+        data,
+        digest_of(data),
+        children=tuple(_descriptor(one, name) for one in index.manifests or ()),
+        subject=subject,
+        artifact_type=index.artifactType or "",
+        annotations=index.annotations,
+    )
+
+
+def _manifest(raw: dict[str, Any], data: bytes, media_type: str, name: str) -> Document:
     if raw.get("manifests") is not None:
         raise _invalid(name, "is a manifest with manifests")
     manifest = _convert(raw, _Manifest, name)
-    config = _descriptor(manifest.config, name)
-    return _bounded(
-        Document(
-            kind,
-            data,
-            digest_of(data),
-            config=config,
-            layers=tuple(_descriptor(one, name) for one in manifest.layers or ()),
-            subject=_descriptor(manifest.subject, name) if manifest.subject else None,
-            # A manifest without artifactType is of the type of its config (distribution-spec, "Listing Referrers").
-            artifact_type=manifest.artifactType or "",
-            annotations=manifest.annotations,
-        ),
-        name,
+    return Document(
+        media_type,
+        data,
+        digest_of(data),
+        config=_descriptor(manifest.config, name),
+        layers=tuple(_descriptor(one, name) for one in manifest.layers or ()),
+        subject=_descriptor(manifest.subject, name) if manifest.subject else None,
+        # A manifest without artifactType is of the type of its config (distribution-spec, "Listing Referrers").
+        artifact_type=manifest.artifactType or "",
+        annotations=manifest.annotations,
     )
 
 
@@ -224,7 +225,7 @@ def _decode(data: bytes, name: str) -> dict[str, Any]:
     return document
 
 
-def _convert(document: dict[str, Any], kind: type[_Kind], name: str) -> _Kind:
+def _convert(document: dict[str, Any], kind: type[_Struct], name: str) -> _Struct:
     try:
         return msgspec.convert(document, kind)
     except msgspec.MsgspecError as error:
@@ -255,12 +256,6 @@ def _platform(document: dict[str, Any]) -> Platform | None:
     return Platform(*parts) if parts[0] or parts[1] else None
 
 
-def _bounded(document: Document, name: str) -> Document:
-    if len(document.children) + len(document.layers) > _MAX_DESCRIPTORS:
-        raise _invalid(name, f"names over {_MAX_DESCRIPTORS} blobs")
-    return document
-
-
 def _invalid(name: str, what: str) -> LayerError:
     return LayerError("document-invalid", f"{printable(name)} {printable(what)}", "fetch or make the image again")
 
@@ -269,8 +264,6 @@ class Wanted(msgspec.Struct, frozen=True):
     """An image to push: its documents, children before parents and the root last, and their blobs, each once."""
 
     documents: tuple[Document, ...]
-    fresh: frozenset[Digest] = frozenset()
-    """Blobs that were made just now, which no registry can have yet."""
 
     @property
     def root(self) -> Document:

@@ -78,3 +78,11 @@ def _suits_version(offered: str, wanted: str) -> bool:
     if not offered or not wanted or offered == wanted:
         return True
     return offered.split(".")[:3] == wanted.split(".")[:3]
+
+
+_MACHINES = {"x86_64": "amd64", "aarch64": "arm64", "armv7l": "arm/v7", "i686": "386"}
+
+
+def host_platform(machine: str) -> Platform:
+    """Return the platform of a Linux machine by its name in uname(2), as engines on it name it."""
+    return parse_platform(f"linux/{_MACHINES.get(machine, machine)}")

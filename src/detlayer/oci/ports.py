@@ -1,4 +1,4 @@
-"""Where the documents and blobs of images come from, what is known of registries, and who hears of transfers."""
+"""Where the documents and blobs of images come from, what is known of registries, and who is told of transfers."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Readable(Protocol):
 
 
 class Body(Protocol):
-    """A blob's bytes, which can be opened more than once, and from an offset: an upload may have to start anew."""
+    """A blob's bytes, which can be opened more than once, and from an offset: an upload may have to start again."""
 
     @property
     def size_bytes(self) -> int: ...
@@ -40,7 +40,7 @@ class ImageSource(Protocol):
 Proof = Literal["uploaded", "mounted", "seen", "inferred"]
 
 
-class Place(NamedTuple):
+class BlobLocation(NamedTuple):
     """A repository that is known to have had a blob or manifest, and how that is known."""
 
     name: RepositoryName
@@ -62,10 +62,10 @@ class Memory(Protocol):
     tells whom the registry took us for, without the secret. Safe to use from several threads and processes.
     """
 
-    def places(self, registry: str, principal: str, digests: Collection[Digest]) -> list[Place]:
+    def locations(self, registry: str, principal: str, digests: Collection[Digest]) -> list[BlobLocation]:
         """Say which repositories of a registry are known to have any of these."""
 
-    def remember(self, principal: str, places: Collection[Place]) -> None:
+    def remember(self, principal: str, locations: Collection[BlobLocation]) -> None:
         """Keep facts, as of now."""
 
     def forget(self, principal: str, name: RepositoryName, digests: Collection[Digest] | None = None) -> None:
@@ -87,10 +87,10 @@ class Memory(Protocol):
 class Amnesia:
     """A memory that forgets everything (`--no-cache`)."""
 
-    def places(self, registry: str, principal: str, digests: Collection[Digest]) -> list[Place]:
+    def locations(self, registry: str, principal: str, digests: Collection[Digest]) -> list[BlobLocation]:
         return []
 
-    def remember(self, principal: str, places: Collection[Place]) -> None:
+    def remember(self, principal: str, locations: Collection[BlobLocation]) -> None:
         return
 
     def forget(self, principal: str, name: RepositoryName, digests: Collection[Digest] | None = None) -> None:
@@ -110,13 +110,13 @@ class Amnesia:
 
 
 class TransferReporter(Protocol):
-    """Hears of transfers and of what was done; called from several threads."""
+    """Is told of transfers and of what was done; called from several threads."""
 
     def transfer(self, name: str, total_bytes: int) -> None:
         """Say that a blob of this size is on its way."""
 
     def advance(self, name: str, count_bytes: int) -> None:
-        """Say that so many more bytes of it went; a negative number takes back what was sent in vain."""
+        """Say that so many more bytes of it went; a negative number takes back what has to be sent again."""
 
     def done(self, name: str, how: str) -> None:
         """Say that it has arrived, and how: `uploaded`, `mounted`, `pulled`."""

@@ -90,7 +90,7 @@ class FileOutput:
         except OSError as error:
             fail(error, self._path)
 
-    def goal(self, digest: Digest) -> str | None:
+    def final_path(self, digest: Digest) -> str | None:
         """Name the file that a commit makes; None for a device or FIFO."""
         return self._path if self._temporary is not None else None
 
@@ -99,7 +99,7 @@ class FileOutput:
 
         Tells whether that could be done; else it has to be written.
         """
-        path = self.goal(digest)
+        path = self.final_path(digest)
         try:
             if path is not None:
                 os.utime(path)
@@ -181,7 +181,7 @@ class LayoutOutput(FileOutput):
             except OSError:  # somebody else put something into it, which keeps those above, too
                 self._made.clear()
 
-    def goal(self, digest: Digest) -> str | None:
+    def final_path(self, digest: Digest) -> str | None:
         return os.path.join(self._blobs, digest.hex)
 
     def commit(self, digest: Digest | None = None) -> None:
@@ -263,7 +263,6 @@ class Outputs:
             if oci_layout is not None:
                 self._open(LayoutOutput(oci_layout))
             self._blobs = tuple(self._opened)
-            self.blob: Sink = Tee(self._blobs)
             self._depfile = self._open(FileOutput(depfile)) if depfile is not None else None
             # Last, so that whoever finds a descriptor finds the blob.
             self._descriptor = self._open(FileOutput(descriptor)) if descriptor is not None else None
@@ -282,6 +281,11 @@ class Outputs:
         self.discard()
 
     @property
+    def sinks(self) -> Sequence[Sink]:
+        """Where the blob is written to."""
+        return self._blobs
+
+    @property
     def can_restart(self) -> bool:
         """Whether what was written of the blob can be taken back."""
         return all(one.can_restart for one in self._blobs)
@@ -291,16 +295,16 @@ class Outputs:
         for one in self._blobs:
             one.restart()
 
-    def goals(self, digest: Digest) -> list[str]:
+    def final_paths(self, digest: Digest) -> list[str]:
         """Name the files that will hold the blob."""
-        found = (one.goal(digest) for one in self._blobs if isinstance(one, FileOutput))
+        found = (one.final_path(digest) for one in self._blobs if isinstance(one, FileOutput))
         return [path for path in found if path is not None]
 
     def keep(self, digest: Digest, holds: Callable[[str], bool]) -> Sink | None:
         """Let files that hold the blob already stay as they are, and give the sink of the others, if there are any."""
         others = []
         for one in self._blobs:
-            path = one.goal(digest) if isinstance(one, FileOutput) else None
+            path = one.final_path(digest) if isinstance(one, FileOutput) else None
             is_kept = isinstance(one, FileOutput) and path is not None and holds(path) and one.keep(digest)
             if not is_kept:
                 others.append(one)

@@ -9,8 +9,8 @@ import msgspec
 
 from detlayer.errors import printable
 
-Reason = Literal["new", "gone", "size", "mtime", "ctime", "inode", "source", "young"]
-Outcome = Literal["whole", "chunks", "cold"]
+ReadReason = Literal["new", "gone", "size", "mtime", "ctime", "inode", "source", "young"]
+CacheUse = Literal["whole", "chunks", "cold"]
 
 SHOWN = 10
 _REASONS: dict[str, str] = {
@@ -28,24 +28,24 @@ _REASONS: dict[str, str] = {
 class Explanation(msgspec.Struct):
     """What was reused. `outcome` is `whole` (the layer), `chunks` (of one), or `cold` (nothing)."""
 
-    outcome: Outcome = "cold"
+    outcome: CacheUse = "cold"
     reason: str = ""
     is_scanned: bool = False
     """Whether no file was looked at twice: everything was as an earlier walk had seen it."""
-    is_strange: bool = False
+    is_fresh_checkout: bool = False
     """Whether every file was read, since none had a stat record that is known, and all held what they had held."""
     known: int = 0
     """Contents that were not read: their stat records are as they were."""
     read: int = 0
     same: int = 0
     """Of those that were read again, how many were what they had been."""
-    reasons: dict[Reason, int] = msgspec.field(default_factory=dict)
-    examples: list[tuple[bytes, Reason]] = msgspec.field(default_factory=list)
+    reasons: dict[ReadReason, int] = msgspec.field(default_factory=dict)
+    examples: list[tuple[bytes, ReadReason]] = msgspec.field(default_factory=list)
     copied: int = 0
     compressed: int = 0
     kept_outputs: int = 0
 
-    def note(self, path: bytes, reason: Reason) -> None:
+    def note(self, path: bytes, reason: ReadReason) -> None:
         """Count a file that is not as it was."""
         self.reasons[reason] = self.reasons.get(reason, 0) + 1
         if len(self.examples) < SHOWN:
@@ -65,7 +65,7 @@ class Explanation(msgspec.Struct):
             yield f"  outputs that held it already: {self.kept_outputs}"
         if self.is_scanned:
             yield "  everything is as it was when it was last walked"
-        if self.is_strange:
+        if self.is_fresh_checkout:
             yield "  no file has a known stat record, as in a fresh checkout: all were read, and are as they were"
         if self.known or self.read:
             yield f"  files known by their stat records: {self.known:,}; read: {self.read:,}, unchanged {self.same:,}"

@@ -1,6 +1,6 @@
 """Addresses, those too that registries hand out: joined, checked, compared, shown. Never what is asked there.
 
-What a stranger says is an address has to be one that every library reads alike: no user, no backslash, no letter that
+A URL from a response has to be one that every library reads alike: no user, no backslash, no letter that
 needs another alphabet, a port that there is. Sources: RFC 3986; RFC 9110 10.2.2 (Location).
 """
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 MIN_BYTES = 64 << 10
-"""What has to move within each `Network.read_s`: 1.1 KB/s by default, so that four lanes on a link of 10 KB/s do."""
+"""What has to move within each `Network.read_s`: 1.1 KB/s by default, so that four workers on a link of 10 KB/s do."""
 
 
 class Allowance:

@@ -1,15 +1,24 @@
-"""What a registry answers, as errors of ours: the codes of the distribution-spec, bounded and shown on one line."""
+"""Error responses of registries as our errors: the codes of the distribution-spec, bounded and shown on one line."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from enum import Enum
 
 import msgspec
 
-from detlayer.errors import AuthError, NotFoundError, RegistryError, RejectedError, UnavailableError, printable
+from detlayer.errors import (
+    AuthError,
+    IntegrityError,
+    NotFoundError,
+    RegistryError,
+    RejectedError,
+    UnavailableError,
+    printable,
+)
 from detlayer.oci.types import Digest, parse_digest
 
-MAX_ERROR_BYTES = 4 << 20  # a registry may name each blob of a manifest, and what was in vain is sent again otherwise
+MAX_ERROR_BYTES = 4 << 20  # a registry may name each missing blob of a manifest
 _MAX_SHOWN = 300
 _MAX_ERRORS = 20_000
 
@@ -23,7 +32,7 @@ class Fault(msgspec.Struct, frozen=True):
 
 
 class Refusal(msgspec.Struct, frozen=True):
-    """An answer that is no success: status, and what the body says if it is what the specification wants."""
+    """An error response: its status, and the errors in its body if that follows the specification."""
 
     url: str
     status: int
@@ -68,7 +77,7 @@ def _fault(item: dict[str, object], secrets: Sequence[str]) -> Fault:
 
 
 def _texts(value: object, depth: int) -> list[str]:
-    """All texts in an error's detail: every registry has its own form of it."""
+    """All texts in an error's detail: every registry structures it differently."""
     if isinstance(value, str):
         return [value]
     if depth > 3:
@@ -78,19 +87,61 @@ def _texts(value: object, depth: int) -> list[str]:
 
 
 def read_digest(text: str) -> Digest | None:
-    """Read a digest that a registry names; None for what is none."""
+    """Read a digest that a registry names; None if it is invalid."""
     try:
         return parse_digest(text)
     except ValueError:
         return None
 
 
-class RefusedError(RejectedError):
-    """A refusal that nobody along the way knew what to do about."""
+class RefusalReason(Enum):
+    """Why a registry refuses, as the codes of errors name it."""
 
-    def __init__(self, refusal: Refusal, code: str, message: str, hint: str) -> None:
-        super().__init__(code, message, hint)
+    UNSPECIFIED = "registry-refused"
+    MISSING_PARTS = "blobs-missing"
+    MISSING_REPOSITORY = "repository-missing"
+    IMMUTABLE_TAG = "tag-immutable"
+    READ_ONLY = "registry-read-only"
+    TOO_LARGE = "too-large"
+
+    @property
+    def may_mean_missing_parts(self) -> bool:
+        """Whether the registry may lack what the document names. Registries agree on no code for that."""
+        return self in (self.MISSING_PARTS, self.UNSPECIFIED, self.MISSING_REPOSITORY)
+
+
+class RefusedError(RejectedError):
+    """A registry refuses a request."""
+
+    def __init__(self, refusal: Refusal, reason: RefusalReason, message: str, hint: str) -> None:
+        super().__init__(reason.value, message, hint)
         self.refusal = refusal
+        self.reason = reason
+
+    @property
+    def digests(self) -> tuple[Digest, ...]:
+        return self.refusal.digests
+
+    def with_message(self, message: str, hint: str) -> RefusedError:
+        return RefusedError(self.refusal, self.reason, message, hint)
+
+
+class RepositoryMissingError(NotFoundError):
+    """There is no such repository, or the registry does not say so to us."""
+
+    reason = RefusalReason.MISSING_REPOSITORY
+    digests: tuple[Digest, ...] = ()
+
+    def with_message(self, message: str, hint: str) -> RepositoryMissingError:
+        return RepositoryMissingError(self.code, message, hint)
+
+
+class DeniedError(AuthError):
+    """A registry knows who we are, and does not let us."""
+
+
+class BlobRefusedError(IntegrityError):
+    """A registry says that the bytes that were sent do not have the blob's digest."""
 
 
 def error_of(refusal: Refusal, what: str, host: str) -> RegistryError:
@@ -102,7 +153,7 @@ def error_of(refusal: Refusal, what: str, host: str) -> RegistryError:
     if status == 400 and refusal.url.startswith("http:") and not refusal.faults:
         return RefusedError(
             refusal,
-            "registry-refused",
+            RefusalReason.UNSPECIFIED,
             f"{host} does not take what it was asked over plain HTTP ({refusal})",
             "if it has TLS, name the CA that signed its certificate: --ca-file FILE",
         )
@@ -113,7 +164,7 @@ def error_of(refusal: Refusal, what: str, host: str) -> RegistryError:
             login_hint(host),
         )
     if status == 404 and (refusal.says("NAME_UNKNOWN") or what.startswith("push")):
-        return NotFoundError(
+        return RepositoryMissingError(
             "repository-missing",
             f"can't {what}: {host} has no such repository ({refusal})",
             "create the repository first: this registry does not do so by itself (ECR: aws ecr create-repository)",
@@ -121,13 +172,15 @@ def error_of(refusal: Refusal, what: str, host: str) -> RegistryError:
     if refusal.says("TAG_INVALID", "TAG_IMMUTABLE", "ImageTagAlreadyExistsException") or (
         "immutable" in str(refusal).lower()
     ):
-        return RefusedError(refusal, "tag-immutable", said, "the registry lets no tag move: push under a new tag")
+        return RefusedError(
+            refusal, RefusalReason.IMMUTABLE_TAG, said, "the registry lets no tag move: push under a new tag"
+        )
     if status == 403 or refusal.says("DENIED"):
         return denied(refusal, what, host)
     if status == 404:
         return NotFoundError("not-found", f"can't {what}: it is not there ({refusal})", "check the name and the tag")
     if what.startswith("push") and (status == 405 or refusal.says("UNSUPPORTED")):
-        return RefusedError(refusal, "registry-read-only", said, "is the registry read-only, or a mirror?")
+        return RefusedError(refusal, RefusalReason.READ_ONLY, said, "is the registry read-only, or a mirror?")
     if refusal.is_passing:
         return UnavailableError(
             "registry-busy",
@@ -136,19 +189,19 @@ def error_of(refusal: Refusal, what: str, host: str) -> RegistryError:
         )
     if status == 413:
         return RefusedError(
-            refusal, "too-large", said, "the registry, or a proxy before it, takes no body of this size"
+            refusal, RefusalReason.TOO_LARGE, said, "the registry, or a proxy before it, takes no body of this size"
         )
-    return RefusedError(refusal, "registry-refused", said, "see what the registry says, and its log")
+    return RefusedError(refusal, RefusalReason.UNSPECIFIED, said, "see what the registry says, and its log")
 
 
 def login_hint(host: str) -> str:
-    """Say how to become somebody for a registry."""
+    """Say how to log in to a registry."""
     return f"run `docker login {host}`, or set DETLAYER_USERNAME and DETLAYER_PASSWORD"
 
 
-def denied(refusal: Refusal, what: str, host: str) -> AuthError:
-    """Make an error of a refusal to somebody whom the registry knows."""
-    return AuthError(
+def denied(refusal: Refusal, what: str, host: str) -> DeniedError:
+    """Make an error of a refusal although the registry knows who we are."""
+    return DeniedError(
         "registry-denied",
         f"{host} refused to let you {what} ({refusal})",
         f"ask for the right to {what}, or `docker login {host}` as somebody who has it",

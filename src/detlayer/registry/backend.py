@@ -51,7 +51,7 @@ class Stream(httpcore.NetworkStream):
         self._unsent_bytes = 0
 
     def begin_body(self) -> None:
-        """Hear that the head of an answer has come; `advance` then says how much of its body has."""
+        """Start to count the body of an answer; `advance` says how much of it has come."""
         self._phase = "body"
         self._allowance.renew()
 
@@ -95,7 +95,7 @@ class Stream(httpcore.NetworkStream):
             view = view[count:]
 
     def _send(self, view: memoryview, timeout_s: float) -> int:
-        """Send what the system takes at once: the stream's own `write` gives each part the whole time anew."""
+        """Send what the system takes at once: the stream's own `write` gives each part the whole time again."""
         if self._tls_layers > 1:  # TLS in the TLS of a proxy is written as a whole, and within the time
             piece = bytes(view[:_TLS_RECORD_BYTES])
             self._stream.write(piece, timeout_s)

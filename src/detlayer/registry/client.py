@@ -23,11 +23,12 @@ from detlayer.errors import (
     printable,
 )
 from detlayer.oci.documents import Document, parse_document
-from detlayer.oci.references import RepositoryName
+from detlayer.oci.references import Reference, RepositoryName
 from detlayer.oci.types import INDEX_TYPES, MANIFEST_TYPES, MAX_DOCUMENT_BYTES, Descriptor, Digest, digest_of
 from detlayer.registry.address import checked, join, origin
-from detlayer.registry.answer import RefusedError, error_of, garbage, read_digest
+from detlayer.registry.answer import RefusalReason, RefusedError, RepositoryMissingError, error_of, garbage, read_digest
 from detlayer.registry.auth import Authorizer, Challenge, Scope, pull, push
+from detlayer.registry.retry import Attempts
 from detlayer.registry.transport import Answer, Method, Request, Transport, follow
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
 ACCEPT = ", ".join(sorted(INDEX_TYPES | MANIFEST_TYPES))
 _MAX_REDIRECTS = 5
 _KEEPING_REDIRECTS = frozenset((307, 308))  # those that keep method and body (RFC 9110 15.4)
-_MAX_REFUSALS = 5  # lanes may use up each other's tokens, where these are short-lived
+_MAX_REFUSALS = 5  # threads may use up each other's tokens, where these are short-lived
 _MAX_PAGES = 10_000
 _MAX_PAGE_BYTES = 16 << 20
 _MAX_TAGS = 1_000_000
@@ -62,6 +63,18 @@ class Registries:
         self._challenges: dict[str, Challenge] = {}
         self._repositories: dict[RepositoryName, Repository] = {}
         self._lock = threading.Lock()
+
+    @classmethod
+    def from_environment(
+        cls, environment: Mapping[str, str] | None = None, *, given_for: Iterable[Reference] = ()
+    ) -> Registries:
+        """Open registries with the proxies and credentials of the environment, by default that of the process.
+
+        DETLAYER_USERNAME and DETLAYER_PASSWORD are sent to the registries of `given_for` only. Raises ConfigError.
+        """
+        from detlayer.registry.user import open_user_registries
+
+        return open_user_registries(environment, given_for=given_for)
 
     def repository(self, name: RepositoryName) -> Repository:
         with self._lock:
@@ -153,7 +166,8 @@ class Repository:
     def get_manifest_data(self, target: str) -> tuple[bytes, str]:
         """Fetch an index or manifest as it is, and its media type; raises RegistryError and IntegrityError."""
         what = f"pull {self._named(target)}"
-        for left in range(self.transport.network.retries, -1, -1):
+        attempts = Attempts(self.transport.network.retries + 1)
+        while True:
             answer = self.fetch("GET", f"manifests/{target}", {"accept": ACCEPT})
             if answer.status != 200:
                 raise self._refused(answer, what)
@@ -161,7 +175,8 @@ class Repository:
                 data = answer.read(MAX_DOCUMENT_BYTES)
                 break
             except UnavailableError:
-                if not left:
+                attempts.failures += 1
+                if attempts.are_used_up:
                     raise
         if data is None:
             raise RejectedError(
@@ -178,26 +193,29 @@ class Repository:
             )
         return data, answer.media_type
 
-    def put_manifest(self, target: str, document: Document) -> None:
-        """Put a document under a tag or its own digest; raises RefusedError with what is missing, and RegistryError.
+    def put_manifest(self, target: str, document: Document) -> RefusedError | RepositoryMissingError | None:
+        """Put a document under a tag or its own digest; returns a refusal, which may say what is missing.
 
-        Of one with a subject it is learned whether the registry lists it ("Pushing Manifests with Subject").
+        Of one with a subject it is learned whether the registry lists it ("Pushing Manifests with Subject"). Raises
+        RegistryError and IntegrityError.
         """
         headers = {"content-type": document.media_type}
         answer = self.call(Request("PUT", self.url(f"manifests/{target}"), headers, document.data))
-        what = f"push {self._named(target)}"
         if answer.status not in (200, 201, 202):
             refusal = answer.refusal()
             if refusal.says("MANIFEST_BLOB_UNKNOWN", "BLOB_UNKNOWN", "MANIFEST_UNKNOWN"):
                 named = ", ".join(map(str, refusal.digests[:10]))
-                raise RefusedError(
+                return RefusedError(
                     refusal,
-                    "blobs-missing",
+                    RefusalReason.MISSING_PARTS,
                     f"{self.name} lacks parts of {document.digest}, though all of them were sent or found there"
                     f"{f': {named}' if named else ''} ({refusal})",
                     "see the registry's log, and whether garbage collection runs now; then push again",
                 )
-            raise error_of(refusal, what, self.name.registry)
+            error = error_of(refusal, f"push {self._named(target)}", self.name.registry)
+            if isinstance(error, RefusedError | RepositoryMissingError):
+                return error
+            raise error
         said = read_digest(answer.header("docker-content-digest"))
         listed = read_digest(answer.header("oci-subject"))
         answer.drain()
@@ -210,6 +228,7 @@ class Repository:
         if document.subject is not None:
             with self._lock:
                 self.lists_referrers = listed == document.subject.digest and self.lists_referrers is not False
+        return None
 
     # -- blobs
 
@@ -337,7 +356,7 @@ class Repository:
         raise error_of(answer.refusal(), what, self.name.registry)
 
     def location(self, answer: Answer) -> str:
-        """Read where an upload goes on: relative or not, on this host by HTTPS if that is how we speak to it."""
+        """Read where an upload continues: relative or not, on this host by HTTPS if that is how we speak to it."""
         text = answer.header("location")
         if not text:
             raise garbage(self.name.registry, "an upload without a Location")

@@ -1,7 +1,6 @@
-"""Connections to hosts, by way of httpx: TLS, proxies, time limits, and its errors as ours. Never what is asked.
+"""Clients of httpx for hosts: TLS, time limits, and its errors as ours. Does not know what is requested.
 
-Nothing but this module, `backend` and `transport` knows httpx. Sources: `truststore` for what the system trusts; the
-environment's proxies as httpx reads them.
+Only this module, `pool`, `backend` and `transport` know httpx. Source: `truststore` for what the system trusts.
 """
 
 from __future__ import annotations
@@ -9,10 +8,10 @@ from __future__ import annotations
 import re
 import ssl
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import urlsplit
 
 import msgspec
@@ -47,51 +46,35 @@ class Network(msgspec.Struct, frozen=True):
     max_wait_s: float = 60.0
     connect_s: float = 15.0
     read_s: float = 60.0
-    use_proxies: bool = True
-    """Whether HTTP_PROXY and its like count; never for loopback."""
+    proxies: Mapping[str, str] = {}
+    """Variables such as HTTPS_PROXY and NO_PROXY, from `os.environ` for example. Loopback is never proxied."""
     user_agent: str = "detlayer"
 
 
-class Kind(NamedTuple):
-    """What a connection depends on: whether to use TLS, whether to go by proxies, whether to show who we are."""
+class ClientKind(NamedTuple):
+    """What connections depend on: TLS, the proxy (empty for none), and whether to send a client certificate."""
 
     has_tls: bool
-    is_direct: bool
+    proxy: str
     is_registry: bool
 
 
-def make_client(network: Network, kind: Kind) -> httpx.Client:
-    """Make what sends requests of one kind; raises ConfigError for certificates and proxies that are none."""
+def make_client(network: Network, kind: ClientKind) -> httpx.Client:
+    """Make what sends requests of one kind; raises ConfigError for unusable certificates and proxies."""
     load_httpx()
     import httpx
 
-    from detlayer.registry.backend import Backend  # it imports httpcore, which `load_httpx` has to come before
+    from detlayer.registry.pool import Pool  # it imports httpcore, which `load_httpx` has to come before
 
     # No cookies: those of a load balancer would tie requests together that have nothing to do with each other.
-    context = _context(network, kind)
-    try:
-        client = httpx.Client(
-            verify=context,
-            trust_env=network.use_proxies and not kind.is_direct,
-            follow_redirects=False,
-            timeout=httpx.Timeout(network.read_s, connect=network.connect_s, pool=None),
-            limits=httpx.Limits(max_connections=64, max_keepalive_connections=16, keepalive_expiry=20),
-            cookies=_no_cookies(),
-            # httpx reads where a redirect leads, though it does not follow: what it could not read is refused before.
-            event_hooks={"response": [_check_location]},
-        )
-    except (ValueError, ImportError, httpx.InvalidURL) as error:
-        raise ConfigError(
-            "proxy-invalid",
-            f"the environment names a proxy that can't be used ({type(error).__name__})",
-            "check HTTPS_PROXY, HTTP_PROXY and ALL_PROXY: http://HOST:PORT",
-        ) from error
-    # httpx has no public way to set the backend. Should a later httpx have none at all, each byte renews the timeouts.
-    for transport in {client._transport, *client._mounts.values()} - {None}:
-        pool: Any = getattr(transport, "_pool", None)
-        if (inner := getattr(pool, "_network_backend", None)) is not None:
-            pool._network_backend = Backend(inner)
-    return client
+    return httpx.Client(
+        transport=Pool(_context(network, kind), kind.proxy),
+        follow_redirects=False,
+        timeout=httpx.Timeout(network.read_s, connect=network.connect_s, pool=None),
+        cookies=_no_cookies(),
+        # httpx reads where a redirect leads, though it does not follow: what it could not read is refused before.
+        event_hooks={"response": [_check_location]},
+    )
 
 
 def _check_location(response: httpx.Response) -> None:
@@ -118,7 +101,7 @@ def _no_cookies() -> CookieJar:
     return CookieJar(DefaultCookiePolicy(allowed_domains=[]))
 
 
-def _context(network: Network, kind: Kind) -> ssl.SSLContext:
+def _context(network: Network, kind: ClientKind) -> ssl.SSLContext:
     """Make the TLS context of a kind of client: the system's trust store, and what was named beside it."""
     if not kind.has_tls:
         return ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # never used; loading certificates would take time
@@ -143,6 +126,7 @@ def _context(network: Network, kind: Kind) -> ssl.SSLContext:
 def translated(url: str, timeout_s: float, *, in_body: bool = False) -> Iterator[None]:
     """Turn httpx's errors into ours. `timeout_s` is for messages, and so is `in_body`: an answer's body is read."""
     load_httpx()
+    import httpcore
     import httpx
 
     parts = urlsplit(url)
@@ -152,7 +136,7 @@ def translated(url: str, timeout_s: float, *, in_body: bool = False) -> Iterator
         hint += " if it has TLS, name the CA of its certificate: --ca-file FILE"
     try:
         yield
-    except httpx.ConnectError as error:
+    except httpcore.ConnectError as error:
         if (tls := _tls_error(error)) is not None:
             what = f"no TLS with {shown}: {printable(str(tls.reason or tls))}"
             if isinstance(tls, ssl.SSLCertVerificationError):
@@ -167,24 +151,24 @@ def translated(url: str, timeout_s: float, *, in_body: bool = False) -> Iterator
             f"{shown} can't be reached: {_plain(error)}",
             "check the name, the port and the network",
         ) from error
-    except httpx.TimeoutException as error:
+    except httpcore.TimeoutException as error:
         what = "takes too long to answer"
-        if in_body or isinstance(error, httpx.WriteTimeout):
+        if in_body or isinstance(error, httpcore.WriteTimeout):
             verb = "sends" if in_body else "accepts"
             what = f"{verb} data too slowly: less than {MIN_BYTES >> 10} KiB in {timeout_s:g} s"
         raise UnavailableError("registry-timeout", f"{shown} {what}", "try again later, or raise --timeout") from error
-    except httpx.ProxyError as error:
+    except httpcore.ProxyError as error:
         raise UnavailableError(
             "proxy-failed", f"the proxy did not lead to {shown}: {_plain(error)}", "check HTTPS_PROXY and NO_PROXY"
         ) from error
-    except httpx.UnsupportedProtocol as error:
+    except (httpcore.UnsupportedProtocol, httpx.UnsupportedProtocol) as error:
         raise garbage(shown, "with an address that is none") from error
-    except httpx.LocalProtocolError as error:
+    except (httpcore.LocalProtocolError, httpx.LocalProtocolError) as error:
         # What it says has the header in it, which may be a credential.
         raise garbage(shown, "so that no request can be made of it") from error
-    except httpx.RemoteProtocolError as error:
+    except (httpcore.RemoteProtocolError, httpx.RemoteProtocolError) as error:
         raise UnavailableError("registry-broke-off", f"{shown} broke off: {_plain(error)}", hint) from error
-    except (httpx.TransportError, httpx.StreamError) as error:
+    except (httpcore.NetworkError, httpcore.ProtocolError, httpx.TransportError, httpx.StreamError) as error:
         raise UnavailableError(
             "registry-broke-off", f"the connection to {shown} broke: {_plain(error)}", hint
         ) from error
@@ -201,5 +185,5 @@ def _tls_error(error: BaseException) -> ssl.SSLError | None:
 
 
 def _plain(error: Exception) -> str:
-    """Show an error without the number that the system has for it, and not all of what a stranger sent."""
+    """Show an error without the number that the system has for it, bounded, since a host may have sent it."""
     return printable(_ERRNO.sub("", str(error))[:_MAX_SHOWN])

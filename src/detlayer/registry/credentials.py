@@ -51,7 +51,7 @@ class Credentials:
 
 
 @dataclass(frozen=True, slots=True)
-class Places:
+class CredentialSources:
     """Where credentials are looked for, in order: `given` ones, then files.
 
     `given` ones are for `given_for` only, if that is not None: registries by their names. `required` is a file that
@@ -67,7 +67,7 @@ class Places:
 
 def read_environment(
     environment: Mapping[str, str], username: str = "", password: str = "", *, given_for: frozenset[str] | None = None
-) -> Places:
+) -> CredentialSources:
     """Say where credentials are, going by the environment of a process: as docker does, then as podman does."""
     home = environment.get("HOME", "")
     docker = environment.get("DOCKER_CONFIG") or _below(home, ".docker")
@@ -75,7 +75,7 @@ def read_environment(
     config = environment.get("XDG_CONFIG_HOME") or _below(home, ".config")
     containers = f"{run}/containers/auth.json" if environment.get("XDG_RUNTIME_DIR") else f"{run}/auth.json"
     files = (_below(docker, "config.json"), containers, _below(config, "containers/auth.json"))
-    return Places(
+    return CredentialSources(
         _from_pair(username, password),
         given_for,
         environment.get("REGISTRY_AUTH_FILE", ""),
@@ -87,23 +87,23 @@ def read_environment(
 class CredentialStore:
     """Finds credentials for repositories. Safe to use from several threads."""
 
-    def __init__(self, places: Places, *, helper_timeout_s: float = _HELPER_TIMEOUT_S) -> None:
-        self._places = places
+    def __init__(self, sources: CredentialSources, *, helper_timeout_s: float = _HELPER_TIMEOUT_S) -> None:
+        self._sources = sources
         self._helper_timeout_s = helper_timeout_s
         self._files: dict[str, _AuthFile | None] = {}
         self._answers: dict[tuple[str, str], Credentials | None] = {}
         self._lock = threading.RLock()
 
     def find(self, name: RepositoryName) -> Credentials | None:
-        """Find what is the most special for a repository; None to go without.
+        """Find the most specific credentials for a repository; None if there are none.
 
         Raises ConfigError for a file or a helper program that should have an answer and does not give it.
         """
-        places = self._places
-        if places.given is not None and (places.given_for is None or name.registry in places.given_for):
-            return places.given
+        sources = self._sources
+        if sources.given is not None and (sources.given_for is None or name.registry in sources.given_for):
+            return sources.given
         with self._lock:
-            for path in filter(None, (places.required, *places.files)):
+            for path in filter(None, (sources.required, *sources.files)):
                 file = self._open(path)
                 found = self._find_in(file, name) if file is not None else None
                 if found is not None:
@@ -113,7 +113,7 @@ class CredentialStore:
     def _open(self, path: str) -> _AuthFile | None:
         if path not in self._files:
             data = _read(path)
-            if data is None and path == self._places.required:
+            if data is None and path == self._sources.required:
                 raise ConfigError(
                     "credentials-file",
                     f"there is no {printable(path)}, which REGISTRY_AUTH_FILE names",
@@ -123,7 +123,7 @@ class CredentialStore:
         return self._files[path]
 
     def _find_in(self, file: _AuthFile, name: RepositoryName) -> Credentials | None:
-        """Look at the keys for a repository, the most special first; each may have a helper, or be in the file."""
+        """Look at the keys for a repository, the most specific first; each may have a helper, or be in the file."""
         for key in _keys(name):
             helper = file.helper(key)
             found = self._ask(file, helper, key) if helper else None
@@ -148,7 +148,7 @@ class CredentialStore:
     def _run(self, file: _AuthFile, helper: str, server: str) -> Credentials | None:
         """Ask a helper program; None if it knows nothing. Raises ConfigError."""
         program = f"docker-credential-{helper}"
-        path = shutil.which(program, path=self._places.environment.get("PATH", "")) if _HELPER.match(helper) else None
+        path = shutil.which(program, path=self._sources.environment.get("PATH", "")) if _HELPER.match(helper) else None
         if path is None:
             raise ConfigError(
                 "credential-helper",
@@ -161,7 +161,7 @@ class CredentialStore:
                 input=server.encode(),
                 capture_output=True,
                 timeout=self._helper_timeout_s,
-                env=dict(self._places.environment),
+                env=dict(self._sources.environment),
                 check=False,
             )
         except subprocess.TimeoutExpired as error:

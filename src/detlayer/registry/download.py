@@ -9,14 +9,14 @@ from contextlib import ExitStack, contextmanager
 
 import msgspec
 
-from detlayer.errors import IntegrityError, OutputError, UnavailableError
+from detlayer.errors import DetlayerError, IntegrityError, OutputError, UnavailableError
 from detlayer.oci.ports import Readable
 from detlayer.oci.types import Descriptor
-from detlayer.registry.allowance import Allowance
 from detlayer.registry.client import Repository
+from detlayer.registry.retry import Attempts
 from detlayer.registry.transport import Answer
 
-_MAX_BREAKS = 5  # without any byte in between
+_MAX_ATTEMPTS = 6  # without any byte in between
 _PIECE_BYTES = 1 << 20
 
 
@@ -103,7 +103,7 @@ class RemoteReader:
         self._pieces: Iterator[bytes] = iter(())
         self._held = b""
         self._pace = repository.transport.pace
-        self._allowance = Allowance(repository.transport.network.read_s * (_MAX_BREAKS + 1))
+        self._attempts = Attempts(_MAX_ATTEMPTS, repository.transport.network.read_s * _MAX_ATTEMPTS)
 
     def read(self, size: int, /) -> bytes:
         if not self._held:
@@ -118,33 +118,9 @@ class RemoteReader:
             if self._sha is not None and self._at == 0:
                 self._check()
             return b""
-        breaks = 0
-        while True:
-            began = self._pace.now()
-            try:
-                if self._answer is None:
-                    self._connect()
-                piece = next(self._pieces, b"")
-            except (UnavailableError, _WrongLengthError) as error:
-                piece = b""
-                breaks += 1
-                self._allowance.spend(self._pace.now() - began)
-                if self._is_over(breaks):
-                    if isinstance(error, _WrongLengthError):
-                        raise self._wrong(str(error)) from error
-                    raise
-            else:
-                self._allowance.spend(self._pace.now() - began)
-            if piece:
-                self._allowance.advance(len(piece))
-                break
-            if self._is_over(breaks):
-                raise UnavailableError(
-                    "blob-cut-off",
-                    f"{self._repository.name.registry} sends only a part of {self._blob.digest}",
-                    "try again; what has come is kept",
-                )
-            breaks += self._answer is not None
+        self._attempts.failures = 0
+        while not (piece := self._try()):
+            self._attempts.failures += self._answer is not None
             self.close()
         if len(piece) > left:
             raise self._wrong("too many bytes")
@@ -155,11 +131,28 @@ class RemoteReader:
                 self._check()
         return piece
 
-    def _is_over(self, breaks: int) -> bool:
-        """Tell whether to give up: too many connections broke off in a row, or all of them bring too little."""
-        return breaks > _MAX_BREAKS or self._allowance.left_s <= 0
+    def _try(self) -> bytes:
+        """Read the next piece; empty where another connection may bring it. Raises the error of the last attempt."""
+        began = self._pace.now()
+        piece = b""
+        error: DetlayerError | None = None
+        try:
+            error = self._connect() if self._answer is None else None
+            piece = next(self._pieces, b"")
+        except UnavailableError as broken:
+            error = broken
+        self._attempts.failures += error is not None
+        self._attempts.advance(len(piece), self._pace.now() - began)
+        if not piece and (self._attempts.are_used_up or self._attempts.is_too_slow):
+            raise error or UnavailableError(
+                "blob-cut-off",
+                f"{self._repository.name.registry} sends only a part of {self._blob.digest}",
+                "try again; what has come is kept",
+            )
+        return piece
 
-    def _connect(self) -> None:
+    def _connect(self) -> IntegrityError | None:
+        """Request what is left; returns an error if the answer has another length: the next may be right."""
         answer = self._repository.get_blob(self._blob.digest, self._at)
         if answer.status == 416:
             answer.close()
@@ -168,9 +161,10 @@ class RemoteReader:
         said = answer.length
         if said is not None and said != self._blob.size_bytes - (self._at - skip):
             answer.close()
-            raise _WrongLengthError(f"{said + self._at - skip} bytes, not {self._blob.size_bytes},")
+            return self._wrong(f"{said + self._at - skip} bytes, not {self._blob.size_bytes},")
         self._answer = answer
         self._pieces = _after(skip, answer.pieces())
+        return None
 
     def _check(self) -> None:
         assert self._sha is not None
@@ -190,10 +184,6 @@ class RemoteReader:
             self._answer.close()
             self._answer = None
         self._pieces = iter(())
-
-
-class _WrongLengthError(Exception):
-    """An answer says that it has another length than the blob: the next may be right."""
 
 
 def _after(skip: int, pieces: Iterator[bytes]) -> Iterator[bytes]:

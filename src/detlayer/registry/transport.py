@@ -1,4 +1,4 @@
-"""HTTP to hosts: requests and answers, back-off for a whole host, where redirects lead. Never what is asked.
+"""HTTP to hosts: requests and answers, sent again as `retry` decides; where redirects lead. Never what is asked.
 
 Every answer is bounded in size and time.
 """
@@ -6,12 +6,9 @@ Every answer is bounded in size and time.
 from __future__ import annotations
 
 import base64
-import random
 import threading
-import time
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import closing, suppress
-from email.utils import parsedate_to_datetime
 from itertools import chain
 from typing import TYPE_CHECKING, Literal, NamedTuple
 from urllib.parse import parse_qsl, urlsplit
@@ -22,7 +19,9 @@ from detlayer.errors import IntegrityError, RegistryError, RejectedError, Unavai
 from detlayer.oci.ports import Body
 from detlayer.registry.address import is_loopback, join, origin, shown_url
 from detlayer.registry.answer import MAX_ERROR_BYTES, Refusal, garbage, read_faults
-from detlayer.registry.connections import Kind, Network, make_client, translated
+from detlayer.registry.connections import ClientKind, Network, make_client, translated
+from detlayer.registry.proxies import find_proxy
+from detlayer.registry.retry import Pace, RetryPolicy
 
 if TYPE_CHECKING:
     import httpx
@@ -30,17 +29,14 @@ if TYPE_CHECKING:
 PIECE_BYTES = 256 << 10
 _MAX_DRAINED_BYTES = 64 << 10
 _MAX_HEADER = 8192
-_BUSY = frozenset((429, 500, 502, 503, 504))
 _REDIRECTS = frozenset((301, 302, 303, 307, 308))
-_FIRST_WAIT_S = 0.25
-_LONGEST_WAIT_S = 30.0
 
 FORM = "application/x-www-form-urlencoded"
 Method = Literal["GET", "HEAD", "POST", "PUT", "PATCH"]
 
 
 class Stretch(NamedTuple):
-    """Bytes of a blob to send, from `start` to before `end`; `progress` hears how many went, each time."""
+    """Bytes of a blob to send, from `start` to before `end`; `progress` is told how many were sent, each time."""
 
     body: Body
     start: int
@@ -77,39 +73,6 @@ class Counts(msgspec.Struct):
         with self._lock:
             self.requests += requests
             self.sent_bytes += sent_bytes
-
-
-class Cancelled(BaseException):
-    """Somebody asked to stop. No Exception: nothing along the way may take it for a failure to recover from."""
-
-
-class Pace:
-    """Waits that end at once when the run is cancelled, and the clock that they go by."""
-
-    def __init__(self) -> None:
-        self._cancelled = threading.Event()
-
-    def now(self) -> float:
-        return time.monotonic()
-
-    def wall(self) -> float:
-        """Seconds since 1970: dates in headers go by it."""
-        return time.time()
-
-    def jitter(self) -> float:
-        return random.uniform(0.5, 1.0)
-
-    def wait(self, seconds: float) -> None:
-        """Wait; raises Cancelled."""
-        self._cancelled.wait(seconds)
-        self.check()
-
-    def check(self) -> None:
-        if self._cancelled.is_set():
-            raise Cancelled
-
-    def cancel(self) -> None:
-        self._cancelled.set()
 
 
 class Answer:
@@ -202,26 +165,17 @@ def _secrets(request: httpx.Request) -> list[str]:
     return sorted(filter(None, found), key=len, reverse=True)
 
 
-class _Host:
-    """What is known of a host: when it may be asked again."""
-
-    def __init__(self) -> None:
-        self.not_before = 0.0
-        self.failures = 0
-        self.lock = threading.Lock()
-
-
 class Transport:
     """Sends requests to any host. Safe to use from several threads."""
 
     def __init__(self, network: Network, *, pace: Pace | None = None, log: Callable[[str], None] | None = None) -> None:
         self.network = network
         self.pace = pace or Pace()
+        self._retries = RetryPolicy(self.pace, network.max_wait_s)
         self.counts = Counts()
         self._log = log
-        self._clients: dict[Kind, httpx.Client] = {}
+        self._clients: dict[ClientKind, httpx.Client] = {}
         self._registries: set[str] = set()
-        self._hosts: dict[str, _Host] = {}
         self._lock = threading.Lock()
 
     def close(self) -> None:
@@ -244,24 +198,17 @@ class Transport:
 
         429 and 5xx come back only after the last try. Raises RegistryError.
         """
-        state = self._state(urlsplit(request.url).netloc)
-        tries = self.network.retries if request.repeat else 0
-        for left in range(tries, -1, -1):
-            self._wait_for(state)
+        host = urlsplit(request.url).netloc
+        for left in range(self.network.retries if request.repeat else 0, -1, -1):
+            self._retries.wait(host)
             try:
                 answer = self._send_once(request)
             except UnavailableError:
                 if not left:
                     raise
-                self._back_off(state, None)
+                self._retries.back_off(host)
                 continue
-            if answer.status not in _BUSY:
-                with state.lock:
-                    state.failures = 0
-                return answer
-            wait_s = self._asked_wait(answer)
-            self._back_off(state, wait_s)
-            if not left or (wait_s is not None and wait_s > self.network.max_wait_s):
+            if not self._retries.may_repeat(host, answer.status, answer.header("retry-after")) or not left:
                 return answer
             answer.drain()
         raise AssertionError("the last try returns or raises")
@@ -306,39 +253,12 @@ class Transport:
                 self.counts.add(sent_bytes=len(piece))
                 stretch.progress(len(piece))
 
-    def _state(self, host: str) -> _Host:
-        with self._lock:
-            return self._hosts.setdefault(host, _Host())
-
-    def _wait_for(self, state: _Host) -> None:
-        while (wait_s := state.not_before - self.pace.now()) > 0:
-            self.pace.wait(wait_s)
-
-    def _back_off(self, state: _Host, asked_s: float | None) -> None:
-        """Hold back all requests to a host, since what hit one would hit the others."""
-        with state.lock:
-            grown = min(_FIRST_WAIT_S * 2 ** min(state.failures, 20), _LONGEST_WAIT_S) * self.pace.jitter()
-            state.failures += 1
-            wait_s = min(grown if asked_s is None else asked_s, self.network.max_wait_s)
-            state.not_before = max(state.not_before, self.pace.now() + wait_s)
-
-    def _asked_wait(self, answer: Answer) -> float | None:
-        """Read Retry-After in both forms (RFC 9110 10.2.3), in seconds."""
-        text = answer.header("retry-after").strip()
-        if text.isascii() and text.isdigit():
-            return float(text[:9])
-        try:
-            return max(0.0, parsedate_to_datetime(text).timestamp() - self.pace.wall()) if text else None
-        except (ValueError, TypeError, OverflowError):
-            return None
-
     def _client(self, url: str) -> httpx.Client:
         parts = urlsplit(url)
         with self._lock:
-            kind = Kind(
-                has_tls=parts.scheme == "https",
-                is_direct=is_loopback(parts.netloc),
-                is_registry=parts.netloc in self._registries,
+            proxy = None if is_loopback(parts.netloc) else find_proxy(url, self.network.proxies)
+            kind = ClientKind(
+                has_tls=parts.scheme == "https", proxy=proxy or "", is_registry=parts.netloc in self._registries
             )
             if kind not in self._clients:
                 self._clients[kind] = make_client(self.network, kind)

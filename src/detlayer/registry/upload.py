@@ -1,4 +1,4 @@
-"""One blob into one repository: mount, POST and PUT, or chunks that a later process can go on with.
+"""One blob into one repository: mount, POST and PUT, or chunks, which a later process can resume.
 
     UNKNOWN -> PRESENT | MOUNTING -> PRESENT | SESSION(location, offset) -> COMMITTING -> PRESENT
 
@@ -13,14 +13,14 @@ from typing import Literal
 
 import msgspec
 
-from detlayer.errors import AuthError, IntegrityError, RejectedError, UnavailableError
+from detlayer.errors import AuthError, DetlayerError, RegistryError, RejectedError, UnavailableError
 from detlayer.oci.ports import Body, Session
 from detlayer.oci.references import RepositoryName
 from detlayer.oci.types import Descriptor
 from detlayer.registry.address import with_query
-from detlayer.registry.allowance import Allowance
-from detlayer.registry.answer import Refusal, error_of
+from detlayer.registry.answer import BlobRefusedError, Refusal, error_of
 from detlayer.registry.client import Repository
+from detlayer.registry.retry import Attempts
 from detlayer.registry.transport import Answer, Request, Stretch
 
 CHUNKED_FROM_BYTES = 128 << 20  # a blob that took this long to send is worth resuming
@@ -34,11 +34,11 @@ _RANGE = re.compile(r"(?:bytes=)?([0-9]{1,19})-([0-9]{1,19})\Z")
 _LONGEST_CHUNK_BYTES = {"ghcr.io": 4 << 20}
 _WHOLE_ONLY = frozenset(("gcr.io", "pkg.dev"))  # Artifact Registry: no chunks; these and all below them
 
-Outcome = Literal["uploaded", "mounted"]
+UploadResult = Literal["uploaded", "mounted"]
 
 
 class Progress(msgspec.Struct, frozen=True):
-    """Who hears of an upload: of bytes sent (of bytes sent in vain as a negative number), and of its session."""
+    """What is told of an upload: bytes sent, negative where they have to be sent again, and its session."""
 
     advance: Callable[[int], None] = lambda count_bytes: None
     on_session: Callable[[Session | None], None] = lambda session: None
@@ -52,7 +52,7 @@ def upload(
     mount_from: RepositoryName | None = None,
     resume: Session | None = None,
     progress: Progress | None = None,
-) -> Outcome:
+) -> UploadResult:
     """Bring a blob into a repository, and say how it got there.
 
     `body` is asked for only when bytes have to flow. `resume` is a session that an earlier run began. Raises
@@ -61,12 +61,12 @@ def upload(
     return _Upload(repository, blob, body, progress or Progress()).run(mount_from, resume)
 
 
-class _Lost(Exception):
-    """The session is gone: the blob starts anew."""
+class _SessionError(Exception):
+    """The blob starts again in a new session: this one is gone, or the registry takes no body of this size."""
 
-
-class _TooLarge(Exception):
-    """The registry takes no body of this size."""
+    def __init__(self, refusal: Refusal | None = None, *, is_too_large: bool = False) -> None:
+        self.refusal = refusal
+        self.is_too_large = is_too_large
 
 
 class _Upload:
@@ -79,68 +79,69 @@ class _Upload:
         self._sent = 0
         self._reached = 0
         self._is_resumed = False
-        self._allowance = Allowance(repository.transport.network.read_s * (_MAX_STARTS + 1))
-        self._counted_to_s = repository.transport.pace.now()
+        self._attempts = Attempts(_MAX_STARTS, repository.transport.network.read_s * (_MAX_STARTS + 1))
+        self._confirmed_at_s = repository.transport.pace.now()
         self._in_chunks = self._may_chunk() and blob.size_bytes >= CHUNKED_FROM_BYTES
         self._chunk_bytes = min(_CHUNK_BYTES, _LONGEST_CHUNK_BYTES.get(repository.name.host, _CHUNK_BYTES))
 
-    def run(self, mount_from: RepositoryName | None, resume: Session | None) -> Outcome:
-        # One that was not sent in chunks has nothing to go on from.
+    def run(self, mount_from: RepositoryName | None, resume: Session | None) -> UploadResult:
+        # A session that was not sent in chunks can't be resumed.
         session = self._recover(resume) if resume is not None and self._in_chunks else None
-        last: Exception | None = None
-        starts = 0
-        while starts < _MAX_STARTS:
+        failure: DetlayerError
+        while True:
             try:
                 if session is None:
                     session = self._begin(mount_from)
                     if session is None:
-                        self._progress.on_session(None)
-                        return "mounted"
+                        return self._finish("mounted")
                     mount_from = None
                     self._progress.on_session(session)
                 self._send(session)
-            except _Lost as lost:
-                last, session = lost, None
-            except _TooLarge as error:
-                if self._in_chunks and self._chunk_bytes <= _SMALLEST_CHUNK_BYTES:
-                    raise self._refused(error) from error
-                if self._in_chunks:
-                    self._chunk_bytes = max(self._chunk_bytes // 4, _SMALLEST_CHUNK_BYTES)
-                    starts -= 1  # as often as it takes to find a size that is taken
-                self._in_chunks = True
-                last, session = error, None
-            except IntegrityError as error:
-                if error.code != "blob-refused" or not self._is_resumed:
-                    raise
-                # What an earlier run sent, or the registry kept of it, was no good: once from the beginning.
-                self._is_resumed = False
-                last, session = error, None
+                return self._finish("uploaded")
             except UnavailableError as error:
                 # The answer to the last request may be all that was lost.
                 if self._repository.head_blob(self._blob.digest) is not None:
-                    self._progress.on_session(None)
-                    return "uploaded"
-                last = error
+                    return self._finish("uploaded")
+                failure, before = error, self._reached
                 self._take_back(self._sent)
-                before = self._reached
                 session = self._recover(session) if session is not None and self._in_chunks else None
                 if session is not None and session.offset > before:
-                    self._gain(session.offset - before)
-                    if self._allowance.left_s > 0:
-                        continue  # it moves
-            else:
-                self._progress.on_session(None)
-                return "uploaded"
-            starts += 1
+                    self._confirm(session.offset - before)
+                    if not self._attempts.is_too_slow:
+                        continue
+                self._attempts.failures += 1
+            except _SessionError as error:
+                session, failure = None, self._start_again(error)
+            except BlobRefusedError as error:
+                if not self._is_resumed:
+                    raise
+                # What an earlier run sent, or the registry kept of it, is corrupt: once from the beginning.
+                self._is_resumed = False
+                session, failure = None, error
+                self._attempts.failures += 1
             if session is None:
                 self._take_back(self._sent)
-        if isinstance(last, UnavailableError | IntegrityError):
-            raise last
-        raise self._refused(last) from last
+            if self._attempts.are_used_up:
+                raise failure
 
-    def _refused(self, error: Exception | None) -> Exception:
-        refusal = error.args[0] if error is not None and error.args else None
-        if isinstance(refusal, Refusal) and refusal.status != 404:  # the repository is there, or there was no session
+    def _finish(self, result: UploadResult) -> UploadResult:
+        self._progress.on_session(None)
+        return result
+
+    def _start_again(self, error: _SessionError) -> RegistryError:
+        """Choose how to send next; returns the error for the case that this was the last attempt, or raises it."""
+        failure = self._refused(error.refusal)
+        if not error.is_too_large or not self._in_chunks:
+            self._attempts.failures += 1
+        elif self._chunk_bytes <= _SMALLEST_CHUNK_BYTES:
+            raise failure
+        else:  # as often as it takes to find a size that is taken
+            self._chunk_bytes = max(self._chunk_bytes // 4, _SMALLEST_CHUNK_BYTES)
+        self._in_chunks |= error.is_too_large
+        return failure
+
+    def _refused(self, refusal: Refusal | None) -> RegistryError:
+        if refusal is not None and refusal.status != 404:  # the repository is there, or there was no session
             return error_of(refusal, f"push to {self._repository.name.repository}", self._repository.name.registry)
         return RejectedError(
             "upload-lost",
@@ -242,9 +243,9 @@ class _Upload:
             reached = _reached(answer) or end
             if not session.offset < reached <= end:
                 answer.drain()
-                raise _Lost
+                raise _SessionError
             self._take_back(end - reached)
-            self._gain(reached - session.offset)
+            self._confirm(reached - session.offset)
             self._reached = max(self._reached, reached)
             return self._session(answer, reached, session.location)
         raise self._error(answer, "PATCH")
@@ -270,25 +271,24 @@ class _Upload:
         refusal = answer.refusal()
         if refusal.says("DIGEST_INVALID"):
             self._progress.on_session(None)
-            return IntegrityError(
+            return BlobRefusedError(
                 "blob-refused",
                 f"{self._repository.name.registry} says that the bytes sent are not {self._blob.digest}",
                 "the blob, or something on the way to the registry, is corrupt",
             )
         if refusal.status == 413 or refusal.says("SIZE_INVALID"):
-            return _TooLarge(refusal)
+            return _SessionError(refusal, is_too_large=True)
         if refusal.says("BLOB_UPLOAD_UNKNOWN", "BLOB_UPLOAD_INVALID") or (
             method != "POST" and refusal.status in (404, 416)
         ):
-            return _Lost(refusal)
+            return _SessionError(refusal)
         return error_of(refusal, f"push to {self._repository.name.repository}", self._repository.name.registry)
 
-    def _gain(self, count_bytes: int) -> None:
+    def _confirm(self, count_bytes: int) -> None:
         """Count what the registry has confirmed, and the time that it took."""
         now_s = self._repository.transport.pace.now()
-        self._allowance.spend(now_s - self._counted_to_s)
-        self._allowance.advance(count_bytes)
-        self._counted_to_s = now_s
+        self._attempts.advance(count_bytes, now_s - self._confirmed_at_s)
+        self._confirmed_at_s = now_s
 
     def _advance(self, count_bytes: int) -> None:
         self._sent += count_bytes

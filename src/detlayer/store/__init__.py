@@ -6,50 +6,56 @@ Opening a store does nothing yet; what it needs is opened by the first question.
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 
 from detlayer.layer.ports import Reporter
 from detlayer.store.blobs import Blobs, Incoming, LostBlobError
+from detlayer.store.directory import default_directory
+from detlayer.store.file_records import DirectoryRecords, FileRecord, TreeRecords
 from detlayer.store.index import Index
 from detlayer.store.lease import Lease
 from detlayer.store.memory import RegistryMemory
-from detlayer.store.place import default_directory
-from detlayer.store.proof import OutputProofs
-from detlayer.store.records import Record, Records, Shelf
-from detlayer.store.stamp import Stamp, is_racy, stamp_of
-from detlayer.store.traces import Spot, Traces
+from detlayer.store.stat_record import StatRecord, is_racy, stat_record_of
+from detlayer.store.traces import Spot, TraceStore
+from detlayer.store.verified_files import VerifiedOutputs
 
 __all__ = [
+    "DirectoryRecords",
+    "FileRecord",
     "Incoming",
     "LostBlobError",
-    "Record",
-    "Records",
-    "Shelf",
     "Spot",
-    "Stamp",
+    "StatRecord",
     "Store",
+    "TreeRecords",
     "default_directory",
     "is_racy",
-    "stamp_of",
+    "stat_record_of",
 ]
 
 
 class Store:
-    """The store in a directory, which is made at the first use. A context: its pins end with it.
+    """The cache in a directory, by default the user's, which is created when it is first used. A context manager.
 
-    A directory that can't be used is one warning, and a store that knows nothing. `clock` gives seconds since 1970.
+    An unusable directory is one warning, and an empty store. `clock` returns seconds since 1970.
     """
 
     def __init__(
-        self, directory: str, *, reporter: Reporter | None = None, clock: Callable[[], float] = time.time
+        self,
+        directory: str | os.PathLike[str] | None = None,
+        *,
+        reporter: Reporter | None = None,
+        clock: Callable[[], float] = time.time,
     ) -> None:
+        directory = default_directory() if directory is None else os.fspath(directory)
         self.directory = directory
         self.lease = Lease(directory)
         self.index = Index(directory, reporter=reporter)
         self.blobs = Blobs(directory, self.lease, self.index, clock)
-        self.traces = Traces(self.index)
-        self.outputs = OutputProofs(self.index, clock)
+        self.traces = TraceStore(self.index)
+        self.outputs = VerifiedOutputs(self.index, clock)
         self.memory = RegistryMemory(self.index, self.blobs, clock)
         self.clock = clock
 

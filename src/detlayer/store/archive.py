@@ -23,7 +23,7 @@ from detlayer.oci.ports import Body, Readable
 from detlayer.oci.types import MEDIA_TYPE_INDEX, OCI_LAYOUT_VERSION, Digest, canonical_json, parse_digest
 from detlayer.store.blobs import LostBlobError
 from detlayer.store.index import unseal
-from detlayer.store.traces import Spot
+from detlayer.store.traces import Spot, Trace
 
 if TYPE_CHECKING:
     from detlayer.store import Store
@@ -99,7 +99,8 @@ def take_in(store: Store, source: BinaryIO) -> int:
         if present.issuperset(trace.blobs):
             blobs = [Digest(one) for one in trace.blobs]
             spots = [spot for one in trace.blobs for spot in chunks.pop(one, [])]
-            store.traces.put(trace.key, trace.step, trace.results, now, about=trace.about, blobs=blobs, chunks=spots)
+            kept = Trace(trace.key, trace.step, trace.results, trace.about, blobs=blobs, chunks=spots)
+            store.traces.put(kept, now)
     return came
 
 

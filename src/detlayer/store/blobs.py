@@ -20,11 +20,11 @@ from detlayer.errors import IntegrityError, OutputError, printable
 from detlayer.layer.ports import Bytes
 from detlayer.oci.ports import Body
 from detlayer.oci.types import MEDIA_TYPE_INDEX, OCI_LAYOUT_VERSION, Digest, canonical_json, digest_of
+from detlayer.store.directory import make_directory
 from detlayer.store.index import Index
 from detlayer.store.lease import Lease
-from detlayer.store.place import make_directory
-from detlayer.store.proof import holds, prove, read_digest
-from detlayer.store.stamp import Stamp, stamp_of
+from detlayer.store.stat_record import StatRecord, stat_record_of
+from detlayer.store.verified_files import holds, prove, read_digest
 
 _TOUCH_S = 3600  # how exactly it is known when a blob was last used
 _PIECE_BYTES = 1 << 20
@@ -152,7 +152,7 @@ class Blobs:
         if not self.pin(digest):
             return False
         try:
-            stamp = stamp_of(os.stat(self.path(digest), follow_symlinks=False))
+            stamp = stat_record_of(os.stat(self.path(digest), follow_symlinks=False))
         except OSError:
             return False
         now = self._clock()
@@ -163,7 +163,9 @@ class Blobs:
             return True
         return self.check(digest)
 
-    def judge(self, digest: Digest, *, sync: bool = True) -> tuple[Literal["intact", "corrupt", "gone"], Stamp | None]:
+    def judge(
+        self, digest: Digest, *, sync: bool = True
+    ) -> tuple[Literal["intact", "corrupt", "gone"], StatRecord | None]:
         """Read a blob, after a sync, and tell whether it has its digest; an intact one with its stat record."""
         path = self.path(digest)
         # Twice: another process may have put the same blob in its place while it was read.

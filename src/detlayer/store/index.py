@@ -21,8 +21,8 @@ from blake3 import blake3
 
 from detlayer.errors import printable
 from detlayer.layer.ports import Reporter, Silence
+from detlayer.store.directory import make_directory
 from detlayer.store.locks import lock
-from detlayer.store.place import make_directory
 
 if TYPE_CHECKING:
     import sqlite3

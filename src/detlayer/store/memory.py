@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection
 from contextlib import suppress
 from typing import cast
 
-from detlayer.oci.ports import Place, Proof, Session
+from detlayer.oci.ports import BlobLocation, Proof, Session
 from detlayer.oci.references import RepositoryName
 from detlayer.oci.types import Digest
 from detlayer.store.blobs import Blobs
@@ -31,7 +31,7 @@ class RegistryMemory:
         self._blobs = blobs
         self._clock = clock
 
-    def places(self, registry: str, principal: str, digests: Collection[Digest]) -> list[Place]:
+    def locations(self, registry: str, principal: str, digests: Collection[Digest]) -> list[BlobLocation]:
         """Say which repositories of a registry are known to have any of these, the newest fact first."""
         now = self._clock()
         found = []
@@ -47,17 +47,19 @@ class RegistryMemory:
             )
         found.sort(key=lambda row: (-row[0], *row[1:]))
         return [
-            Place(RepositoryName(registry, repository), Digest(digest), cast(Proof, proof))
+            BlobLocation(RepositoryName(registry, repository), Digest(digest), cast(Proof, proof))
             for _, repository, digest, proof in found
             if proof in _PROOFS
         ]
 
-    def remember(self, principal: str, places: Collection[Place]) -> None:
+    def remember(self, principal: str, locations: Collection[BlobLocation]) -> None:
         """Keep facts, as of now; older ones of any registry that nobody would believe any more go."""
-        if not places:
+        if not locations:
             return
         now = int(self._clock())
-        rows = [(one.name.registry, principal, one.digest.hex, one.name.repository, one.proof, now) for one in places]
+        rows = [
+            (one.name.registry, principal, one.digest.hex, one.name.repository, one.proof, now) for one in locations
+        ]
         self._index.write(
             ("DELETE FROM place WHERE at NOT BETWEEN ? AND ?", [(now - FACT_AGE_S, now + _AHEAD_S)]),
             ("INSERT OR REPLACE INTO place (registry,principal,digest,repository,proof,at) VALUES (?,?,?,?,?,?)", rows),

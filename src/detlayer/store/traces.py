@@ -24,7 +24,21 @@ class Spot(NamedTuple):
     fingerprint: bytes
 
 
-class Traces:
+class Trace(msgspec.Struct, frozen=True):
+    """The results of a step, with the blobs that they name and the chunks in these."""
+
+    key: bytes
+    step: str
+    results: bytes
+    about: str = ""
+    """What is known of them without the key."""
+    is_local: bool = False
+    """Whether it means nothing on other machines."""
+    blobs: Collection[Digest] = ()
+    chunks: Sequence[tuple[bytes, Digest, Spot]] = ()
+
+
+class TraceStore:
     """Results of steps, by key."""
 
     def __init__(self, index: Index) -> None:
@@ -45,33 +59,19 @@ class Traces:
             return bool(self._index.rows("SELECT 1 FROM trace WHERE step=? AND about=? LIMIT 1", (step, about)))
         return bool(self._index.rows("SELECT 1 FROM trace WHERE step=? LIMIT 1", (step,)))
 
-    def put(
-        self,
-        key: bytes,
-        step: str,
-        results: bytes,
-        now: int,
-        *,
-        about: str = "",
-        local: bool = False,
-        blobs: Collection[Digest] = (),
-        chunks: Sequence[tuple[bytes, Digest, Spot]] = (),
-    ) -> bool:
-        """Keep the results of a step, with the blobs that they name and chunks in these; all or nothing.
-
-        `about` is what is known of them without the key; a `local` one means nothing elsewhere. Tells
-        whether it is kept.
-        """
+    def put(self, trace: Trace, now: int) -> bool:
+        """Keep a trace, all or nothing; tells whether it is kept."""
+        key = trace.key
         statements: list[Statement] = [
             (
                 "INSERT OR REPLACE INTO trace (key, step, about, results, local, used) VALUES (?, ?, ?, ?, ?, ?)",
-                [(key, step, about, seal(key, results), local, now)],
+                [(key, trace.step, trace.about, seal(key, trace.results), trace.is_local, now)],
             ),
             ("DELETE FROM trace_blob WHERE key=?", [(key,)]),
-            ("INSERT INTO trace_blob (key, digest) VALUES (?, ?)", [(key, one.hex) for one in set(blobs)]),
+            ("INSERT INTO trace_blob (key, digest) VALUES (?, ?)", [(key, one.hex) for one in set(trace.blobs)]),
             (
                 "INSERT OR REPLACE INTO chunk (key, digest, spot) VALUES (?, ?, ?)",
-                [(chunk, blob.hex, _pack(chunk, blob, spot)) for chunk, blob, spot in chunks],
+                [(chunk, blob.hex, _pack(chunk, blob, spot)) for chunk, blob, spot in trace.chunks],
             ),
         ]
         return self._index.write(*statements)

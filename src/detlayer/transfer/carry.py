@@ -13,22 +13,22 @@ from detlayer.oci.documents import Document, Wanted, parse_document
 from detlayer.oci.ports import Body, ImageSource, Proof, Session, TransferReporter
 from detlayer.oci.references import RepositoryName
 from detlayer.oci.types import Descriptor, Digest
-from detlayer.registry.answer import RefusedError
+from detlayer.registry.answer import BlobRefusedError, RefusalReason, RefusedError, RepositoryMissingError
 from detlayer.registry.client import Repository
 from detlayer.registry.download import RemoteBody, spooled
 from detlayer.registry.upload import Progress, upload
-from detlayer.transfer.knowledge import Knowledge
-from detlayer.transfer.plan import BlobStep, Facts, Plan, TagStep
+from detlayer.transfer.plan import BlobStep, Plan, TagStep
 from detlayer.transfer.referrers import confirm_referrers
 from detlayer.transfer.remote import gather
 from detlayer.transfer.results import TagResult
+from detlayer.transfer.survey import Survey
 from detlayer.transfer.workers import Job, work_off
 
-_SMALL_BYTES = 64 << 10  # goes in the lane for what is small
+_SMALL_BYTES = 64 << 10  # what is larger takes a worker for data
 _PIECE_BYTES = 1 << 20
 _MAX_SUBJECTS = 32  # that have to be brought, each for the one before
-# Refusals of a document that may mean that the registry lacks what it names. Registries agree on no code for that.
-_MAY_LACK = frozenset(("blobs-missing", "registry-refused", "repository-missing"))
+
+Refused = RefusedError | RepositoryMissingError
 
 
 class Carrier:
@@ -36,20 +36,19 @@ class Carrier:
 
     def __init__(
         self,
-        repository: Repository,
+        survey: Survey,
         image: ImageSource,
         wanted: Wanted,
-        facts: Facts,
-        knowledge: Knowledge,
         reporter: TransferReporter,
         origins: Sequence[Repository],
     ) -> None:
-        self._repository = repository
+        """`survey` has what is known of the repository; `origins` are repositories that may have the image's blobs."""
+        self._repository = survey.repository
         self._image = image
         self._wanted = wanted
-        self._facts = facts
-        self._knowledge = knowledge
-        self._memory = knowledge.memory
+        self._facts = survey.facts
+        self._knowledge = survey.knowledge
+        self._memory = survey.knowledge.memory
         self._reporter = reporter
         self._origins = origins
         self._descriptors = {blob.digest: blob for blob in wanted.blobs}
@@ -86,7 +85,7 @@ class Carrier:
     # -- blobs
 
     def _find_bodies(self, plan: Plan) -> dict[Digest, Body]:
-        """Find all that is to be uploaded before anything is sent: where one is missing, the rest would be in vain."""
+        """Find all that is to be uploaded before anything is sent: where one is missing, nothing is sent."""
         uploads = [self._descriptors[one.digest] for one in plan.sends if one.action == "upload"]
         found = work_off([Job(lambda blob=blob: self._body(blob)) for blob in uploads])  # type: ignore[misc]
         return dict(zip((blob.digest for blob in uploads), found, strict=True))
@@ -116,7 +115,7 @@ class Carrier:
                 )
         except IntegrityError as error:
             self._memory.keep_session(principal, name, blob.digest, None)
-            if error.code == "blob-refused":
+            if isinstance(error, BlobRefusedError):
                 self._blame(blob, error)
             raise
         self._learn({blob.digest: outcome})
@@ -179,7 +178,7 @@ class Carrier:
             try:
                 self._put(root, step.tag)
             except RefusedError as refused:
-                if refused.code != "tag-immutable" or step.seen != root.digest:
+                if refused.reason is not RefusalReason.IMMUTABLE_TAG or step.seen != root.digest:
                     raise
                 self._put(root, str(root.digest))  # the tag names it already: the registry sees it again all the same
         except DetlayerError as error:
@@ -187,20 +186,23 @@ class Carrier:
         return TagResult(step.tag, "pushed")
 
     def _put(self, document: Document, target: str) -> None:
-        """Put a document; where the registry refuses it and lacks what it names, bring that first, while it helps."""
+        """Put a document; where the registry refuses it and lacks its subject or parts, bring these, while it helps."""
         needed = self._needed(document)
-        while True:
-            before = self._restored.intersection(needed)
-            try:
-                self._send(document, target)
-                break
-            except (RefusedError, NotFoundError) as refused:
-                if refused.code not in _MAY_LACK:
-                    raise
-                with self._restoring:
-                    self._restore(self._find_lost(needed, refused))
-                if self._restored.intersection(needed) == before:  # another document may have needed the same
-                    raise
+        restored = self._restored.intersection(needed)
+        may_lack_subject = True
+        while (refused := self._repository.put_manifest(target, document)) is not None:
+            still = self._bring_subject(document, refused) if may_lack_subject else refused
+            if still is None:
+                may_lack_subject = False  # it is put, so once is enough until something else has been restored
+                continue
+            if not still.reason.may_mean_missing_parts:
+                raise still
+            with self._restoring:
+                self._restore(self._find_lost(needed, still))
+            before, restored = restored, self._restored.intersection(needed)
+            if restored == before:  # another document may have needed the same
+                raise still
+            may_lack_subject = True
         self._learn({document.digest: "uploaded"})
 
     def _needed(self, document: Document) -> list[Digest]:
@@ -210,19 +212,19 @@ class Carrier:
             named.append(document.subject.digest)
         return list(dict.fromkeys(named))
 
-    def _find_lost(self, needed: Collection[Digest], refused: RefusedError | NotFoundError) -> list[Digest]:
+    def _find_lost(self, needed: Collection[Digest], refused: Refused) -> list[Digest]:
         """Tell which of these the registry lost: those that it names, and those that it lacks when asked.
 
         A refusal may have any code, and name all of them, one, or none. Nothing is asked for or restored twice.
         """
-        said = set(refused.refusal.digests if isinstance(refused, RefusedError) else ())
+        said = set(refused.digests)
         sent = self._knowledge.known(self._repository.name)
         unsent = [one for one in needed if one not in self._restored and sent.get(one) != "uploaded"]
         doubtful = [one for one in unsent if one not in said and one not in self._found]
         answers = work_off([Job(lambda digest=digest: self._is_there(digest)) for digest in doubtful])  # type: ignore[misc]
         lost = {digest for digest, is_there in zip(doubtful, answers, strict=True) if not is_there}
         self._found.update(set(doubtful) - lost)
-        if refused.code == "blobs-missing" and not lost and not said.intersection(needed):
+        if refused.reason is RefusalReason.MISSING_PARTS and not lost and not said.intersection(needed):
             return unsent  # its HEAD knows less than its PUT
         return [one for one in needed if one not in self._restored and (one in said or one in lost)]
 
@@ -250,25 +252,19 @@ class Carrier:
 
     # -- subjects
 
-    def _send(self, document: Document, target: str) -> None:
-        """Put a document; if it is refused and its subject is not there, put that first, once."""
-        try:
-            self._repository.put_manifest(target, document)
-        except (RefusedError, NotFoundError) as refused:
-            if document.subject is None or not self._bring_subject(document, document.subject, refused):
-                raise
-            self._repository.put_manifest(target, document)
+    def _bring_subject(self, document: Document, refused: Refused) -> Refused | None:
+        """Put the subject of a document that was refused; None if that document is worth another try.
 
-    def _bring_subject(self, document: Document, subject: Descriptor, refused: RefusedError | NotFoundError) -> bool:
-        """Put the subject of a document that was refused; tells whether that document is worth another try."""
-        if isinstance(refused, RefusedError) and refused.code not in ("blobs-missing", "registry-refused"):
-            return False  # a subject would not help against an immutable tag, for example
-        named = refused.refusal.digests if isinstance(refused, RefusedError) else ()
+        Otherwise returns the refusal, which says so if there is no subject to put.
+        """
+        subject, named = document.subject, refused.digests
+        if subject is None or not refused.reason.may_mean_missing_parts:
+            return refused  # a subject would not help against an immutable tag, for example
         if subject.digest not in named and any(one.digest in named for one in (*document.children, *document.blobs)):
-            return False
+            return refused
         with self._restoring:
             if self._repository.head_manifest(str(subject.digest)) is not None:
-                return subject.digest in self._subjects
+                return None if subject.digest in self._subjects else refused
             try:
                 found = self._find_subject(subject)
             except (LayerError, NotFoundError, AuthError) as error:
@@ -276,12 +272,10 @@ class Carrier:
                 hint = "push the subject first"
                 if subject.digest in named:
                     raise RejectedError("subject-missing", message, hint) from error
-                if isinstance(refused, RefusedError):  # blobs may be missing, too
-                    raise RefusedError(refused.refusal, refused.code, message, hint) from error
-                raise NotFoundError(refused.code, message, hint) from error
+                return refused.with_message(message, hint)  # other parts may be missing, too
             self._subjects.add(subject.digest)
             self._carry(found)
-        return True
+        return None
 
     def _find_subject(self, subject: Descriptor) -> Wanted:
         """Read a subject and all that it lists; raises what the image raises where that does not have it."""

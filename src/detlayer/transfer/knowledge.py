@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Mapping
 from threading import Lock
 from typing import TYPE_CHECKING
 
-from detlayer.oci.ports import Amnesia, Memory, Place, Proof
+from detlayer.oci.ports import Amnesia, BlobLocation, Memory, Proof
 from detlayer.oci.references import RepositoryName
 from detlayer.oci.types import Digest
 
@@ -40,7 +40,7 @@ class Knowledge:
         """Take note of what is in a repository; what was brought there is remembered for later runs."""
         with self._lock:
             self._known[repository.name].update(found)
-        kept = [Place(repository.name, digest, proof) for digest, proof in found.items() if proof in _KEPT]
+        kept = [BlobLocation(repository.name, digest, proof) for digest, proof in found.items() if proof in _KEPT]
         self.memory.remember(repository.principal, kept)
 
     def forget(self, repository: Repository, digests: Collection[Digest]) -> None:

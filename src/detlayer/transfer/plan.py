@@ -222,7 +222,7 @@ def ask(wanted: Wanted, tags: Sequence[str], facts: Facts, *, check: bool = Fals
         return tuple(Question("tag", tag) for tag in unasked)
     if check:
         return tuple(_about_everything(wanted, facts))
-    _conclude(wanted, facts)
+    facts = _concluded(wanted, facts)
     if wanted.root.digest in facts.proofs:
         return ()
     believed = _believe(wanted, facts)
@@ -246,7 +246,7 @@ def confirm(wanted: Wanted, facts: Facts) -> tuple[Question, ...]:
 
     The topmost layer of them: others may have brought the lower ones back since, with images on the same base.
     """
-    _conclude(wanted, facts)
+    facts = _concluded(wanted, facts)
     doubtful = _believe(wanted, facts).proofs.keys() - facts.proofs.keys()
     blobs = [blob for blob in _open(wanted, facts) if blob.digest in doubtful]
     if not blobs and not doubtful.intersection(one.digest for one in wanted.documents[:-1]):
@@ -259,15 +259,13 @@ def confirm(wanted: Wanted, facts: Facts) -> tuple[Question, ...]:
 
 
 def _believe(wanted: Wanted, facts: Facts) -> Facts:
-    """Give the facts as they are if all that is remembered holds."""
-    believed = msgspec.structs.replace(facts, proofs={**facts.remembered, **facts.proofs})
-    _conclude(wanted, believed)
-    return believed
+    """Return the facts as they are if everything that is remembered is still there."""
+    return _concluded(wanted, msgspec.structs.replace(facts, proofs={**facts.remembered, **facts.proofs}))
 
 
 def _about_everything(wanted: Wanted, facts: Facts) -> Iterator[Question]:
     """Ask for all that this run did not see; the root is what the tags name, or is put."""
-    answered = facts.proofs.keys() | facts.absent | wanted.fresh
+    answered = facts.proofs.keys() | facts.absent
     documents = [one.digest for one in wanted.documents[:-1] if one.digest not in answered]
     blobs = [one.digest for one in wanted.blobs if one.digest not in answered and not one.is_foreign]
     yield from (Question("manifest", str(digest)) for digest in documents)
@@ -285,26 +283,28 @@ def _unknown_document(wanted: Wanted, documents: Iterable[Document], facts: Fact
     )
 
 
-def _conclude(wanted: Wanted, facts: Facts) -> None:
-    """Draw what follows: a tag that names a manifest shows that it is there, and so is all that one lists."""
+def _concluded(wanted: Wanted, facts: Facts) -> Facts:
+    """Return the facts with what follows from them: a tag that names a manifest proves it, and everything it lists."""
+    proofs, absent = dict(facts.proofs), set(facts.absent)
     for tag, named in facts.tags.items():
         if named is not None:
-            facts.proofs.setdefault(named.digest, "seen")
+            proofs.setdefault(named.digest, "seen")
         elif tag == str(wanted.root.digest):
-            facts.proofs.pop(wanted.root.digest, None)  # whatever was remembered
-            facts.absent.add(wanted.root.digest)
+            proofs.pop(wanted.root.digest, None)  # whatever was remembered
+            absent.add(wanted.root.digest)
     known = {**{d: one for d, one in facts.documents.items() if one is not None}, **wanted.by_digest}
-    todo = [digest for digest in facts.proofs if digest in known]
+    todo = [digest for digest in proofs if digest in known]
     seen = set(todo)
     while todo:
         document = known[todo.pop()]
         for one in (*document.children, *document.blobs):
             # What a registry has just said not to have is not inferred again.
-            if one.digest not in facts.absent and not one.is_foreign:
-                facts.proofs.setdefault(one.digest, "inferred")
-            if one.digest in known and one.digest not in seen and one.digest in facts.proofs:
+            if one.digest not in absent and not one.is_foreign:
+                proofs.setdefault(one.digest, "inferred")
+            if one.digest in known and one.digest not in seen and one.digest in proofs:
                 seen.add(one.digest)
                 todo.append(one.digest)
+    return msgspec.structs.replace(facts, proofs=proofs, absent=absent)
 
 
 def _about_old(wanted: Wanted, old: Sequence[Descriptor], facts: Facts) -> Iterator[Question]:
@@ -337,7 +337,7 @@ def _old_documents(wanted: Wanted, root: Descriptor, facts: Facts) -> list[Diges
 
 def _about_blobs(wanted: Wanted, is_known: bool, facts: Facts) -> Iterator[Question]:
     for blob in _open(wanted, facts):
-        if blob.digest in facts.absent or blob.digest in facts.elsewhere or blob.digest in wanted.fresh:
+        if blob.digest in facts.absent or blob.digest in facts.elsewhere:
             continue  # a mount that fails begins the upload, so that no question would be saved
         least = ASK_NEW_FROM_BYTES if is_known else ASK_FROM_BYTES
         if blob.size_bytes >= least or blob.digest in facts.begun:
@@ -360,7 +360,7 @@ def _open(wanted: Wanted, facts: Facts) -> list[Descriptor]:
 
 def plan(name: RepositoryName, wanted: Wanted, tags: Sequence[str], facts: Facts, *, asked: int = 0) -> Plan:
     """Say what to do, by all that is known. Order (SPEC 11.2): mounts, then uploads, the largest first."""
-    _conclude(wanted, facts)
+    facts = _concluded(wanted, facts)
     root = wanted.root
     is_whole = root.digest in facts.proofs
     broken = _broken(wanted, facts)

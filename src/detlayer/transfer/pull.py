@@ -41,7 +41,7 @@ class Resolved(msgspec.Struct, frozen=True):
         }
 
 
-def resolve(
+def resolve_reference(
     reference: Reference,
     registries: Registries,
     *,
@@ -150,24 +150,35 @@ class Pulled(msgspec.Struct, frozen=True):
         return {**self.resolved.to_document(), "blobs": self.blobs, "fetchedBytes": self.fetched_bytes}
 
 
-def pull(
+class PullOptions(msgspec.Struct, frozen=True):
+    """How an image is pulled: all its platforms or one, and its tag in the layout, by default that of the reference.
+
+    With `manifests_only` layers stay in the registry, and the layout names the repository.
+    """
+
+    tag: str = ""
+    platform: Platform | None = None
+    manifests_only: bool = False
+
+
+def pull_image(
     reference: Reference,
     target: Target,
     registries: Registries,
     *,
-    tag: str = "",
-    platform: Platform | None = None,
-    manifests_only: bool = False,
+    options: PullOptions | None = None,
     memory: Memory | None = None,
     reporter: TransferReporter | None = None,
 ) -> Pulled:
-    """Fetch an image, all platforms of it or one, into a layout, where it gets the name `tag`.
+    """Fetch an image into a layout.
 
-    Blobs that are there are not fetched; one that broke off is gone on with. With `manifests_only` layers stay where
-    they are, and the layout says where. Raises RegistryError, IntegrityError, OutputError, LayerError.
+    Existing blobs are not fetched; an interrupted one is resumed. Raises RegistryError, IntegrityError, OutputError,
+    LayerError.
     """
+    options = options or PullOptions()
+    manifests_only = options.manifests_only
     memory, reporter = memory or Amnesia(), reporter or SilentTransfers()
-    resolved = resolve(reference, registries, platform=platform, memory=memory, reporter=reporter)
+    resolved = resolve_reference(reference, registries, platform=options.platform, memory=memory, reporter=reporter)
     repository = registries.repository(reference.name)
     image = RemoteImage(repository, resolved.document, memory)
     wanted = gather(image, resolved.document)
@@ -186,7 +197,7 @@ def pull(
             described.platform,
             described.artifact_type,
         ),
-        tag or reference.tag,
+        options.tag or reference.tag,
     )
     return Pulled(resolved, len(missing), sum(blob.size_bytes for blob in missing))
 

@@ -1,9 +1,11 @@
-"""`plan` and `push`: an image, and where it goes. Joins image sources, registries and memory."""
+"""`plan` and `push`: sends an image to repositories, as far as they do not have it."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Protocol
+
+import msgspec
 
 from detlayer.errors import ConfigError, DetlayerError
 from detlayer.oci.documents import Document, Wanted
@@ -14,27 +16,27 @@ from detlayer.transfer.knowledge import Knowledge
 from detlayer.transfer.plan import Plan
 from detlayer.transfer.remote import gather
 from detlayer.transfer.results import PushReport, PushResult, TagResult
-from detlayer.transfer.survey import Hints, Survey
+from detlayer.transfer.survey import Survey
 
 if TYPE_CHECKING:
     from detlayer.registry.client import Registries
 
 __all__ = [
-    "Hints",
-    "Image",
     "Knowledge",
+    "PushOptions",
     "PushReport",
     "PushResult",
+    "PushSource",
     "Survey",
     "TagResult",
     "open_surveys",
-    "plan_push",
+    "plan_image",
     "plan_surveyed",
-    "push",
+    "push_image",
 ]
 
 
-class Image(Protocol):
+class PushSource(Protocol):
     """An image to push: its root document, its contents, and the repository that has what is not here."""
 
     @property
@@ -48,18 +50,31 @@ class Image(Protocol):
     def body(self, descriptor: Descriptor) -> Body | None: ...
 
 
-def plan_push(
-    image: Image,
+class PushOptions(msgspec.Struct, frozen=True):
+    """How an image is pushed.
+
+    `sources` are repositories that may have its blobs: they are mounted, or fetched, from there. With `check` the
+    registry is asked for every blob and manifest, even where a tag names the image. `plans` are carried out, unless a
+    tag has moved since they were made: then nothing is pushed there, and the result names the tags.
+    """
+
+    sources: tuple[RepositoryName, ...] = ()
+    check: bool = False
+    plans: tuple[Plan, ...] | None = None
+
+
+def plan_image(
+    image: PushSource,
     references: Sequence[Reference],
     registries: Registries,
     *,
+    options: PushOptions | None = None,
     memory: Memory | None = None,
-    hints: Hints | None = None,
-    check: bool = False,
 ) -> list[Plan]:
-    """Say what a push would do, changing nothing; raises RegistryError, IntegrityError, LayerError and ConfigError."""
-    surveys = open_surveys(image.root, references, registries, Knowledge(memory), check=check)
-    return plan_surveyed(image, surveys, hints=hints)
+    """Plan a push, changing nothing; raises RegistryError, IntegrityError, LayerError and ConfigError."""
+    options = options or PushOptions()
+    surveys = open_surveys(image.root, references, registries, Knowledge(memory), check=options.check)
+    return plan_surveyed(image, surveys, sources=options.sources)
 
 
 def open_surveys(
@@ -79,111 +94,121 @@ def open_surveys(
 
 
 def plan_surveyed(
-    image: Image,
-    surveys: Mapping[RepositoryName, Survey],
-    *,
-    hints: Hints | None = None,
+    image: PushSource, surveys: Mapping[RepositoryName, Survey], *, sources: Sequence[RepositoryName] = ()
 ) -> list[Plan]:
-    """Say what a push would do where the tags have been asked for; raises as `plan_push`."""
-    hints = _with_origin(image, hints)
+    """Plan a push to repositories whose tags are known; raises as `plan_image`."""
+    sources = _with_origin(image, sources)
     wanted = gather(image, image.root)
     plans = []
     for survey in surveys.values():
-        survey.investigate(wanted, hints)
+        survey.investigate(wanted, sources)
         plans.append(survey.plan(wanted))
     return plans
 
 
-def push(
-    image: Image,
+def push_image(
+    image: PushSource,
     references: Sequence[Reference],
     registries: Registries,
     *,
+    options: PushOptions | None = None,
     memory: Memory | None = None,
-    hints: Hints | None = None,
-    plans: Sequence[Plan] | None = None,
     surveys: Mapping[RepositoryName, Survey] | None = None,
-    fresh: frozenset[Digest] = frozenset(),
-    check: bool = False,
     reporter: TransferReporter | None = None,
 ) -> PushReport:
-    """Push an image under references, one repository after the other; what fails for one does not stop the others.
+    """Push an image under references, one repository after the other; one that fails does not stop the others.
 
-    With `plans` those are carried out, unless the registry has moved since: then nothing is done for that repository,
-    and the result says which tags. `surveys` have asked what the tags name already. `fresh` names blobs that were made
-    just now. With `check` the registry is asked for every blob and manifest, also where a tag names the image. Raises
-    ConfigError, and what the image raises.
+    `surveys` know already what the tags name. Raises ConfigError, and what the image raises.
     """
-    if check and plans is not None:
+    options = options or PushOptions()
+    if options.check and options.plans is not None:
         raise ConfigError(
             "usage", "a plan that was made already can't be checked", "make the plan with `detlayer plan --check`"
         )
-    knowledge, reporter = Knowledge(memory), reporter or SilentTransfers()
-    hints = _with_origin(image, hints)
-    own = (image.origin,) if image.origin is not None else ()
-    origins = tuple(registries.repository(source) for source in dict.fromkeys((*own, *hints.sources)))
-    root = image.root
-    places = _by_repository(references, root.digest)
-    given = _check_plans(plans, places, root.digest) if plans is not None else {}
-    whole: Wanted | None = None
+    tags = _by_repository(references, image.root.digest)
+    plans = _check_plans(options.plans, tags, image.root.digest) if options.plans is not None else {}
+    knowledge, pusher = Knowledge(memory), _Pusher(image, registries, options.sources, reporter or SilentTransfers())
     results = []
-    for name, tags in places.items():
-        survey = (surveys or {}).get(name) or Survey(registries.repository(name), tags, knowledge, check=check)
-        plan = given.get(name)
-        try:
-            is_repair = survey.check or (plan is not None and plan.is_repair)
-            if survey.ask_tags(Wanted((root,))) and not is_repair:
-                if root.subject is not None:
-                    # Whether it is listed is not said by a tag, and a push that ended early may have left it unlisted.
-                    from detlayer.transfer.referrers import confirm_referrers
-
-                    confirm_referrers(survey.repository, (root,))
-                results.append(PushResult(name, root.digest, tuple(TagResult(tag, "present") for tag in tags)))
-                hints = Hints((*hints.sources, name))
-                continue
-            if moved := _moved(plan, survey):
-                results.append(PushResult(name, root.digest, (), plan, moved=moved))
-                continue
-            whole = whole or Wanted(gather(image, root).documents, fresh)
-            if plan is not None:
-                from detlayer.transfer.plan_document import agree
-
-                agree(plan, whole, tags)
-            if plan is None or not survey.adopt(plan, whole):
-                survey.investigate(whole, hints)
-                plan = survey.plan(whole)
-            from detlayer.transfer.carry import Carrier  # most pushes have nothing to carry
-
-            carrier = Carrier(
-                survey.repository,
-                image,
-                whole,
-                survey.facts,
-                survey.knowledge,
-                reporter,
-                origins,
-            )
-            done = carrier.carry_out(plan)
-            results.append(PushResult(name, root.digest, tuple(done), plan))
-            hints = Hints((*hints.sources, name))  # the next repository of this registry can mount from here
-        except DetlayerError as error:
-            failed = tuple(TagResult(tag, "failed", error) for tag in tags)
-            results.append(PushResult(name, root.digest, failed, plan, error))
+    for name, wanted_tags in tags.items():
+        survey = (surveys or {}).get(name)
+        if survey is None:
+            survey = Survey(registries.repository(name), wanted_tags, knowledge, check=options.check)
+        results.append(pusher.push(survey, plans.get(name)))
     counts = registries.transport.counts
     return PushReport(tuple(results), counts.requests, counts.sent_bytes)
 
 
-def _with_origin(image: Image, hints: Hints | None) -> Hints:
-    named = hints.sources if hints is not None else ()
+class _Pusher:
+    """Pushes one image to one repository after the other; each can mount blobs from those before."""
+
+    def __init__(
+        self,
+        image: PushSource,
+        registries: Registries,
+        sources: Sequence[RepositoryName],
+        reporter: TransferReporter,
+    ) -> None:
+        self._image = image
+        self._root = image.root
+        self._reporter = reporter
+        self._sources = _with_origin(image, sources)
+        own = (image.origin,) if image.origin is not None else ()
+        self._origins = tuple(registries.repository(one) for one in dict.fromkeys((*own, *self._sources)))
+        self._whole: Wanted | None = None
+
+    def push(self, survey: Survey, plan: Plan | None) -> PushResult:
+        """Push to one repository; errors are in the result."""
+        name, digest = survey.repository.name, self._root.digest
+        try:
+            is_repair = survey.check or (plan is not None and plan.is_repair)
+            if survey.ask_tags(Wanted((self._root,))) and not is_repair:
+                tags, plan = self._confirm_present(survey), None
+            elif moved := _moved(plan, survey):
+                return PushResult(name, digest, (), plan, moved=moved)
+            else:
+                plan = self._plan(survey, plan)
+                tags = self._carry_out(survey, plan)
+        except DetlayerError as error:
+            return PushResult(name, digest, tuple(TagResult(tag, "failed", error) for tag in survey.tags), plan, error)
+        self._sources = (*self._sources, name)
+        return PushResult(name, digest, tags, plan)
+
+    def _confirm_present(self, survey: Survey) -> tuple[TagResult, ...]:
+        """Take note that all tags name the image. Whether it is listed as a referrer is not said by a tag."""
+        if self._root.subject is not None:
+            from detlayer.transfer.referrers import confirm_referrers
+
+            confirm_referrers(survey.repository, (self._root,))
+        return tuple(TagResult(tag, "present") for tag in survey.tags)
+
+    def _plan(self, survey: Survey, plan: Plan | None) -> Plan:
+        whole = self._whole = self._whole or gather(self._image, self._root)
+        if plan is not None:
+            from detlayer.transfer.plan_document import agree
+
+            agree(plan, whole, survey.tags)
+            if survey.adopt(plan, whole):
+                return plan
+        survey.investigate(whole, self._sources)
+        return survey.plan(whole)
+
+    def _carry_out(self, survey: Survey, plan: Plan) -> tuple[TagResult, ...]:
+        from detlayer.transfer.carry import Carrier  # most pushes have nothing to carry
+
+        assert self._whole is not None
+        return tuple(Carrier(survey, self._image, self._whole, self._reporter, self._origins).carry_out(plan))
+
+
+def _with_origin(image: PushSource, sources: Sequence[RepositoryName]) -> tuple[RepositoryName, ...]:
     origin = (image.origin,) if image.origin is not None else ()
-    return Hints(tuple(dict.fromkeys((*named, *origin))))
+    return tuple(dict.fromkeys((*sources, *origin)))
 
 
 def _by_repository(references: Sequence[Reference], root: Digest) -> dict[RepositoryName, list[str]]:
     """Group references; raises ConfigError for a digest that is another one."""
     if not references:
         raise ConfigError("no-reference", "there is nowhere to push to", "name one: registry/repository:tag")
-    places: dict[RepositoryName, list[str]] = {}
+    tags_by_name: dict[RepositoryName, list[str]] = {}
     for reference in references:
         if reference.digest is not None and reference.digest != root:
             raise ConfigError(
@@ -191,27 +216,27 @@ def _by_repository(references: Sequence[Reference], root: Digest) -> dict[Reposi
                 f"{reference} names another digest than the image has: {root}",
                 "leave the digest out, or push the image that has it",
             )
-        tags = places.setdefault(reference.name, [])
+        tags = tags_by_name.setdefault(reference.name, [])
         tag = reference.tag or str(root)
         if tag not in tags:
             tags.append(tag)
-    return places
+    return tags_by_name
 
 
 def _check_plans(
-    plans: Sequence[Plan], places: dict[RepositoryName, list[str]], root: Digest
+    plans: Sequence[Plan], tags: Mapping[RepositoryName, Sequence[str]], root: Digest
 ) -> dict[RepositoryName, Plan]:
     given = {one.name: one for one in plans}
-    for name in {**places, **given}:
-        if name not in given or name not in places:
+    for name in {**tags, **given}:
+        if name not in given or name not in tags:
             raise ConfigError(
                 "plan-differs",
-                f"the plan is {'not ' if name in places else ''}for {name}",
+                f"the plan is {'not ' if name in tags else ''}for {name}",
                 "make the plan for the same references",
             )
         if given[name].root != root:
             raise ConfigError(
-                "plan-differs", f"the plan is for {given[name].root}, and the image is {root}", "make the plan anew"
+                "plan-differs", f"the plan is for {given[name].root}, and the image is {root}", "make the plan again"
             )
     return given
 

@@ -11,52 +11,30 @@ from typing import NamedTuple
 
 import msgspec
 
-from detlayer.errors import AuthError, NotFoundError, RejectedError, UnavailableError
-from detlayer.oci.documents import Document, parse_document
+from detlayer.errors import NotFoundError, RejectedError, UnavailableError
+from detlayer.oci.documents import Document
 from detlayer.oci.types import (
     INDEX_TYPES,
     MANIFEST_TYPES,
     MAX_DOCUMENT_BYTES,
     MEDIA_TYPE_INDEX,
-    Descriptor,
     Digest,
     canonical_json,
     digest_of,
 )
-from detlayer.registry.answer import RefusedError, error_of, garbage, read_digest
+from detlayer.registry.answer import DeniedError, RefusedError, error_of, read_digest
 from detlayer.registry.client import Repository
 from detlayer.transfer.workers import Job, work_off
 
 _MAX_WRITES = 10
 _FIRST_WAIT_S = 0.1
 _LONGEST_WAIT_S = 5.0
-_MAX_REFERRERS = 100_000
 _ACCEPT = {"accept": MEDIA_TYPE_INDEX}
 
 
 def fallback_tag(subject: Digest) -> str:
     """Name the tag that lists referrers where the registry has no API for it."""
     return f"sha256-{subject.hex}"
-
-
-def find_referrers(repository: Repository, subject: Digest) -> list[Descriptor]:
-    """List what refers to a manifest; raises RegistryError, IntegrityError and LayerError."""
-    found: list[Descriptor] = []
-    what = "a list of referrers"
-    for answer in repository.pages(f"referrers/{subject}", what, _ACCEPT):
-        data = answer.read(MAX_DOCUMENT_BYTES) if answer.status == 200 else None
-        if data is None or answer.media_type != MEDIA_TYPE_INDEX:
-            answer.drain()
-            break
-        found += parse_document(data, f"the referrers of {subject}", MEDIA_TYPE_INDEX).children
-        if len(found) > _MAX_REFERRERS:
-            raise garbage(repository.name.registry, f"{what} with over {_MAX_REFERRERS:,} entries")
-    else:
-        return found
-    try:
-        return list(repository.get_manifest(fallback_tag(subject)).children)
-    except NotFoundError:
-        return []
 
 
 def confirm_referrers(repository: Repository, documents: Iterable[Document]) -> None:
@@ -144,9 +122,9 @@ def _read(repository: Repository, tag: str, name: str, document: Document) -> _L
         data, media_type = repository.get_manifest_data(tag)
     except NotFoundError:
         return _parse(_EMPTY, MEDIA_TYPE_INDEX)
-    except AuthError as error:
+    except DeniedError:
         # Some registries say 403 of what they do not have. If we may read the document, that is what it means.
-        if error.code != "registry-denied" or repository.head_manifest(str(document.digest)) is None:
+        if repository.head_manifest(str(document.digest)) is None:
             raise
         return _parse(_EMPTY, MEDIA_TYPE_INDEX)
     try:
@@ -180,11 +158,12 @@ def _write(repository: Repository, tag: str, name: str, data: bytes) -> None:
         raise RejectedError(
             "referrers-refused", f"{name} would have over {MAX_DOCUMENT_BYTES:,} bytes", "delete referrers that are old"
         )
-    try:
-        repository.put_manifest(tag, Document(MEDIA_TYPE_INDEX, data, digest_of(data)))
-    except RefusedError as refused:
+    refused = repository.put_manifest(tag, Document(MEDIA_TYPE_INDEX, data, digest_of(data)))
+    if isinstance(refused, RefusedError):
         raise RejectedError(
             "referrers-refused",
             f"{repository.name.registry} refuses the list of referrers {name} ({refused.refusal})",
             "it may list manifests that are not there any more: delete this tag, and push all referrers again",
         ) from refused
+    if refused is not None:
+        raise refused

@@ -1,11 +1,9 @@
-"""Answers the planner's questions: from memory, from hints, and from the registry. Never changes anything there."""
+"""Answers the planner's questions, from memory and from the registry. Changes nothing there."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
-
-import msgspec
 
 from detlayer.errors import AuthError, ConfigError, LayerError, NotFoundError
 from detlayer.oci.documents import Wanted, parse_document
@@ -17,12 +15,6 @@ from detlayer.transfer.workers import Job, work_off
 
 if TYPE_CHECKING:
     from detlayer.registry.client import Repository
-
-
-class Hints(msgspec.Struct, frozen=True):
-    """Repositories that may have the image's blobs: where it came from, and what the user named."""
-
-    sources: tuple[RepositoryName, ...] = ()
 
 
 class Survey:
@@ -48,9 +40,12 @@ class Survey:
         named = [self.facts.tags[tag] for tag in self.tags]
         return all(one is not None and one.digest == root_only.root.digest for one in named)
 
-    def investigate(self, wanted: Wanted, hints: Hints) -> None:
-        """Recall what is known, then ask for what is worth it; raises RegistryError."""
-        self._recall(wanted, hints)
+    def investigate(self, wanted: Wanted, sources: Sequence[RepositoryName] = ()) -> None:
+        """Recall what is known, then ask for what is worth a request; raises RegistryError.
+
+        `sources` are repositories that may have the image's blobs.
+        """
+        self._recall(wanted, sources)
         self._doubt()
         while questions := ask(wanted, self.tags, self.facts, check=self.check):
             self._answer(questions)
@@ -74,7 +69,7 @@ class Survey:
 
     # -- from memory
 
-    def _recall(self, wanted: Wanted, hints: Hints) -> None:
+    def _recall(self, wanted: Wanted, sources: Sequence[RepositoryName]) -> None:
         facts, here = self.facts, self.repository.name
         principal, memory = self.repository.principal, self.knowledge.memory
         known = self.knowledge.known(here)
@@ -82,22 +77,22 @@ class Survey:
         elsewhere: dict[RepositoryName, None] = {}
         for digest in known.keys() & (blobs | wanted.by_digest.keys()):
             facts.proofs.setdefault(digest, known[digest])
-        for place in memory.places(here.registry, principal, [*blobs, *wanted.by_digest]):
-            if place.name == here:
-                facts.remembered.setdefault(place.digest, place.proof)
-            elif place.digest in blobs:
-                facts.elsewhere.setdefault(place.digest, place.name)
+        for location in memory.locations(here.registry, principal, [*blobs, *wanted.by_digest]):
+            if location.name == here:
+                facts.remembered.setdefault(location.digest, location.proof)
+            elif location.digest in blobs:
+                facts.elsewhere.setdefault(location.digest, location.name)
         for digest in blobs - facts.proofs.keys() - facts.remembered.keys():
             if memory.session(principal, here, digest) is not None:
                 facts.begun.add(digest)
-        for source in (*hints.sources, *_bases(wanted)):
+        for source in (*sources, *_bases(wanted)):
             if source.registry == here.registry and source != here:
                 elsewhere.setdefault(source)
         for source in elsewhere:  # a mount that fails opens the upload, so a guess costs nothing
             for digest in blobs - facts.elsewhere.keys():
                 facts.elsewhere[digest] = source
                 facts.guessed.add(digest)
-        for digest in (*facts.begun, *wanted.fresh):
+        for digest in facts.begun:
             facts.elsewhere.pop(digest, None)
         holds = self.knowledge.holds(here)
         if holds is not None and not self.check:
@@ -123,7 +118,9 @@ class Survey:
             self._read_old(question)
             return
         if question.about == "tag":
-            facts.tags[question.target] = repository.head_manifest(question.target)
+            facts.tags[question.target] = named = repository.head_manifest(question.target)
+            if named is None and question.target.startswith("sha256:"):  # no tag has a colon
+                facts.absent.add(question.digest)
             return
         if question.confirms:
             facts.settle(holds=self.knowledge.confirm(repository, lambda: self._look(question)))
@@ -170,5 +167,5 @@ def _bases(wanted: Wanted) -> list[RepositoryName]:
         try:
             found += [parse_reference(name).name] if name else []
         except ConfigError:
-            continue  # a stranger's annotation may say anything
+            continue  # an annotation may say anything
     return found

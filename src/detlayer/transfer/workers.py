@@ -1,6 +1,6 @@
-"""A few threads that work a list of jobs off: lanes for data, and one for what is small and must not queue behind it.
+"""A few threads that run a list of jobs: workers for data, and one for small jobs, which must not queue behind data.
 
-Knows no network. The threads end with the process: a job that hangs in the system's hands keeps nobody from leaving.
+Knows no network. The threads are daemons: a job that hangs in a system call does not keep the process from exiting.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from typing import Generic, TypeVar
 
 import msgspec
 
-DATA_LANES = 4
-CONTROL_LANES = 1
+DATA_WORKERS = 4
+CONTROL_WORKERS = 1
 
 _Result = TypeVar("_Result")
 
@@ -26,60 +26,71 @@ class Job(msgspec.Struct, Generic[_Result], frozen=True):
     is_data: bool = False
 
 
-def work_off(jobs: Sequence[Job[_Result]], *, lanes: int = DATA_LANES) -> list[_Result]:
-    """Run jobs, data ones at most `lanes` at a time, and return their results in the order of the jobs.
+def work_off(jobs: Sequence[Job[_Result]], *, workers: int = DATA_WORKERS) -> list[_Result]:
+    """Run jobs, data ones at most `workers` at a time, and return their results in the order of the jobs.
 
-    After the first failure no job is begun any more; that failure is raised when those that run have ended. An
-    exception that comes to the calling thread, such as a signal's, is raised at once: no job is begun any more, and
-    those that run are left behind.
+    After the first failure no further job starts; the failure is raised when the running jobs have ended. An exception
+    in the calling thread, such as a signal's, is raised at once: no further job starts, and running jobs are left
+    behind. A thread that can't be started counts as a failure.
     """
     if len(jobs) == 1:
         return [jobs[0].run()]
-    waiting = {
-        True: deque(index for index, job in enumerate(jobs) if job.is_data),
-        False: deque(index for index, job in enumerate(jobs) if not job.is_data),
-    }
-    lock = Lock()
-    ended: SimpleQueue[tuple[int, _Result | None, BaseException | None] | None] = SimpleQueue()
-
-    def take(kinds: Sequence[bool]) -> int | None:
-        with lock:
-            for kind in kinds:
-                if waiting[kind]:
-                    return waiting[kind].popleft()
-        return None
-
-    def give_up() -> None:
-        with lock:
-            waiting[True].clear()
-            waiting[False].clear()
-
-    def lane(kinds: Sequence[bool]) -> None:
-        while (index := take(kinds)) is not None:
-            try:
-                ended.put((index, jobs[index].run(), None))
-            except BaseException as error:
-                give_up()
-                ended.put((index, None, error))
-        ended.put(None)
-
-    kinds = [(False, True)] * min(lanes, len(jobs)) + [(False,)] * CONTROL_LANES
-    results: dict[int, _Result] = {}
+    queue = _Queue(jobs)
     failure: BaseException | None = None
-    left = len(kinds)
+    results: dict[int, _Result] = {}
+    running = 0
     try:
-        for one in kinds:
-            Thread(target=lane, args=(one,), daemon=True).start()
-        while left:
-            done = ended.get()
+        for takes_data in [True] * min(workers, len(jobs)) + [False] * CONTROL_WORKERS:
+            try:
+                Thread(target=queue.work, args=(takes_data,), daemon=True).start()
+            except RuntimeError as error:  # the system has no more threads for us
+                failure = error
+                queue.stop()
+                break
+            running += 1
+        while running:
+            done = queue.ended.get()
             if done is None:
-                left -= 1
+                running -= 1
             elif done[2] is not None:
                 failure = failure or done[2]
             else:
                 results[done[0]] = done[1]  # type: ignore[assignment]  # without an error it is a result
     finally:
-        give_up()
+        queue.stop()
     if failure is not None:
         raise failure
     return [results[index] for index in range(len(jobs))]
+
+
+class _Queue(Generic[_Result]):
+    """Jobs that wait. `ended` gets the number of each job with its result or error, and None from each worker."""
+
+    def __init__(self, jobs: Sequence[Job[_Result]]) -> None:
+        self._jobs = jobs
+        self._data = deque(index for index, job in enumerate(jobs) if job.is_data)
+        self._small = deque(index for index, job in enumerate(jobs) if not job.is_data)
+        self._lock = Lock()
+        self.ended: SimpleQueue[tuple[int, _Result | None, BaseException | None] | None] = SimpleQueue()
+
+    def work(self, takes_data: bool) -> None:
+        """Run jobs until none is left; small ones first."""
+        while (index := self._take(takes_data)) is not None:
+            try:
+                self.ended.put((index, self._jobs[index].run(), None))
+            except BaseException as error:
+                self.stop()
+                self.ended.put((index, None, error))
+        self.ended.put(None)
+
+    def stop(self) -> None:
+        """Start no further job."""
+        with self._lock:
+            self._data.clear()
+            self._small.clear()
+
+    def _take(self, takes_data: bool) -> int | None:
+        with self._lock:
+            if self._small:
+                return self._small.popleft()
+            return self._data.popleft() if takes_data and self._data else None

@@ -3,25 +3,24 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Sequence
 
 from detlayer.filesystem import is_dir as leads_to_dir
 from detlayer.filesystem import real_path
-from detlayer.layer.entry import Entry, Profile
+from detlayer.layer.entry import Profile
 from detlayer.layer.ports import Reporter, Silence
-from detlayer.tree.forest import plant
 from detlayer.tree.patterns import excluded
-from detlayer.tree.scan import Listing, Scan, Witness, scan
+from detlayer.tree.scan import Scan, Snapshot, scan
 from detlayer.tree.source import Selection, Source
-from detlayer.tree.steady import copy_file, fail, read_file
-from detlayer.tree.walk import Walker
+from detlayer.tree.stable_read import copy_file, fail, read_file
+from detlayer.tree.walk import Walk
 
 __all__ = [
-    "Listing",
     "Scan",
     "Selection",
+    "Snapshot",
     "Source",
-    "Witness",
+    "Walk",
     "copy_file",
     "fail",
     "read_file",
@@ -37,19 +36,16 @@ def walk(
     profile: Profile | None = None,
     selection: Selection | None = None,
     reporter: Reporter | None = None,
-    visited: Callable[[bytes], None] | None = None,
-    witness: Witness | None = None,
-    listings: Mapping[Source, Listing] | None = None,
-) -> Iterator[Entry]:
-    """Yield the normalised entries of all sources in order.
-
-    A content opens only until the next entry is asked for. `visited` hears the path of every file and directory that
-    was looked at, `witness` what was seen of it. Where there are `listings`, the walk goes by what their scan saw, and
-    only contents are looked at again. Raises TreeError, and ConfigError for invalid destinations.
-    """
-    selection = selection or Selection()
-    walker = Walker(profile or Profile(), selection, reporter or Silence(), visited, witness, listings or {})
-    return walker.walk(plant(sources, selection))
+    keep_paths: bool = False,
+) -> Walk:
+    """Start a walk, whose iteration gives the normalised entries of all sources in order."""
+    return Walk(
+        sources,
+        profile=profile or Profile(),
+        selection=selection or Selection(),
+        reporter=reporter or Silence(),
+        keep_paths=keep_paths,
+    )
 
 
 def takes(source: Source, path: bytes, *, is_dir: bool = False) -> bool:

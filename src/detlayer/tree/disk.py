@@ -6,16 +6,17 @@ can't lead it outside; what changed is an error that names it.
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 
-from detlayer.errors import printable
+from detlayer.errors import ConfigError, printable
 from detlayer.layer import bytecode
 from detlayer.layer.entry import ContentReader, Profile
 from detlayer.tree.patterns import excluded
 from detlayer.tree.scan import Listing
 from detlayer.tree.source import Source
-from detlayer.tree.steady import CHANGED_AGAIN, changed, difference, fail, settle
+from detlayer.tree.stable_read import CHANGED_AGAIN, changed, difference, fail, settle, steady
 
 _OPEN_DIR = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
 # Not blocking: what was a file when it was listed may be a FIFO by now.
@@ -286,6 +287,32 @@ class BytecodeContent(FileContent):
         if patterns and excluded(patterns, home.relative + name.decode("utf-8", "surrogateescape"), False):
             return None
         return status
+
+
+def read_xattrs(found: Found, profile: Profile) -> tuple[tuple[bytes, bytes], ...]:
+    """Read the extended attributes that the profile keeps, sorted; raises TreeError and ConfigError."""
+    if not hasattr(os, "listxattr"):
+        raise ConfigError("xattrs-unsupported", "only Linux lets extended attributes be read", "leave --xattrs out")
+    # There is no listxattrat; the descriptor's own name in /proc keeps the path relative to what is open.
+    where = found.dir.path if found.dir.fd is None else b"/proc/self/fd/%d" % found.dir.fd
+    path = os.path.join(where, found.name) if found.name else where
+    follow = not found.name
+
+    def read() -> tuple[tuple[bytes, bytes], ...]:
+        return tuple(
+            (os.fsencode(name), os.getxattr(path, name, follow_symlinks=follow))
+            for name in sorted(os.listxattr(path, follow_symlinks=follow))
+            if profile.wants_xattr(name)
+        )
+
+    try:
+        return steady(found.path, found.stat, lambda: os.stat(path, follow_symlinks=follow), read)
+    except OSError as error:
+        if error.errno == errno.ENOTSUP:
+            return ()
+        if error.errno == errno.ENODATA:  # it was there when they were listed
+            raise changed(found.path, "lost an extended attribute while they were read") from error
+        fail(error, found.path)
 
 
 def seconds(status: os.stat_result) -> int:

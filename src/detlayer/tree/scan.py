@@ -15,7 +15,8 @@ from struct import Struct
 from blake3 import blake3
 
 from detlayer.filesystem import real_path
-from detlayer.layer.entry import WHITEOUT_PREFIX, without_temporaries
+from detlayer.layer.entry import WHITEOUT_PREFIX
+from detlayer.layer.order import order_names
 from detlayer.tree.patterns import excluded
 from detlayer.tree.source import Source
 
@@ -40,8 +41,8 @@ class Listing:
         self.below: dict[bytes, Listing] = {}
 
 
-class Witness:
-    """Hears what a walk looks at, source by source, and condenses it."""
+class Snapshot:
+    """The stat records of all that a walk or scan looked at, source by source, as one digest."""
 
     def __init__(self) -> None:
         self._streams: dict[int, tuple[blake3, list[bytes]]] = {}
@@ -53,8 +54,8 @@ class Witness:
         self.newest_ns = 0
         """The latest ctime of anything but a directory: those are listed again each time."""
 
-    def saw(self, source: Source, name: bytes, status: os.stat_result) -> None:
-        """Hear of something that a source has, in the walk's order."""
+    def add(self, source: Source, name: bytes, status: os.stat_result) -> None:
+        """Add something that a source has, in the walk's order."""
         if source is not self._source:
             self._turn(source)
         mode = status.st_mode
@@ -86,8 +87,8 @@ class Witness:
             self._streams[id(source)][0].update(b"/".join(parts))
             parts.clear()
 
-    def left(self, source: Source) -> None:
-        """Hear that a directory has no more."""
+    def end_directory(self, source: Source) -> None:
+        """Mark the end of a directory."""
         if source is not self._source:
             self._turn(source)
         self._parts.append(_LEAVE)
@@ -111,7 +112,7 @@ class Scan:
     """What a scan saw. `listings` has all of it, for walks right after it; None where that would be very much."""
 
     def __init__(self) -> None:
-        self.witness = Witness()
+        self.snapshot = Snapshot()
         self.listings: dict[Source, Listing] | None = {}
 
     def forget_listings(self) -> None:
@@ -132,9 +133,9 @@ def scan(sources: Sequence[Source]) -> Scan | None:
             if not is_dir:
                 real = os.fsencode(real_path(os.fsdecode(source.path)))
                 status = os.lstat(real)
-                result.witness.saw(source, os.path.basename(real), status)
+                result.snapshot.add(source, os.path.basename(real), status)
             elif source.dest:
-                result.witness.saw(source, b"", status)
+                result.snapshot.add(source, b"", status)
             listing = Listing(status)
             if result.listings is not None:
                 result.listings[source] = listing
@@ -165,11 +166,11 @@ def _scan(
         above.append(identity)
         patterns = source.patterns
         with os.scandir(fd) as found:
-            names = without_temporaries(sorted([item.name.encode(_ENCODING, _ERRORS) for item in found]))
-        witness = result.witness
-        if result.listings is not None and witness.count + len(names) > _MAX_LISTED:
+            names = order_names(item.name.encode(_ENCODING, _ERRORS) for item in found)
+        snapshot = result.snapshot
+        if result.listings is not None and snapshot.count + len(names) > _MAX_LISTED:
             result.forget_listings()
-        lstat, saw, seen = os.lstat, witness.saw, listing.found
+        lstat, add, seen = os.lstat, snapshot.add, listing.found
         for name in names:
             status = lstat(name, dir_fd=fd)
             mode = status.st_mode
@@ -179,7 +180,7 @@ def _scan(
                 continue
             if name.startswith(WHITEOUT_PREFIX) or not (is_dir or stat.S_ISREG(mode) or stat.S_ISLNK(mode)):
                 return False
-            saw(source, name, status)
+            add(source, name, status)
             if result.listings is not None:
                 seen[name] = status
             if is_dir:
@@ -188,7 +189,7 @@ def _scan(
                     listing.below[name] = below
                 if not _scan(source, os.open(name, _OPEN, dir_fd=fd), text + "/", above, result, below):
                     return False
-        witness.left(source)
+        snapshot.end_directory(source)
         above.pop()
         return True
     finally:

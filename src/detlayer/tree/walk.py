@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import stat
 import sys
 from array import array
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import Literal
 
-from detlayer.errors import ConfigError, TreeError, printable
+from detlayer.errors import TreeError, printable
 from detlayer.filesystem import real_path
 from detlayer.layer.entry import (
     WHITEOUT_PREFIX,
@@ -23,16 +22,15 @@ from detlayer.layer.entry import (
     marker,
     normalise,
     parent,
-    sibling_key,
-    without_temporaries,
 )
+from detlayer.layer.order import order_names
 from detlayer.layer.ports import Reporter
-from detlayer.tree.disk import BytecodeContent, Dir, FileContent, Found, seconds
-from detlayer.tree.forest import Node, collide
+from detlayer.tree.destinations import Node, collide, find_destinations
+from detlayer.tree.disk import BytecodeContent, Dir, FileContent, Found, read_xattrs, seconds
 from detlayer.tree.patterns import excluded
-from detlayer.tree.scan import Listing, Witness
+from detlayer.tree.scan import Listing, Scan, Snapshot
 from detlayer.tree.source import Selection, Source
-from detlayer.tree.steady import changed, fail, steady
+from detlayer.tree.stable_read import changed, fail, steady
 
 # Directories kept open at a time; deeper walks close the outermost ones and open them again on the way back.
 _MAX_OPEN_DIRS = 64
@@ -56,28 +54,48 @@ class Frame:
         """What each directory holds, where there are several."""
 
 
-class Walker:
+class Walk:
+    """One pass over sources: iterate over it for their normalised entries, in order.
+
+    A content opens only until the next entry is asked for. Where there is a scan with listings, the walk goes by what
+    that saw, and only contents are looked at again. Raises TreeError, and ConfigError for invalid destinations.
+    """
+
     def __init__(
         self,
+        sources: Sequence[Source],
+        *,
         profile: Profile,
         selection: Selection,
         reporter: Reporter,
-        visited: Callable[[bytes], None] | None,
-        witness: Witness | None,
-        listings: Mapping[Source, Listing],
+        scanned: Scan | None = None,
+        keep_snapshot: bool = False,
+        keep_paths: bool = False,
     ) -> None:
+        is_scanned = scanned is not None and scanned.listings is not None
+        self.snapshot = scanned.snapshot if scanned is not None and is_scanned else Snapshot()
+        """What was seen so far, if it is kept; all that the scan saw, if the walk goes by that."""
+        self.warnings: list[tuple[str, str]] = []
+        """Code and message of each warning so far."""
+        self.paths: list[bytes] = []
+        """The files and directories that were looked at so far, if they are kept."""
         self.profile = profile
         self.selection = selection
         self._reporter = reporter
-        self._visited = visited
-        self._witness = witness
-        self._listings = listings
+        self._keeps_paths = keep_paths
+        self._recording = self.snapshot if keep_snapshot and not is_scanned else None
+        self._listings: Mapping[Source, Listing] = (scanned.listings if scanned is not None else None) or {}
         self._open: deque[Dir] = deque()
         self._max_open = _MAX_OPEN_DIRS
         self._special: list[str] = []
         self._links: dict[tuple[int, int], Entry] = {}
 
-    def walk(self, top: Node) -> Iterator[Entry]:
+        self._entries = self._walk(find_destinations(sources, selection))
+
+    def __iter__(self) -> Iterator[Entry]:
+        return self._entries
+
+    def _walk(self, top: Node) -> Iterator[Entry]:
         stack: list[Frame] = []
         try:
             stack.append(self._enter(b"", [self._root(source) for source in top.roots], top))
@@ -118,27 +136,24 @@ class Walker:
         self._max_open = max(self._max_open, 2 * len(dirs) + 2)
         for directory in dirs:
             self._open_dir(directory)
-            if self._visited is not None:
-                self._visited(directory.path + b"/")
+            if self._keeps_paths:
+                self.paths.append(directory.path + b"/")
         lists = [self._list(directory) for directory in dirs]
         is_merged = node is not None or len(dirs) != 1
-        names = list(set().union(*lists, node.children if node is not None else ())) if is_merged else lists[0]
+        names = set().union(*lists, node.children if node is not None else ()) if is_merged else lists[0]
         if is_merged:
             frame.listed = [frozenset(found) for found in lists]
         del lists
-        names.sort()
-        names = without_temporaries(names)
-        if len(names) > 1:
-            self._warn_alike(frame, names)
-        if is_merged:  # only then can there be whiteouts, which go first
-            names.sort(key=sibling_key)
-        frame.names = iter(names)
+        ordered = order_names(names)
+        if len(ordered) > 1:
+            self._warn_alike(frame, ordered)
+        frame.names = iter(ordered)
         return frame
 
     def _leave(self, frame: Frame, above: Frame | None) -> None:
         for directory in frame.dirs:
-            if self._witness is not None:
-                self._witness.left(directory.source)
+            if self._recording is not None:
+                self._recording.end_directory(directory.source)
             if directory.reopen_parent() and directory.parent is not None:
                 self._open.append(directory.parent)
             if directory.fd is not None:
@@ -189,8 +204,8 @@ class Walker:
     def _look(self, directory: Dir, name: bytes) -> Found | None:
         """See what is there, once; None if it is not to be taken."""
         found = self._peek(directory, name)
-        if found is not None and self._witness is not None:
-            self._witness.saw(directory.source, name, found.stat)
+        if found is not None and self._recording is not None:
+            self._recording.add(directory.source, name, found.stat)
         return found
 
     def _peek(self, directory: Dir, name: bytes) -> Found | None:
@@ -219,8 +234,8 @@ class Walker:
                 "rename or exclude it; to delete a file of the base, use --whiteout PATH",
             )
         if stat.S_ISREG(mode):
-            if self._visited is not None:
-                self._visited(os.path.join(found.dir.path, name))
+            if self._keeps_paths:
+                self.paths.append(os.path.join(found.dir.path, name))
             return None, self._file(path, found)
         if stat.S_ISDIR(mode):
             entry = self._plain(path, "dir", found)
@@ -228,7 +243,7 @@ class Walker:
         if stat.S_ISLNK(mode):
             return None, self._plain(path, "symlink", found, self._target(found))
         if self.selection.special == "skip":
-            self._reporter.warning("special-skipped", f"left out {found}, a {_kind(mode)}")
+            self._warn("special-skipped", f"left out {found}, a {_kind(mode)}")
         else:
             self._special.append(f"{found} ({_kind(mode)})")
         return None, None
@@ -272,16 +287,16 @@ class Walker:
             except OSError as error:
                 fail(error, root.path)
             found.append(Found(root, b"", status))
-            if self._witness is not None:
-                self._witness.saw(root.source, b"", found[-1].stat)
+            if self._recording is not None:
+                self._recording.add(root.source, b"", found[-1].stat)
         return self._enter(path, dirs + roots, node), self._merged(path, found)
 
     def _named(self, path: bytes, node: Node) -> Entry:
         """Make the entry of a file that was named as a source, or of a marker."""
         if node.file is None:
             return marker(path, self.profile)
-        if self._visited is not None:
-            self._visited(node.file.path)
+        if self._keeps_paths:
+            self.paths.append(node.file.path)
         listing = self._listings.get(node.file)
         try:
             above, name = os.path.split(os.fsencode(real_path(os.fsdecode(node.file.path))))
@@ -290,8 +305,8 @@ class Walker:
             fail(error, node.file.path)
         if not stat.S_ISREG(status.st_mode):
             raise changed(node.file.path, "became something else during the walk")
-        if self._witness is not None:
-            self._witness.saw(node.file, name, status)
+        if self._recording is not None:
+            self._recording.add(node.file, name, status)
         return self._file(path, Found(Dir(Source(above), None, b""), name, status))
 
     def _merged(self, path: bytes, found: list[Found]) -> Entry:
@@ -311,7 +326,7 @@ class Walker:
 
     def _plain(self, path: bytes, kind: Literal["dir", "symlink"], found: Found, target: bytes = b"") -> Entry:
         status = found.stat
-        xattrs = self._xattrs(found) if self.profile.xattrs else ()
+        xattrs = read_xattrs(found, self.profile) if self.profile.xattrs else ()
         return normalise(
             Entry(
                 path,
@@ -352,7 +367,7 @@ class Walker:
                 seconds(status),
                 status.st_size,
                 b"",
-                self._xattrs(found) if self.profile.xattrs else (),
+                read_xattrs(found, self.profile) if self.profile.xattrs else (),
                 content,
             ),
             self.profile,
@@ -361,31 +376,11 @@ class Walker:
             self._links[identity] = entry
         return entry
 
-    def _xattrs(self, found: Found) -> tuple[tuple[bytes, bytes], ...]:
-        if not hasattr(os, "listxattr"):
-            raise ConfigError("xattrs-unsupported", "only Linux lets extended attributes be read", "leave --xattrs out")
-        # There is no listxattrat; the descriptor's own name in /proc keeps the path relative to what is open.
-        where = found.dir.path if found.dir.fd is None else b"/proc/self/fd/%d" % found.dir.fd
-        path = os.path.join(where, found.name) if found.name else where
-        follow = not found.name
-
-        def read() -> tuple[tuple[bytes, bytes], ...]:
-            return tuple(
-                (name.encode(_ENCODING, _ERRORS), os.getxattr(path, name, follow_symlinks=follow))
-                for name in sorted(os.listxattr(path, follow_symlinks=follow))
-                if self.profile.wants_xattr(name)
-            )
-
-        try:
-            return steady(found.path, found.stat, lambda: os.stat(path, follow_symlinks=follow), read)
-        except OSError as error:
-            if error.errno == errno.ENOTSUP:
-                return ()
-            if error.errno == errno.ENODATA:  # it was there when they were listed
-                raise changed(found.path, "lost an extended attribute while they were read") from error
-            fail(error, found.path)
-
     # -- reports
+
+    def _warn(self, code: str, message: str) -> None:
+        self.warnings.append((code, message))
+        self._reporter.warning(code, message)
 
     def _warn_alike(self, frame: Frame, names: list[bytes]) -> None:
         """Warn of siblings that are one file where case or Unicode form does not count, if both are packed."""
@@ -407,7 +402,7 @@ class Walker:
             if twin is not name:
                 code = collision_code(name, twin)
                 how = "Unicode form" if code == "unicode-collision" else "case"
-                self._reporter.warning(
+                self._warn(
                     code,
                     f"{printable(frame.prefix + twin)} and {printable(frame.prefix + name)} differ only by {how} "
                     f"({twin.decode('utf-8', 'backslashreplace')!a}, "

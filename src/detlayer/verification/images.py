@@ -10,32 +10,26 @@ from collections.abc import Iterator
 from detlayer.checks.audit import Findings, audit
 from detlayer.checks.findings import Finding
 from detlayer.errors import LayerError, TreeError, UnreadableError, printable
-from detlayer.images.layout import Image, Layout, LayoutName, Measure, open_layout
-from detlayer.layer.entry import Profile
+from detlayer.images.layout import Layout, LayoutImage, LayoutName, Measure, open_layout
 from detlayer.layer.formats import HEAD_BYTES, is_layer
 from detlayer.oci.types import Descriptor, Digest
 from detlayer.verification.layers import Expectation
+from detlayer.verification.options import VerifyOptions
 from detlayer.verification.report import LayerFacts, TargetReport, divide, facts_of
 
 _MAX_BLOBS = 20_000
 
 
 def check_layout(
-    target: str,
-    name: LayoutName,
-    *,
-    profile: Profile,
-    expectation: Expectation | None = None,
-    strict: bool = False,
-    max_expansion: int = 200,
+    target: str, name: LayoutName, expectation: Expectation | None, options: VerifyOptions
 ) -> TargetReport:
     """Check what index.json leads to, or what of it has the tag in `name`.
 
     A blob that is not what its digest says is a finding of the report; raises LayerError or TreeError where there is no
     layout to read.
     """
-    with open_layout(name, max_expansion=max_expansion) as layout:
-        check = _Check(layout, profile, strict, max_expansion)
+    with open_layout(name, max_expansion=options.max_expansion) as layout:
+        check = _Check(layout, options)
         check.take(name)
         if expectation is not None:
             check.compare(expectation)
@@ -44,11 +38,11 @@ def check_layout(
 
 
 class _Check:
-    def __init__(self, layout: Layout, profile: Profile, strict: bool, max_expansion: int) -> None:
+    def __init__(self, layout: Layout, options: VerifyOptions) -> None:
         self._layout = layout
-        self._profile = profile
-        self._strict = strict
-        self._max_expansion = max_expansion
+        self._profile = options.pack.profile
+        self._strict = options.strict
+        self._max_expansion = options.max_expansion
         self._images: set[Digest] = set()
         self._blobs: dict[tuple[Digest, int], bool] = {}
         self._measures: dict[Digest, Measure | None] = {}
@@ -103,7 +97,7 @@ class _Check:
             kind = printable(blob.media_type[:100]) or "no media type"
             self._note(f"{blob.digest}: {kind}, {what} that we know; only its digest was checked")
 
-    def _take_image(self, image: Image) -> None:
+    def _take_image(self, image: LayoutImage) -> None:
         self._check_blob(image.config)
         for one in image.layers:
             self._take_layer(one)

@@ -12,15 +12,15 @@ from typing import Any
 
 from detlayer.checks.audit import audit
 from detlayer.checks.findings import Finding
-from detlayer.errors import ConfigError, LayerError, printable
+from detlayer.checks.layer_diff import Run, diff_layers
+from detlayer.errors import ConfigError, FormatError, printable
 from detlayer.filesystem import is_file
 from detlayer.images.files import open_file, read_bounded
-from detlayer.layer.decompress import Readable
-from detlayer.layer.entry import Profile
 from detlayer.layer.formats import image_archive, quoted
 from detlayer.layer.writer import ANNOTATION_PREFIX
+from detlayer.oci.ports import Readable
 from detlayer.oci.types import MAX_DOCUMENT_BYTES, parse_digest
-from detlayer.verification.contrast import Run, contrast
+from detlayer.verification.options import VerifyOptions
 from detlayer.verification.report import LayerFacts, TargetReport, divide, facts_of
 
 Opener = Callable[[], AbstractContextManager[Readable]]
@@ -58,7 +58,7 @@ class Expectation:
         if self.diff_id:
             yield Finding("unexpected-digest", "", "diff_id", facts.diff_id, self.diff_id)
         if self.layer is not None:
-            yield from contrast(Run(self.name, self.layer), Run(facts.name, opened), max_expansion=max_expansion)
+            yield from diff_layers(Run(self.name, self.layer), Run(facts.name, opened), max_expansion=max_expansion)
 
 
 def parse_expectation(text: str, *, max_expansion: int = 200) -> Expectation:
@@ -94,14 +94,7 @@ def parse_expectation(text: str, *, max_expansion: int = 200) -> Expectation:
     return Expectation(text, "", facts.digest, facts.diff_id, facts.key, facts.codec_class, opened)
 
 
-def check_layer(
-    path: str,
-    *,
-    profile: Profile,
-    expectation: Expectation | None = None,
-    strict: bool = False,
-    max_expansion: int = 200,
-) -> TargetReport | None:
+def check_layer(path: str, expectation: Expectation | None, options: VerifyOptions) -> TargetReport | None:
     """Judge a layer file; None if it is an archive of an OCI layout, which is for `check_layout`.
 
     Raises LayerError where it can't be read, or not as a layer.
@@ -109,22 +102,20 @@ def check_layer(
     opened = partial(open_file, path)
     try:
         file = opened()
-    except LayerError as error:
-        if error.code != "layer-format":
-            raise
+    except FormatError as error:
         name = quoted(f"{path}:/{os.path.basename(path)}")
         hint = f"{error.hint}; or pack it as it is: detlayer verify {name}"
-        raise LayerError(error.code, error.message, hint) from error
+        raise FormatError(error.code, error.message, hint) from error
     with file:
-        report = audit(file, profile=profile, max_expansion=max_expansion)
+        report = audit(file, profile=options.pack.profile, max_expansion=options.max_expansion)
     if report.signs.kind == "oci-archive":
         return None
     if report.signs.kind:
         raise image_archive(report.signs.kind, path, report.facts.compression)
     facts = facts_of(path, report)
-    failures, advice = divide(report.findings, strict=strict)
+    failures, advice = divide(report.findings, strict=options.strict)
     if expectation is not None:
-        failures.extend(expectation.check(facts, opened, max_expansion=max_expansion))
+        failures.extend(expectation.check(facts, opened, max_expansion=options.max_expansion))
     return TargetReport(path, "layer", (facts,), failures, advice)
 
 

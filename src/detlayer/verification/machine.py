@@ -11,7 +11,7 @@ from contextlib import contextmanager
 FAKETIME_OFFSET = "+400d"
 
 
-class CannotView(Exception):
+class CannotViewError(Exception):
     """No disordered view of a directory can be had here; the reason is the argument."""
 
 
@@ -31,19 +31,19 @@ def time_prefix(environment: Mapping[str, str]) -> tuple[str, ...]:
 def disordered(directory: str, at: str, how: str, environment: Mapping[str, str]) -> Iterator[str]:
     """Show `directory` at the new directory `at`, through disorderfs, its names listed in another order.
 
-    Raises CannotView where that is not permitted.
+    Raises CannotViewError where that is not permitted.
     """
     program, unmount = (find_program(name, environment) for name in ("disorderfs", "fusermount3"))
     unmount = unmount or find_program("fusermount", environment)
     if program is None or unmount is None:
-        raise CannotView("disorderfs is not installed" if program is None else "fusermount is not installed")
+        raise CannotViewError("disorderfs is not installed" if program is None else "fusermount is not installed")
     os.mkdir(at)
     done = subprocess.run(
         [program, "--quiet", how, directory, at], capture_output=True, check=False, stdin=subprocess.DEVNULL
     )
     if done.returncode or not os.path.ismount(at):
         said = done.stderr.decode(errors="replace").strip().splitlines()[-1:] or ["it gave no reason"]
-        raise CannotView(f"disorderfs: {said[0]}")
+        raise CannotViewError(f"disorderfs: {said[0]}")
     try:
         yield at
     finally:

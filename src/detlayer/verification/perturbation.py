@@ -18,18 +18,19 @@ from msgspec.structs import replace
 
 from detlayer.checks.audit import LayerReport, audit
 from detlayer.checks.findings import Finding
+from detlayer.checks.layer_diff import Run, diff_layers
 from detlayer.errors import ConfigError
 from detlayer.images.files import open_file
 from detlayer.layer.codec import Codec
-from detlayer.layer.entry import Profile
-from detlayer.packing.packer import default_jobs
-from detlayer.tree import Selection, Source, takes
-from detlayer.verification.contrast import Run, contrast
+from detlayer.packing.options import PackOptions
+from detlayer.packing.sources import resolve
+from detlayer.tree import Source, takes
 from detlayer.verification.layers import Expectation
-from detlayer.verification.machine import CannotView, disordered, on_one_processor, time_prefix
-from detlayer.verification.replica import Request, run_replica
+from detlayer.verification.machine import CannotViewError, disordered, on_one_processor, time_prefix
+from detlayer.verification.options import VerifyOptions
+from detlayer.verification.pack_process import PackJob, run_pack
 from detlayer.verification.report import Perturbation, TargetReport, divide, facts_of
-from detlayer.verification.twin import NoTwin, Twins
+from detlayer.verification.tree_copies import CannotCopyError, TreeCopies
 from detlayer.verification.variation import Variation
 
 _TRUSTED = 1 << 40  # these layers are our own, however far they expand
@@ -37,33 +38,27 @@ _VIEWED = 3  # the first run that is given a disordered view, where the system i
 
 
 def check_sources(
-    sources: Sequence[Source],
-    *,
-    runs: int,
-    profile: Profile,
-    selection: Selection,
-    codec: Codec,
-    jobs: int | None,
-    environment: Mapping[str, str],
-    expectation: Expectation | None = None,
-    strict: bool = False,
+    sources: Sequence[Source | str | os.PathLike[str]], expectation: Expectation | None, options: VerifyOptions
 ) -> TargetReport:
-    """Pack `sources` once as they are and `runs` times perturbed; every difference is a failure.
+    """Pack sources once as they are and several times under varied conditions; every difference is a failure.
 
     Raises what `pack` raises, from whichever run.
     """
+    pack = options.pack
+    codec = pack.codec_for()
+    resolved = resolve(sources, pack)
     with tempfile.TemporaryDirectory(prefix="detlayer-") as scratch:
-        _check_outside(scratch, sources)
-        session = _Session(scratch, sources, profile, selection, codec, environment)
-        reference, report = session.pack_plainly(jobs or default_jobs())
+        _check_outside(scratch, resolved)
+        session = _Session(scratch, resolved, pack, codec, options.environment)
+        reference, report = session.pack_plainly(pack.count_jobs())
         facts = replace(facts_of("the layer", report), codec=codec.name, codec_class=codec.codec_class)
-        failures, advice = divide(report.findings, strict=strict)
+        failures, advice = divide(report.findings, strict=options.strict)
         if expectation is not None:
             failures.extend(expectation.check(facts, reference.open, max_expansion=_TRUSTED))
-        for number in range(1, runs + 1):
+        for number in range(1, options.runs + 1):
             failures.extend(session.pack_perturbed(Variation(number), reference, report))
         return TargetReport(
-            " ".join(map(str, sources)),
+            " ".join(map(str, resolved)),
             "sources",
             (facts,),
             failures,
@@ -92,15 +87,14 @@ class _Session:
         self,
         scratch: str,
         sources: Sequence[Source],
-        profile: Profile,
-        selection: Selection,
+        options: PackOptions,
         codec: Codec,
         environment: Mapping[str, str],
     ) -> None:
         self._scratch = scratch
         self._sources = tuple(replace(source, path=os.path.abspath(source.path)) for source in sources)
-        self._profile = profile
-        self._selection = selection
+        self._profile = options.profile
+        self._selection = options.selection
         self._codec = codec
         self._environment = environment
         self.applied: dict[str, list[str]] = {}
@@ -110,8 +104,8 @@ class _Session:
     def pack_plainly(self, jobs: int) -> tuple[Run, LayerReport]:
         """Pack the sources where they are, and read the layer back."""
         output = os.path.join(self._scratch, "plain")
-        request = Request(self._sources, self._profile, self._selection, self._codec, jobs, output)
-        self.warnings = run_replica(request, environment=self._environment, cwd=os.getcwd(), umask=0o022)
+        job = PackJob(self._sources, self._profile, self._selection, self._codec, jobs, output)
+        self.warnings = run_pack(job, environment=self._environment, cwd=os.getcwd(), umask=0o022)
         run = Run("the plain run", partial(open_file, output))
         with run.open() as file:
             return run, audit(file, profile=self._profile, max_expansion=_TRUSTED)
@@ -128,7 +122,7 @@ class _Session:
             with run.open() as file:
                 report = audit(file, profile=self._profile, contents=False, keep=0, max_expansion=_TRUSTED)
             if report.facts.diff_id != expected.facts.diff_id:
-                yield from contrast(reference, run, max_expansion=_TRUSTED)
+                yield from diff_layers(reference, run, max_expansion=_TRUSTED)
             elif report.facts.digest != expected.facts.digest:
                 trap = "chunking" if report.facts.members != expected.facts.members else "compressor-class"
                 yield Finding(trap, "", "digest", str(report.facts.digest), str(expected.facts.digest))
@@ -146,7 +140,7 @@ class _Session:
                 order = ""
                 self._apply("readdir order", "disorderfs, reversed")
             self._apply("absolute path", at)
-        except NoTwin as reason:
+        except CannotCopyError as reason:
             # The system's side of the run is still perturbed, and names are listed in another order.
             sources = list(self._sources)
             self.left_out["a copy of the tree"] = str(reason)
@@ -170,7 +164,7 @@ class _Session:
                 self._apply("processors", "1")
             else:
                 self.left_out["processors"] = "there is but one, or it can't be chosen here"
-        request = Request(
+        job = PackJob(
             tuple(sources),
             self._profile,
             self._selection,
@@ -180,7 +174,7 @@ class _Session:
             order,
             variation.number,
         )
-        run_replica(request, environment=environment, cwd=cwd, umask=variation.umask, prefix=prefix)
+        run_pack(job, environment=environment, cwd=cwd, umask=variation.umask, prefix=prefix)
 
     def _vary_environment(self, variation: Variation, home: str) -> dict[str, str]:
         varied = {
@@ -194,8 +188,8 @@ class _Session:
         return {**self._environment, **varied}
 
     def _copy(self, variation: Variation, at: str) -> list[Source]:
-        """Make twins of all sources below `at`; raises NoTwin."""
-        twins = Twins(variation, self._profile, self._selection, os.geteuid() == 0)
+        """Make twins of all sources below `at`; raises CannotCopyError."""
+        twins = TreeCopies(variation, self._profile, self._selection, os.geteuid() == 0)
         made = []
         for number, source in enumerate(self._sources):
             place = os.path.join(os.fsencode(at), b"%d" % number)
@@ -241,7 +235,7 @@ class _Session:
             return ""
         try:
             return stack.enter_context(disordered(directory, at, "--reverse-dirents=yes", self._environment))
-        except CannotView as reason:
+        except CannotViewError as reason:
             self.left_out["disorderfs"] = str(reason)
             return ""
 

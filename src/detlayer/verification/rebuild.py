@@ -21,16 +21,17 @@ from functools import partial
 from msgspec.structs import replace
 
 from detlayer.checks.audit import audit
+from detlayer.checks.layer_diff import Run, diff_layers
 from detlayer.errors import ConfigError, OutputError, printable
 from detlayer.filesystem import look
 from detlayer.images.files import open_file
-from detlayer.layer.codec import Codec
-from detlayer.layer.entry import Profile
-from detlayer.packing.packer import pack, parse_source
-from detlayer.tree import Selection, copy_file, fail
-from detlayer.tree.patterns import Pattern
-from detlayer.verification.contrast import Run, contrast
-from detlayer.verification.machine import CannotView, disordered, find_program, on_one_processor, time_prefix
+from detlayer.packing.options import PackOptions
+from detlayer.packing.packer import pack
+from detlayer.packing.sources import parse_source
+from detlayer.tree import copy_file, fail
+from detlayer.tree.patterns import parse_patterns
+from detlayer.verification.machine import CannotViewError, disordered, find_program, on_one_processor, time_prefix
+from detlayer.verification.options import VerifyOptions
 from detlayer.verification.report import Perturbation, TargetReport, divide, facts_of
 
 _TRUSTED = 1 << 40  # these layers are our own, however far they expand
@@ -50,19 +51,8 @@ class Build:
     prefix: tuple[str, ...] = ()
 
 
-def check_rebuild(
-    command: str,
-    output: str,
-    *,
-    profile: Profile,
-    selection: Selection,
-    codec: Codec,
-    patterns: tuple[Pattern, ...],
-    environment: Mapping[str, str],
-    directory: str = ".",
-    strict: bool = False,
-) -> TargetReport:
-    """Run `command` by `sh` in two copies of `directory`, pack `output` of each, and name every difference.
+def check_rebuild(command: str, output: str, options: VerifyOptions, *, directory: str = ".") -> TargetReport:
+    """Run a shell command in two copies of a directory, pack `output` of each, and name every difference.
 
     Raises ConfigError where the command fails or leaves no output, and what `pack` raises.
     """
@@ -75,32 +65,16 @@ def check_rebuild(
             "build into a directory below",
         )
     with tempfile.TemporaryDirectory(prefix="detlayer-", ignore_cleanup_errors=True) as scratch, ExitStack() as stack:
-        session = _Session(scratch, directory, relative, environment)
-        first = session.prepare_first()
-        second = session.prepare_second(stack)
-        started = time.monotonic()
-        session.build(first, command)
-        if not second.prefix:
-            time.sleep(max(0.0, _LATER_S - (time.monotonic() - started)))
-        with on_one_processor() as is_alone:
-            session.note("processors", "one in the second build", "" if is_alone else "there is but one")
-            session.build(second, command)
-        runs, reports = [], []
-        for build in (first, second):
-            blob = os.path.join(scratch, f"layer-{build.name}")
-            source = parse_source(os.path.join(build.directory, relative))
-            source = replace(source, patterns=patterns)
-            pack([source], output=blob, compression=codec, profile=profile, selection=selection)
-            marks = {"build path": os.fsencode(build.directory)}
-            for label, name in (("home", "HOME"), ("time zone", "TZ")):
-                if len(build.environment.get(name, "")) > 3:
-                    marks[label] = os.fsencode(build.environment[name])
-            runs.append(Run(f"the {build.name} build", partial(open_file, blob), marks))
-            with runs[-1].open() as file:
-                reports.append(audit(file, profile=profile, max_expansion=_TRUSTED))
-        failures, advice = divide(reports[0].findings, strict=strict)
+        session = _Session(scratch, directory, relative, options.environment)
+        builds = session.run_both(command, stack)
+        runs = [_pack(one, relative, os.path.join(scratch, f"layer-{one.name}"), options.pack) for one in builds]
+        reports = []
+        for run in runs:
+            with run.open() as file:
+                reports.append(audit(file, profile=options.pack.profile, max_expansion=_TRUSTED))
+        failures, advice = divide(reports[0].findings, strict=options.strict)
         if reports[0].facts.diff_id != reports[1].facts.diff_id:
-            failures.extend(contrast(*runs, max_expansion=_TRUSTED))
+            failures.extend(diff_layers(*runs, max_expansion=_TRUSTED))
         facts = tuple(facts_of(run.name, report) for run, report in zip(runs, reports, strict=True))
         return TargetReport(
             f"rebuild of {relative}",
@@ -113,6 +87,17 @@ def check_rebuild(
         )
 
 
+def _pack(build: Build, output: str, blob: str, options: PackOptions) -> Run:
+    """Pack what a build made; its environment has the marks that its files may contain."""
+    source = replace(parse_source(os.path.join(build.directory, output)), patterns=parse_patterns(options.exclude))
+    pack([source], blob, options=PackOptions(options.codec_for(), options.profile, options.selection))
+    marks = {"build path": os.fsencode(build.directory)}
+    for label, name in (("home", "HOME"), ("time zone", "TZ")):
+        if len(build.environment.get(name, "")) > 3:
+            marks[label] = os.fsencode(build.environment[name])
+    return Run(f"the {build.name} build", partial(open_file, blob), marks)
+
+
 class _Session:
     def __init__(self, scratch: str, directory: str, output: str, environment: Mapping[str, str]) -> None:
         self._scratch = scratch
@@ -121,6 +106,18 @@ class _Session:
         self._environment = environment
         self.applied: list[Perturbation] = []
         self.left_out: list[tuple[str, str]] = []
+
+    def run_both(self, command: str, stack: ExitStack) -> tuple[Build, Build]:
+        """Run the command in two copies, the second under varied conditions."""
+        first, second = self.prepare_first(), self.prepare_second(stack)
+        started = time.monotonic()
+        self.build(first, command)
+        if not second.prefix:
+            time.sleep(max(0.0, _LATER_S - (time.monotonic() - started)))
+        with on_one_processor() as is_alone:
+            self.note("processors", "one in the second build", "" if is_alone else "there is but one")
+            self.build(second, command)
+        return first, second
 
     def note(self, what: str, value: str, reason: str = "") -> None:
         """List a perturbation, or why it was left out."""
@@ -140,7 +137,7 @@ class _Session:
             view = os.path.join(self._scratch, "second view of it")
             directory = stack.enter_context(disordered(copy, view, "--reverse-dirents=yes", self._environment))
             self.note("readdir order", "disorderfs, reversed")
-        except CannotView as reason:
+        except CannotViewError as reason:
             self.note("readdir order", "", str(reason))
         self.note("absolute path", directory)
         prefix = time_prefix(self._environment)

@@ -9,8 +9,8 @@ runs is data: which input changed, from what to what.
 from __future__ import annotations
 
 from detlayer.building.graph.execution import execute
-from detlayer.building.graph.outcome import Done, Event, Outcome, State
-from detlayer.building.graph.step import Call, Reason, Step, Stopped, Values, arrange, closure
+from detlayer.building.graph.outcome import Done, Event, Monitor, Outcome, State
+from detlayer.building.graph.step import Call, Reason, Result, Step, Stopped, Texts, arrange, closure
 from detlayer.building.graph.traces import Forgetful, Traces, key_of
 
 __all__ = [
@@ -18,13 +18,15 @@ __all__ = [
     "Done",
     "Event",
     "Forgetful",
+    "Monitor",
     "Outcome",
     "Reason",
+    "Result",
     "State",
     "Step",
     "Stopped",
+    "Texts",
     "Traces",
-    "Values",
     "arrange",
     "closure",
     "execute",

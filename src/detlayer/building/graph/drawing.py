@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 from detlayer.building.graph.step import Step, arrange
 from detlayer.oci.types import canonical_json
@@ -12,12 +12,12 @@ from detlayer.oci.types import canonical_json
 Drawing = Literal["text", "dot", "mermaid", "json"]
 
 
-def draw(steps: Sequence[Step], format: Drawing = "text") -> str:
+def draw(steps: Sequence[Step[Any]], format: Drawing = "text") -> str:
     """Show steps and what they need; ends without a line break."""
     return _DRAWINGS[format](arrange(steps))
 
 
-def _text(steps: Sequence[Step]) -> str:
+def _text(steps: Sequence[Step[Any]]) -> str:
     lines = []
     for step in steps:
         lines.append(step.name)
@@ -25,7 +25,7 @@ def _text(steps: Sequence[Step]) -> str:
     return "\n".join(lines)
 
 
-def _dot(steps: Sequence[Step]) -> str:
+def _dot(steps: Sequence[Step[Any]]) -> str:
     lines = ["digraph detlayer {", "  rankdir=LR;", "  node [shape=box];"]
     for step in steps:
         lines.append(f"  {_quote(step.name)};")
@@ -33,7 +33,7 @@ def _dot(steps: Sequence[Step]) -> str:
     return "\n".join([*lines, "}"])
 
 
-def _mermaid(steps: Sequence[Step]) -> str:
+def _mermaid(steps: Sequence[Step[Any]]) -> str:
     names = {step.name: f"s{at}" for at, step in enumerate(steps)}
     lines = ["flowchart LR"]
     for step in steps:
@@ -43,7 +43,7 @@ def _mermaid(steps: Sequence[Step]) -> str:
     return "\n".join(lines)
 
 
-def _json(steps: Sequence[Step]) -> str:
+def _json(steps: Sequence[Step[Any]]) -> str:
     document = [
         {
             "step": step.name,
@@ -61,7 +61,7 @@ def _quote(text: str) -> str:
     return json.dumps(text, ensure_ascii=False)
 
 
-_DRAWINGS: dict[str, Callable[[Sequence[Step]], str]] = {
+_DRAWINGS: dict[str, Callable[[Sequence[Step[Any]]], str]] = {
     "text": _text,
     "dot": _dot,
     "mermaid": _mermaid,

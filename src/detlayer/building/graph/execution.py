@@ -1,7 +1,7 @@
-"""The run: steps go to a bounded number of threads as soon as what they need is done.
+"""Runs steps in a bounded number of threads, each as soon as the steps that it needs are done.
 
-The calling thread keeps the books and reports; the others look, run and remember. One that has to do what another is
-just doing, by the key, waits for that one's results.
+The calling thread schedules and reports; the others run steps and keep traces. A step whose key another one is just
+executing waits for the result of that one.
 """
 
 from __future__ import annotations
@@ -11,82 +11,74 @@ from collections.abc import Callable, Mapping, Sequence
 from queue import SimpleQueue
 from threading import Event as Flag
 from threading import Lock, Semaphore, Thread
+from typing import Any
 
 from msgspec.structs import replace
 
-from detlayer.building.graph.outcome import Done, Event, Outcome, Report
-from detlayer.building.graph.step import Call, Reason, Step, Stopped, Values, arrange
+from detlayer.building.graph.outcome import Done, Event, Monitor, Outcome
+from detlayer.building.graph.step import Call, Reason, Result, ResultT, Step, Stopped, Texts, arrange
 from detlayer.building.graph.traces import Forgetful, Trace, Traces, compare, keep, key_of, last_key, recall
 
-_GRACE_S = 10.0  # how long steps that run may take to end when the run is ended; what hangs is left behind
+_GRACE_S = 10.0  # time for running steps to end when the run is stopped; one that hangs is abandoned
 
 
 def execute(
-    steps: Sequence[Step],
+    steps: Sequence[Step[Any]],
     *,
     traces: Traces | None = None,
     scope: str = "",
     jobs: int = 4,
     is_dry: bool = False,
-    report: Report | None = None,
-    clock: Callable[[], float] | None = None,
-    stop: Callable[[], None] | None = None,
+    monitor: Monitor | None = None,
 ) -> Outcome:
-    """Run the steps that have to, and say what became of each.
+    """Run the steps that have to run, and return what became of each.
 
-    A step that fails blocks those that need it, and no others. `is_dry` runs only what is free, and says what would
-    run. `scope` tells runs apart for what changed since the last one.
-    `report` is called in the calling thread, `clock` gives seconds. The number of jobs never shows in the results.
+    A step that fails blocks those that need it, and no others. With `is_dry` only free steps run, and the outcome names
+    those that would. `scope` separates runs that share traces: what changed since the last run of the same scope is a
+    reason. The number of jobs has no influence on results.
 
-    An exception in the calling thread, such as a signal's, ends the run: steps under way are told so, by `stop` in what
-    they wait for, too, and waited for a while; what was done is remembered for the next run. Raises ValueError for
-    steps that are no graph.
+    An exception in the calling thread, such as a signal's, stops the run: running steps are stopped and waited for, up
+    to ten seconds. What was done is kept for the next run. Raises ValueError for steps that are not a graph.
     """
-    run = _Run(steps, traces or Forgetful(), scope, is_dry, report, clock)
-    return run.go(max(1, jobs), stop or (lambda: None))
+    monitor = monitor or Monitor()
+    return _Run(steps, traces or Forgetful(), scope, is_dry, monitor).go(max(1, jobs))
 
 
 class _Run:
-    def __init__(
-        self,
-        steps: Sequence[Step],
-        traces: Traces,
-        scope: str,
-        is_dry: bool,
-        report: Report | None,
-        clock: Callable[[], float] | None,
-    ) -> None:
+    def __init__(self, steps: Sequence[Step[Any]], traces: Traces, scope: str, is_dry: bool, monitor: Monitor) -> None:
         self._steps = arrange(steps)
         self._traces = traces
         self._scope = scope
         self._is_dry = is_dry
-        self._report = report or (lambda event: None)
-        self._clock = clock or (lambda: 0.0)
+        self._report = monitor.report
+        self._clock = monitor.clock
+        self._stop_waits = monitor.stop
         self._stop = Flag()
-        self._gone = Semaphore(0)
-        """Released by each thread that has ended."""
+        self._ended = Semaphore(0)
+        """Released by each thread when it ends."""
         self._lock = Lock()
-        self._waiting: dict[str, list[Step]] = {}
-        """Keys that a step is busy with, and the steps that wait for its results."""
+        self._waiting: dict[str, list[Step[Any]]] = {}
+        """Keys that a step is executing, and the steps that wait for its result."""
         self._busy: dict[str, str] = {}
-        """What each of these steps is busy with, by its name."""
+        """The keys of executing steps, by name."""
         self._landed: dict[str, Done] = {}
-        self._todo: SimpleQueue[tuple[Step, Mapping[str, Done]] | None] = SimpleQueue()
-        self._news: SimpleQueue[Done | Step] = SimpleQueue()
+        self._todo: SimpleQueue[tuple[Step[Any], Mapping[str, Done]] | None] = SimpleQueue()
+        self._news: SimpleQueue[Done | Step[Any]] = SimpleQueue()
         self._done: dict[str, Done] = {}
-        self._behind: dict[str, list[Step]] = {step.name: [] for step in self._steps}
+        self._behind: dict[str, list[Step[Any]]] = {step.name: [] for step in self._steps}
         for step in self._steps:
             for name in dict.fromkeys(step.needs.values()):
                 self._behind[name].append(step)
 
     # -- the calling thread
 
-    def go(self, jobs: int, stop: Callable[[], None]) -> Outcome:
-        threads = [Thread(target=self._work, daemon=True) for _ in range(min(jobs, len(self._steps)))]
-        for thread in threads:
-            thread.start()
+    def go(self, jobs: int) -> Outcome:
+        threads = 0
         under_way = 0
         try:
+            for _ in range(min(jobs, len(self._steps))):
+                Thread(target=self._work, daemon=True).start()
+                threads += 1
             left = {step.name: len(set(step.needs.values())) for step in self._steps}
             ready = deque(step for step in self._steps if not left[step.name])
             while ready or under_way:
@@ -113,23 +105,23 @@ class _Run:
                         ready.append(step)
         except BaseException:
             self._stop.set()
-            stop()
+            self._stop_waits()
             self._dismiss(threads)
-            for _ in threads:
-                if not self._gone.acquire(timeout=_GRACE_S):
+            for _ in range(threads):
+                if not self._ended.acquire(timeout=_GRACE_S):
                     break
             raise
         self._dismiss(threads)
         return Outcome({step.name: self._done[step.name] for step in self._steps})
 
-    def _blocker(self, step: Step) -> str | None:
+    def _blocker(self, step: Step[Any]) -> str | None:
         for name in step.needs.values():
             if self._done[name].state in ("failed", "blocked", "stopped"):
                 return self._done[name].blocked_by or name
         return None
 
-    def _dismiss(self, threads: Sequence[Thread]) -> None:
-        for _ in threads:
+    def _dismiss(self, threads: int) -> None:
+        for _ in range(threads):
             self._todo.put(None)
 
     # -- the other threads
@@ -138,10 +130,11 @@ class _Run:
         while (item := self._todo.get()) is not None:
             if not self._stop.is_set():
                 self._step(*item)
-        self._gone.release()
+        self._ended.release()
 
-    def _step(self, step: Step, needed: Mapping[str, Done]) -> None:
-        call = Call({role: one.values for role, one in needed.items()}, self._stop.is_set)
+    def _step(self, step: Step[Any], needed: Mapping[str, Done]) -> None:
+        results = {one.step.name: one.result for one in needed.values() if one.result is not None}
+        call = Call(results, self._stop.is_set)
         started = self._clock()
         try:
             done = self._one(step, needed, call)
@@ -153,83 +146,88 @@ class _Run:
             reasons = (*done.reasons, *call.reasons)
             self._land(replace(done, reasons=reasons, facts=dict(call.facts), seconds=self._clock() - started))
 
-    def _one(self, step: Step, needed: Mapping[str, Done], call: Call) -> Done | None:
-        """See whether a step has to run, and run it; None if it waits for another that does the same."""
+    def _one(self, step: Step[ResultT], needed: Mapping[str, Done], call: Call) -> Done | None:
+        """Run a step if it has to run; None if it waits for another one with the same key."""
         call.check()
         unknown = next((role for role, one in needed.items() if one.state == "would-run"), None)
         if unknown is not None:
             return Done(step, "would-run", reasons=(Reason("upstream", unknown),))
         inputs = dict(step.inputs)
         for role, one in needed.items():
-            inputs.update({f"{role}.{name}": value for name, value in one.values.items() if _counts(step, name)})
-        if step.observe is not None:
-            inputs.update(step.observe(call))
+            texts = one.result.to_texts() if one.result is not None else {}
+            inputs.update({f"{role}.{name}": text for name, text in texts.items() if _counts(step, name)})
+        if step.check is not None:
+            step.check(call)
         if step.settled is not None:
             return self._live(step, step.settled, inputs, call)
         key = key_of(step, inputs)
         trace = recall(self._traces, key) if step.keeps else None
         last = recall(self._traces, last_key(self._scope, step))
-        reasons = self._reasons(step, inputs, trace, last)
-        if trace is not None and not reasons:
-            self._note_last(step, inputs, trace.results, last)
-            return Done(step, "hit", trace.results, key, is_same=last is not None and last.results == trace.results)
+        known = _parse(step, trace)
+        reasons = self._reasons(step, inputs, known, last)
+        if known is not None and not reasons:
+            return Done(step, "hit", known, key, is_same=self._note_last(step, inputs, known, last))
         if self._is_dry and not step.is_free:
             return Done(step, "would-run", key=key, reasons=reasons)
-        if not self._take_off(key, step):
+        if not self._claim(key, step):
             return None
         landed = self._landed.get(key)
         if landed is not None:
             return replace(landed, step=step, state="hit")
         self._news.put(step)
         try:
-            results = dict(step.run(call))
+            result = step.run(call)
             call.check()
         except BaseException as error:
             failed = Done(step, "failed", key=key, reasons=reasons, error=error)
             return replace(failed, state="stopped") if isinstance(error, Stopped) else failed
         if step.keeps and not self._is_dry:
-            keep(self._traces, key, Trace(step.version, inputs, results))
-        self._note_last(step, inputs, results, last)
-        return Done(step, "ran", results, key, reasons, is_same=last is not None and last.results == results)
+            keep(self._traces, key, Trace(step.version, inputs, result.to_texts()))
+        return Done(step, "ran", result, key, reasons, is_same=self._note_last(step, inputs, result, last))
 
     def _live(
-        self, step: Step, settled: Callable[[Call], Values | tuple[Reason, ...]], inputs: dict[str, str], call: Call
+        self,
+        step: Step[ResultT],
+        settled: Callable[[Call], ResultT | tuple[Reason, ...]],
+        inputs: dict[str, str],
+        call: Call,
     ) -> Done:
-        """Run a step of which only the outside knows whether it has to be."""
+        """Run a step whose state is outside, if it is not settled there."""
         last = recall(self._traces, last_key(self._scope, step))
         found = settled(call)
         is_old = last is not None and last.version != step.version
         if not isinstance(found, tuple) and not is_old:
-            self._note_last(step, inputs, found, last)
-            same = last is not None and last.results == found
-            return Done(step, "hit", found, key_of(step, inputs), is_same=same)
+            is_same = self._note_last(step, inputs, found, last)
+            return Done(step, "hit", found, key_of(step, inputs), is_same=is_same)
         outside = found if isinstance(found, tuple) else ()
         reasons = (*compare(step, inputs, last), *outside)
         if self._is_dry and not step.is_free:
             return Done(step, "would-run", key=key_of(step, inputs), reasons=reasons)
         self._news.put(step)
-        results = dict(step.run(call))
-        self._note_last(step, inputs, results, last)
-        same = last is not None and last.results == results
-        return Done(step, "ran", results, key_of(step, inputs), reasons, is_same=same)
+        result = step.run(call)
+        is_same = self._note_last(step, inputs, result, last)
+        return Done(step, "ran", result, key_of(step, inputs), reasons, is_same=is_same)
 
-    def _note_last(self, step: Step, inputs: dict[str, str], results: Values, last: Trace | None) -> None:
-        """Remember what a step was run with, for the next run to compare."""
-        made = Trace(step.version, inputs, dict(results))
+    def _note_last(self, step: Step[Any], inputs: dict[str, str], result: Result, last: Trace | None) -> bool:
+        """Keep what a step was run with, for the next run to compare; tells whether its result is the last one."""
+        made = Trace(step.version, inputs, result.to_texts())
         if made != last and not self._is_dry:
             keep(self._traces, last_key(self._scope, step), made)
+        return last is not None and last.results == made.results
 
-    def _reasons(self, step: Step, inputs: Values, trace: Trace | None, last: Trace | None) -> tuple[Reason, ...]:
+    def _reasons(
+        self, step: Step[ResultT], inputs: Texts, known: ResultT | None, last: Trace | None
+    ) -> tuple[Reason, ...]:
         if not step.keeps:
             return (Reason("always"),)
-        if trace is None:
+        if known is None:
             return compare(step, inputs, last) or (Reason("first"),)
-        if step.is_intact is not None and not step.is_intact(trace.results):
+        if step.is_intact is not None and not step.is_intact(known):
             return (Reason("output"),)
         return ()
 
-    def _take_off(self, key: str, step: Step) -> bool:
-        """Make the step the one that is busy with a key; False if another is, and will hand its results on."""
+    def _claim(self, key: str, step: Step[Any]) -> bool:
+        """Make a step the one that executes a key; False if another one does, and will pass on its result."""
         with self._lock:
             if key in self._waiting:
                 self._waiting[key].append(step)
@@ -250,5 +248,13 @@ class _Run:
             self._news.put(replace(done, step=step, state=state, facts={}, seconds=0.0))
 
 
-def _counts(step: Step, result: str) -> bool:
-    return not step.reads or result in step.reads
+def _counts(step: Step[Any], text: str) -> bool:
+    return not step.reads or text in step.reads
+
+
+def _parse(step: Step[ResultT], trace: Trace | None) -> ResultT | None:
+    """Make the result of a trace; None if there is none, or it is not one of this step."""
+    try:
+        return step.parse(trace.results) if trace is not None else None
+    except ValueError:
+        return None

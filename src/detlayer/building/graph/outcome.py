@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Literal
+from typing import Any, Literal, cast
 
 import msgspec
 
-from detlayer.building.graph.step import Reason, Step, Values
+from detlayer.building.graph.step import Reason, Result, ResultT, Step
 
 State = Literal["hit", "ran", "failed", "blocked", "would-run", "stopped"]
-"""`hit`: replayed, or there already. `blocked`: something that it needs failed. `would-run`: it was only looked at."""
+"""`hit`: replayed, or already done. `blocked`: a step that it needs failed. `would-run`: a dry run left it out."""
 
 
 class Done(msgspec.Struct, frozen=True):
-    """What became of a step. `is_same` tells that its results are those of the last run."""
+    """What became of a step. `is_same`: its result is that of the last run."""
 
-    step: Step
+    step: Step[Any]
     state: State
-    values: Values = {}
+    result: Result | None = None
     key: str = ""
     reasons: tuple[Reason, ...] = ()
     error: BaseException | None = None
@@ -29,13 +29,29 @@ class Done(msgspec.Struct, frozen=True):
 
 
 class Event(msgspec.Struct, frozen=True):
-    """A step begins (`done` is None), or something became of it."""
+    """A step begins (`done` is None) or ends."""
 
-    step: Step
+    step: Step[Any]
     done: Done | None = None
 
 
-Report = Callable[[Event], None]
+def _ignore(*event: object) -> None:
+    return
+
+
+def _no_clock() -> float:
+    return 0.0
+
+
+class Monitor(msgspec.Struct, frozen=True):
+    """Who follows a run. `report` is called in the calling thread, `clock` returns seconds.
+
+    `stop` is called when a run is stopped: it ends what steps wait for, such as a registry.
+    """
+
+    report: Callable[[Event], None] = _ignore
+    clock: Callable[[], float] = _no_clock
+    stop: Callable[[], None] = _ignore
 
 
 class Outcome(msgspec.Struct, frozen=True):
@@ -46,9 +62,14 @@ class Outcome(msgspec.Struct, frozen=True):
     def __getitem__(self, name: str) -> Done:
         return self.steps[name]
 
+    def result(self, step: Step[ResultT]) -> ResultT | None:
+        """Return the result of a step; None if it has none, or was not part of the run."""
+        done = self.steps.get(step.name)
+        return cast("ResultT | None", done.result) if done is not None else None
+
     @property
     def errors(self) -> list[BaseException]:
-        """What went wrong, in order, each once however many steps had it."""
+        """The errors in order, each once, even if several steps share it."""
         return list({id(one.error): one.error for one in self.steps.values() if one.error is not None}.values())
 
     @property

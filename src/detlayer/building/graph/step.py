@@ -1,23 +1,32 @@
-"""Steps, and what they stand in: an order without cycles."""
+"""Steps, their results, and the order in which they run."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Literal
+from typing import Any, Generic, Literal, Protocol, TypeVar, cast
 
 import msgspec
 
-Values = Mapping[str, str]
-"""Inputs or results by name. Results are what others depend on: digests, never times."""
+Texts = Mapping[str, str]
+"""Inputs, or the parts of a result, by name."""
+
+
+class Result(Protocol):
+    """What a step makes. Traces keep its texts, and other steps depend on them: digests, never times."""
+
+    def to_texts(self) -> dict[str, str]: ...
+
+
+ResultT = TypeVar("ResultT", bound=Result)
 
 
 class Reason(msgspec.Struct, frozen=True):
     """Why a step runs, as data.
 
     `first`: there is no trace of it. `input`: `what` changed from `before` to `after`. `version`: the step itself did.
-    `output`: what it made is not there any more, or not as it was. `always`: it is asked
-    anew in every run. `outside`: what it reads is not as it was; `what` says what, `after` how. `target`: where its
-    result goes has something else, `before`. `upstream`: `what` has to run first.
+    `output`: its output is missing or has changed. `always`: it runs in every build. `outside`: something that it reads
+    has changed; `what` names it, `after` says how. `target`: its destination has something else, `before`. `upstream`:
+    `what` has to run first.
     """
 
     kind: Literal["first", "input", "version", "output", "always", "outside", "target", "upstream"]
@@ -31,24 +40,22 @@ class Stopped(Exception):
 
 
 class Call:
-    """What a step is run with: the results of what it needs, and a way to say how it goes."""
+    """One execution of a step: the results of the steps that it needs, and what it reports."""
 
-    def __init__(self, needed: Mapping[str, Values], is_stopped: Callable[[], bool]) -> None:
-        self._needed = needed
+    def __init__(self, results: Mapping[str, Result], is_stopped: Callable[[], bool]) -> None:
+        self._results = results
         self._is_stopped = is_stopped
         self.facts: dict[str, int] = {}
-        """Numbers to report, such as bytes; they are no results."""
+        """Numbers to report, such as bytes. They are not part of the result."""
         self.reasons: list[Reason] = []
-        """What the step itself finds out of why it had to run."""
+        """Reasons that the step itself finds."""
 
-    def __getitem__(self, role: str) -> Values:
-        return self._needed[role]
-
-    def __contains__(self, role: str) -> bool:
-        return role in self._needed
+    def result(self, step: Step[ResultT]) -> ResultT:
+        """Return the result of a step that this one needs; raises KeyError for any other."""
+        return cast(ResultT, self._results[step.name])
 
     def check(self) -> None:
-        """Let a long step end early; raises Stopped once the run is to end."""
+        """Let a long step end early; raises Stopped once the run is stopped."""
         if self._is_stopped():
             raise Stopped
 
@@ -57,36 +64,37 @@ class Call:
         self.facts[fact] = self.facts.get(fact, 0) + count
 
 
-class Step(msgspec.Struct, frozen=True):
-    """One step. `needs` names others by the role that they have for it; inputs come from them and from `inputs`.
+class Step(msgspec.Struct, Generic[ResultT], frozen=True, eq=False):
+    """One step. `needs` names other steps by their role; its inputs are their results and `inputs`.
 
-    `reads` names the results of others that count; all do if it is empty. `observe` looks at inputs that lie outside
-    when the step's turn has come. `is_intact` tells whether what earlier results name is still there. `settled` stands
-    for a trace where only the outside knows whether there is anything to do: it gives the results if not, else the
-    reasons. `is_free` is for what only reads and costs little: a run that is to change nothing runs it, too. `keeps`
-    False runs it every time.
+    `parse` makes a result of its texts; it raises ValueError for others. `reads` names the texts of others
+    that are inputs; all are if it is empty. `check` raises where results of others are not acceptable, in every run.
+    `is_intact` tells whether what an earlier result names still exists. `settled` replaces the trace of a step whose
+    state is outside, such as in a registry: it returns the result if nothing has to be done, else the reasons. Steps
+    that `is_free` marks only read and are cheap: dry runs execute them. Without `keeps` a step runs every time.
     """
 
     name: str
     kind: str
     version: str
-    run: Callable[[Call], Values]
-    inputs: Values = {}
+    run: Callable[[Call], ResultT]
+    parse: Callable[[Texts], ResultT]
+    inputs: Texts = {}
     needs: Mapping[str, str] = {}
     reads: frozenset[str] = frozenset()
-    observe: Callable[[Call], Values] | None = None
-    is_intact: Callable[[Values], bool] | None = None
-    settled: Callable[[Call], Values | tuple[Reason, ...]] | None = None
+    check: Callable[[Call], None] | None = None
+    is_intact: Callable[[ResultT], bool] | None = None
+    settled: Callable[[Call], ResultT | tuple[Reason, ...]] | None = None
     is_free: bool = False
     keeps: bool = True
 
 
-def arrange(steps: Sequence[Step]) -> list[Step]:
+def arrange(steps: Sequence[Step[Any]]) -> list[Step[Any]]:
     """Put each step behind those that it needs, else in the given order; raises ValueError for what can't be so."""
     by_name = {step.name: step for step in steps}
     if len(by_name) < len(steps):
         raise ValueError("two steps have one name")
-    ordered: dict[str, Step] = {}
+    ordered: dict[str, Step[Any]] = {}
     entered: set[str] = set()
     stack = [(step.name, False) for step in reversed(steps)]
     while stack:
@@ -106,7 +114,7 @@ def arrange(steps: Sequence[Step]) -> list[Step]:
     return list(ordered.values())
 
 
-def closure(steps: Sequence[Step], goals: Collection[str]) -> list[Step]:
+def closure(steps: Sequence[Step[Any]], goals: Collection[str]) -> list[Step[Any]]:
     """Keep the goals and what they need, in order."""
     wanted = set(goals)
     for step in reversed(arrange(steps)):

@@ -1,26 +1,26 @@
-"""Traces: what a step made of its inputs, under the fingerprint of these; and what each step was last run with."""
+"""Traces: the result of a step under the fingerprint of its inputs, and what each step was last run with."""
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Any, Protocol
 
 import msgspec
 from blake3 import blake3
 
-from detlayer.building.graph.step import Reason, Step, Values
+from detlayer.building.graph.step import Reason, Step, Texts
 from detlayer.oci.types import canonical_json
 
 FORMAT = "detlayer-trace/1"
 
 
 class Traces(Protocol):
-    """Where traces are kept, from run to run. It may forget anything, and is used from several threads."""
+    """Keeps traces between runs. It may forget any of them. Safe to use from several threads."""
 
     def get(self, key: str) -> bytes | None:
-        """Recall a document; None if there is none."""
+        """Return a document; None if there is none."""
 
     def put(self, key: str, data: bytes) -> None:
-        """Keep a document in place of what had the key."""
+        """Keep a document under a key, replacing another."""
 
 
 class Forgetful:
@@ -34,7 +34,7 @@ class Forgetful:
 
 
 class Trace(msgspec.Struct, frozen=True):
-    """The inputs of a step and what came of them."""
+    """The inputs of a step and the texts of its result."""
 
     version: str
     inputs: dict[str, str]
@@ -48,19 +48,19 @@ class _Document(msgspec.Struct):
     results: dict[str, str]
 
 
-def key_of(step: Step, inputs: Values) -> str:
-    """Fingerprint a step with all its inputs: what decides its results, and nothing else."""
+def key_of(step: Step[Any], inputs: Texts) -> str:
+    """Fingerprint a step with all its inputs, which decide its result."""
     document = [FORMAT, step.kind, step.version, dict(inputs)]
     return "blake3:" + str(blake3(canonical_json(document)).hexdigest())
 
 
-def last_key(scope: str, step: Step) -> str:
-    """Name the place for what a step was last run with. It only serves to say what changed."""
+def last_key(scope: str, step: Step[Any]) -> str:
+    """Return the key for what a step was last run with. It only serves to report what changed."""
     return "blake3:" + str(blake3(canonical_json([FORMAT, "last", scope, step.kind, step.name])).hexdigest())
 
 
 def recall(traces: Traces, key: str) -> Trace | None:
-    """Read a trace; what can't be read is none."""
+    """Read a trace; None if there is none, or it cannot be read."""
     data = traces.get(key)
     if data is None:
         return None
@@ -82,8 +82,8 @@ def keep(traces: Traces, key: str, trace: Trace) -> None:
     traces.put(key, canonical_json(document))
 
 
-def compare(step: Step, inputs: Values, last: Trace | None) -> tuple[Reason, ...]:
-    """Say in what a step differs from when it was last run; empty if in nothing."""
+def compare(step: Step[Any], inputs: Texts, last: Trace | None) -> tuple[Reason, ...]:
+    """Return what changed since a step was last run; empty if nothing did."""
     if last is None:
         return (Reason("first"),)
     found = [Reason("version", step.kind, last.version, step.version)] if last.version != step.version else []

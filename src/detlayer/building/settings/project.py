@@ -7,10 +7,11 @@ from typing import Any, Protocol
 
 import msgspec
 
-from detlayer.building.settings.layers import LayerSettings, read_layer
-from detlayer.building.settings.reading import FILE_NAME, PYPROJECT, Tables, image_with_defaults, read_tables
-from detlayer.building.settings.settings import LAYOUT_PREFIX, ImageSettings, beside, read_settings
-from detlayer.building.settings.words import nearest
+from detlayer.building.settings.image import LAYOUT_PREFIX, ImageSettings, beside, read_settings
+from detlayer.building.settings.layer import LayerSettings, read_layer
+from detlayer.building.settings.location import Location, add_line
+from detlayer.building.settings.parsing import FILE_NAME, PYPROJECT, Tables, image_with_defaults, read_tables
+from detlayer.building.settings.substitution import nearest
 from detlayer.errors import ConfigError, printable
 
 
@@ -51,10 +52,17 @@ def load(path: str, files: Files, *, environment: Mapping[str, str], epoch: str 
     `environment` is where variables are looked up that a file allows. `epoch` is SOURCE_DATE_EPOCH.
     """
     reader = _Reader(files, environment, epoch)
-    reader.read(path, ())
+    try:
+        reader.read(path, ())
+    except ConfigError as error:
+        add_line(error, files.read)
+        raise
     if not reader.images:
         raise ConfigError(
-            "no-images", f"{printable(path)} has no images", "write one: [images.NAME], or see `detlayer init`"
+            "no-images",
+            f"{printable(path)} has no images",
+            "write one: [images.NAME], or see `detlayer init`",
+            file=path,
         )
     return Project(path, reader.images)
 
@@ -76,20 +84,16 @@ class _Reader:
         defaults, layers = self._inherited(tables, above[-1:])
         prefix = _prefix(path)
         for name, raw in tables.raw.get("images", {}).items():
-            key = f"{prefix}images.{name}"
-            image = read_settings(
-                name,
-                image_with_defaults(defaults, _placed(raw, _directory(path)), path, key),
-                layers,
-                file=path,
-                key=key,
-                epoch=self._epoch,
-            )
+            location = Location(path, f"{prefix}images.{name}")
+            table = image_with_defaults(defaults, _placed(raw, _directory(path)), path, location.key)
+            image = read_settings(name, table, layers, location, epoch=self._epoch)
             if name in self.images:
                 raise ConfigError(
                     "image-twice",
-                    f"both {printable(self.images[name].file)} and {printable(path)} have an image {name}",
+                    f"both {printable(self.images[name].location.file)} and {printable(path)} have an image {name}",
                     "give each a name of its own",
+                    file=path,
+                    key=location.key,
                 )
             self.images[name] = image
         for member in self._members(path, tables):
@@ -100,10 +104,10 @@ class _Reader:
             directories = self._files.members(_directory(path), pattern)
             found = [file for one in directories if (file := self._file_in(one)) is not None]
             if not found:
-                raise ConfigError(
+                raise Location(path, f"{_prefix(path)}members").error(
                     "member-missing",
-                    f"{printable(path)}: {_prefix(path)}members: {printable(pattern)!r} has no file of ours in it",
-                    f"a member is a directory with a {FILE_NAME}",
+                    f"{printable(pattern)!r} has no {FILE_NAME} in it",
+                    f"a member is a directory with a {FILE_NAME}, or a {PYPROJECT} with [tool.detlayer]",
                 )
             yield from found
 
@@ -130,8 +134,8 @@ class _Reader:
         own = _placed(tables.raw.get("defaults", {}), directory)
         compression = own.get("compression", defaults.get("compression", "gzip"))
         for name, layer in file.layers.items():
-            where = f"{printable(path)}: {_prefix(path)}layers.{printable(name)}"
-            layers[name] = read_layer(layer.name or name, layer, where, directory, compression, self._epoch)
+            location = Location(path, f"{_prefix(path)}layers.{printable(name)}")
+            layers[name] = read_layer(layer.name or name, layer, location, directory, compression, self._epoch)
         for table in ("env", "labels", "annotations"):
             if table in own and table in defaults:
                 own[table] = {**defaults[table], **own[table]}
@@ -140,11 +144,14 @@ class _Reader:
     def _tables(self, path: str) -> Tables:
         data = self._files.read(path)
         if data is None:
-            raise ConfigError("config-missing", f"there is no {printable(path)}", "see `detlayer init`")
+            raise ConfigError("config-missing", f"there is no {printable(path)}", "see `detlayer init`", file=path)
         tables = read_tables(data, path, self._environment)
         if tables is None:
             raise ConfigError(
-                "config-missing", f"{printable(path)} has no table tool.detlayer", "add it, or name another file"
+                "config-missing",
+                f"{printable(path)} has no table tool.detlayer",
+                "add it, or name another file",
+                file=path,
             )
         return tables
 
@@ -153,7 +160,11 @@ class _Reader:
         if same in (one for one, _ in above):
             way = [printable(shown) for _, shown in above]
             raise ConfigError(
-                "config-cycle", f"{key}: {' → '.join([*way, printable(path)])} is a cycle", "take one of them out"
+                "config-cycle",
+                f"{key}: {' → '.join([*way, printable(path)])} is a cycle",
+                "take one of them out",
+                file=above[-1][1],
+                key=key,
             )
         return (*above, (same, path))
 

@@ -1,4 +1,4 @@
-"""A first detlayer.toml for a project that is recognised by its files: dependencies apart from the application.
+"""A first detlayer.toml for a project that is detected by its files: dependencies apart from the application.
 
 Dependencies change seldom: in a layer of their own they are packed and pushed seldom, too.
 """
@@ -13,8 +13,8 @@ from typing import Any, Literal, get_args
 
 import msgspec
 
-Kind = Literal["python", "node", "jvm", "dotnet", "go"]
-KINDS: tuple[Kind, ...] = get_args(Kind)
+Ecosystem = Literal["python", "node", "jvm", "dotnet", "go"]
+ECOSYSTEMS: tuple[Ecosystem, ...] = get_args(Ecosystem)
 
 Read = Callable[[str], bytes | None]
 
@@ -28,11 +28,11 @@ class Starter(msgspec.Struct, frozen=True):
     settings: dict[str, Any]
 
 
-def recognise(names: Collection[str]) -> Kind | None:
+def detect_ecosystem(names: Collection[str]) -> Ecosystem | None:
     """Tell the kind of a project by the names in its directory; None if it is none of these."""
     if any(name.endswith((".csproj", ".fsproj", ".vbproj", ".sln", ".slnx")) for name in names):
         return "dotnet"
-    signs: tuple[tuple[Kind, tuple[str, ...]], ...] = (
+    signs: tuple[tuple[Ecosystem, tuple[str, ...]], ...] = (
         ("go", ("go.mod",)),
         ("jvm", ("pom.xml", "build.gradle", "build.gradle.kts", "build.sbt")),
         ("python", ("pyproject.toml", "setup.py", "setup.cfg", "requirements.txt", "Pipfile")),
@@ -41,7 +41,7 @@ def recognise(names: Collection[str]) -> Kind | None:
     return next((kind for kind, files in signs if any(name in names for name in files)), None)
 
 
-def write_starter(kind: Kind, directory: str, names: Collection[str], read: Read) -> str:
+def write_starter(kind: Ecosystem, directory: str, names: Collection[str], read: Read) -> str:
     """Write the text of a first file for a project in a directory of that name."""
     name = _image_name(directory)
     starter = _STARTERS[kind](name, names, read)
@@ -197,7 +197,7 @@ def _go(name: str, names: Collection[str], read: Read) -> Starter:
     )
 
 
-_STARTERS: dict[Kind, Callable[[str, Collection[str], Read], Starter]] = {
+_STARTERS: dict[Ecosystem, Callable[[str, Collection[str], Read], Starter]] = {
     "python": _python,
     "node": _node,
     "jvm": _jvm,

@@ -11,9 +11,10 @@ from zipfile import BadZipFile, ZipFile, ZipInfo
 
 from blake3 import blake3
 
-from detlayer.checks.compare import Summary, Values, compare, summarise, summary_key
+from detlayer.checks.compare import EntryValues, Summary, compare, summarise
 from detlayer.checks.findings import Change
 from detlayer.errors import LayerError, printable
+from detlayer.layer.order import order_key
 from detlayer.layer.reader import TarReader
 
 Inside = Callable[[bytes, bytes, bytes], list[Change]]
@@ -136,7 +137,7 @@ class _Members(NamedTuple):
 
 
 def _read_tar(data: bytes) -> _Members:
-    values: dict[Values, Values] = {}
+    values: dict[EntryValues, EntryValues] = {}
     found = _Members({}, {})
     for member in TarReader([data]):
         entry = member.entry
@@ -174,7 +175,7 @@ def _read_ar(data: bytes) -> _Members | None:
         if name in found.summaries:  # ar allows many members of one name; each is compared with its like
             name += b" (%d)" % len(found.summaries)
         found.contents[name] = content
-        values = Values("file", mode, uid, gid, mtime)
+        values = EntryValues("file", mode, uid, gid, mtime)
         found.summaries[name] = Summary(name, values, size, blake3(content).digest(), position=len(found.summaries))
         at += 60 + size + size % 2
     return found
@@ -182,7 +183,7 @@ def _read_ar(data: bytes) -> _Members | None:
 
 def _member_changes(a: _Members, b: _Members, kind: str, inside: Inside) -> list[Change]:
     found = list(_name_changes(list(map(printable, a.summaries)), list(map(printable, b.summaries)), kind))
-    ordered = [sorted(one.summaries.values(), key=lambda summary: summary_key(summary.path)) for one in (a, b)]
+    ordered = [sorted(one.summaries.values(), key=lambda summary: order_key(summary.path)) for one in (a, b)]
     counts: dict[str, int] = {}
     for difference in compare(*ordered):
         path = difference.raw_path
@@ -211,5 +212,5 @@ def _name_changes(a: list[str], b: list[str], kind: str) -> Iterator[Change]:
     if common[0] != common[1]:
         at = next(n for n, pair in enumerate(zip(*common, strict=False)) if pair[0] != pair[1])
         yield Change(
-            "archive-in-content", f"member {at + 1} of the {kind}", printable(common[0][at]), printable(common[1][at])
+            "readdir-order", f"member {at + 1} of the {kind}", printable(common[0][at]), printable(common[1][at])
         )

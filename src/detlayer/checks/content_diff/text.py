@@ -12,11 +12,13 @@ from detlayer.errors import printable
 _MAX_WHOLE = 4 << 20  # characters looked at as a whole; beyond, the first line that differs speaks for all
 _SHOWN = 60
 _PATH = re.compile(r"(?:(?<![\w.:/])|(?<=file:/))/(?:[\w.+@~%=-]+/)*[\w.+@~%=-]+")
+_DAY = r"(?:Mon|Tue|Wed|Thu|Fri|Sat|Sun)[a-z]*"
 _MONTH = r"(?:Jan|Feb|Mar|Apr|May|Jun|Jul|Aug|Sep|Oct|Nov|Dec)[a-z]*"
 _TIME = re.compile(
     r"(?<!\d)(?:"
     r"\d{4}[-/]\d\d[-/]\d\d(?:[T ]\d\d:\d\d(?::\d\d(?:\.\d+)?)?(?:Z|[ ]?[+-]\d\d:?\d\d)?)?"
-    rf"|(?:\d{{1,2}} )?{_MONTH} \d{{1,2}},?(?: \d\d:\d\d:\d\d)?(?: [A-Z]{{3,4}})?(?: \d{{4}})?"
+    rf"|(?:{_DAY},? )?(?:\d{{1,2}} )?{_MONTH} {{1,2}}\d{{1,2}},?(?: \d\d:\d\d:\d\d)?"
+    r"(?: [AP]M)?(?: (?:[A-Z]{3,4}|[+-]\d\d(?:\d\d)?))?(?: \d{4})?"
     rf"|\d{{1,2}}[ -]{_MONTH}[ -]\d{{4}}(?: \d\d:\d\d:\d\d)?"
     r"|\d\d:\d\d:\d\d(?:\.\d+)?"
     r"|20\d{12}Z?"
@@ -24,6 +26,7 @@ _TIME = re.compile(
     r")(?!\d)"
 )
 _RUN = re.compile(rb"[\x20-\x7e]+")
+_WORDS = re.compile(r"[\s,;\"'\[\](){}]+")
 
 
 def as_text(data: bytes) -> str | None:
@@ -48,6 +51,8 @@ def explain_text(path: bytes, a: str, b: str) -> list[Change]:
             trap = "installer-files" if path.endswith(b".dist-info/RECORD") else "readdir-order"
             number = next(n for n, pair in enumerate(zip(old, new, strict=True)) if pair[0] != pair[1])
             return [Change(trap, "order of lines", *_around(old[number], new[number]))]
+        if len(a) == len(b) and sorted(_WORDS.split(a)) == sorted(_WORDS.split(b)):
+            return [Change("readdir-order", "order of words", *_around(a, b))]
     else:
         # A prefix of whole lines is enough to find the first that differs.
         at = _first_text_difference(a, b)

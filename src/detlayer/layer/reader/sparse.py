@@ -160,5 +160,9 @@ def _decimal(value: bytes) -> int:
     return int(value)
 
 
-def _invalid(what: str) -> LayerError:
-    return LayerError("sparse-map", f"a map of a sparse file {what}", NOBODY)
+class SparseMapError(LayerError):
+    """A map of a sparse file is malformed, or does not fit what is stored."""
+
+
+def _invalid(what: str) -> SparseMapError:
+    return SparseMapError("sparse-map", f"a map of a sparse file {what}", NOBODY)

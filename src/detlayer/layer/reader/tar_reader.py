@@ -13,7 +13,7 @@ from zlib import adler32
 from msgspec import structs
 
 from detlayer.errors import LayerError, printable
-from detlayer.layer.entry import PATH_MAX_BYTES, Entry, Kind
+from detlayer.layer.entry import PATH_MAX_BYTES, Entry, EntryKind
 from detlayer.layer.reader import sparse
 from detlayer.layer.reader.feed import Feed, MemberContent, SparseContent
 from detlayer.layer.reader.records import AGAIN, NOBODY, decimal, number, parse_records, seconds
@@ -26,7 +26,7 @@ MAX_LONG_NAME_BYTES = 1 << 16
 MAX_SHARED_BYTES = 1 << 16  # of what global headers say
 MAX_HOLES_BYTES = 64 << 20  # of all sparse files of a tar, where nobody else counts them
 _ZERO = bytes(BLOCK_BYTES)
-_KINDS: dict[bytes, Kind] = {
+_KINDS: dict[bytes, EntryKind] = {
     b"0": "file",
     b"\0": "file",
     b"7": "file",
@@ -187,12 +187,10 @@ class TarReader:
             elif not is_pax:
                 found, member.map = sparse.read_header_map(block, feed.take)
             else:
-                raise LayerError("sparse-map", "a sparse file has two maps", NOBODY)
+                raise sparse.SparseMapError("sparse-map", "a sparse file has two maps", NOBODY)
             sparse.check(found, stored_bytes)
-        except LayerError as error:
-            if error.code != "sparse-map":
-                raise
-            raise LayerError(error.code, f"{shown}: {error.message}", error.hint) from None
+        except sparse.SparseMapError as error:
+            raise sparse.SparseMapError(error.code, f"{shown}: {error.message}", error.hint) from None
         member.stored_bytes = stored_bytes
         content = SparseContent(feed, stored_bytes, found, self._grow) if found.size_bytes else None
         member.entry = structs.replace(entry, size_bytes=found.size_bytes, content=content)

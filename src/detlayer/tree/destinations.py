@@ -1,0 +1,121 @@
+"""The destinations of sources, before the walk: a small tree of named paths (SPEC 4.4, 4.5)."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Sequence
+from typing import NoReturn
+
+import msgspec
+
+from detlayer.errors import ConfigError, TreeError, printable
+from detlayer.layer.entry import MERGED_DIRS, OPAQUE_WHITEOUT, WHITEOUT_PREFIX, check_path
+from detlayer.tree.source import Selection, Source
+from detlayer.tree.stable_read import fail
+
+
+class Node(msgspec.Struct):
+    """A path that a destination or whiteout names: a directory with what goes there, one file, or a marker."""
+
+    path: bytes
+    children: dict[bytes, Node] = msgspec.field(default_factory=dict)
+    roots: list[Source] = msgspec.field(default_factory=list)
+    file: Source | None = None
+    is_marker: bool = False
+
+    @property
+    def is_dir(self) -> bool:
+        return self.file is None and not self.is_marker
+
+    def __str__(self) -> str:
+        """Who asked for it, for messages."""
+        if self.file is not None or self.roots:
+            return str(self.file or self.roots[0])
+        if self.is_marker:
+            return "--opaque" if self.path.endswith(OPAQUE_WHITEOUT) else "--whiteout"
+        node = self
+        while node.children and not node.roots:
+            node = next(iter(node.children.values()))
+        return f"the destination of {node}"
+
+
+def find_destinations(sources: Sequence[Source], selection: Selection) -> Node:
+    """Put every source and marker where it goes; raises TreeError for collisions, ConfigError for bad destinations."""
+    top = Node(b"")
+    for source in sources:
+        try:
+            mode = os.stat(source.path).st_mode
+        except (FileNotFoundError, NotADirectoryError, ValueError) as error:
+            raise TreeError("source-missing", f"there is no {source}", "check the path: SOURCE[:DEST]") from error
+        except OSError as error:
+            if error.errno == errno.ELOOP:
+                raise TreeError("source-missing", f"{source} is a symlink to itself", "name another path") from error
+            fail(error, source.path)
+        if stat.S_ISDIR(mode):
+            node = _branch(top, source.dest, selection, str(source))
+            node.roots.append(source)
+        elif stat.S_ISREG(mode):
+            _leaf(top, source.dest, selection, str(source)).file = source
+        else:
+            raise TreeError("special-files", f"{source} is neither a directory nor a file", "name one of these")
+    for path in dict.fromkeys(selection.whiteouts):
+        above, slash, name = path.rpartition(b"/")
+        _leaf(top, above + slash + WHITEOUT_PREFIX + name, selection, "--whiteout", is_marker=True)
+    for path in dict.fromkeys(selection.opaques):
+        name = path + b"/" + OPAQUE_WHITEOUT if path else OPAQUE_WHITEOUT
+        _leaf(top, name, selection, "--opaque", is_marker=True)
+    return top
+
+
+def collide(path: bytes, one: str, other: str, detail: str = "") -> NoReturn:
+    raise TreeError(
+        "collision",
+        f"{printable(path)} comes from {one} and from {other}{detail}",
+        "exclude it from one of them, or choose another destination",
+    )
+
+
+def _branch(top: Node, path: bytes, selection: Selection, who: str) -> Node:
+    """Find or make the directory at `path`, and those above it."""
+    node = top
+    if path:
+        check_path(path)
+        for name in path.split(b"/"):
+            _check_name(name, path, who)
+            below = node.path + b"/" + name if node.path else name
+            if below in MERGED_DIRS and below not in selection.allowed_parents:
+                shown = printable(below)
+                better = shown.removeprefix("var/") if shown.startswith("var/") else f"usr/{shown}"
+                better = "run/lock" if better == "lock" else better
+                raise ConfigError(
+                    "merged-usr-parent",
+                    f"{who}: a directory /{shown} in a layer replaces the symlink of that name on current bases",
+                    f"use /{better} instead, or --allow-parent /{shown} if the base has a real directory there",
+                )
+            node = node.children.setdefault(name, Node(below))
+            if not node.is_dir:
+                collide(node.path, str(node), who)
+    return node
+
+
+def _leaf(top: Node, path: bytes, selection: Selection, who: str, *, is_marker: bool = False) -> Node:
+    check_path(path)
+    above, _, name = path.rpartition(b"/")
+    if not is_marker:
+        _check_name(name, path, who)
+    branch = _branch(top, above, selection, who)
+    if name in branch.children:
+        collide(path, str(branch.children[name]), who)
+    leaf = branch.children[name] = Node(path, is_marker=is_marker)
+    return leaf
+
+
+def _check_name(name: bytes, path: bytes, who: str) -> None:
+    if name.startswith(WHITEOUT_PREFIX):
+        raise TreeError(
+            "whiteout-name",
+            f"{who}: in the destination {printable(path)}, engines would take {printable(name)} for a deletion",
+            "choose another destination; to delete a file of the base, use --whiteout PATH",
+        )

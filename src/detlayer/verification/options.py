@@ -1,0 +1,27 @@
+"""The options of `verify`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import msgspec
+
+from detlayer.packing.options import PackOptions
+
+DEFAULT_RUNS = 3
+DEFAULT_MAX_EXPANSION = 200
+
+
+class VerifyOptions(msgspec.Struct, frozen=True):
+    """How targets are verified. The defaults are those of the command line."""
+
+    pack: PackOptions = PackOptions()
+    """How sources and the output of a rebuild are packed. A finished layer is judged by the profile."""
+    runs: int = DEFAULT_RUNS
+    """How many times sources are packed under varied conditions, beside the plain run."""
+    strict: bool = False
+    """Count suspicious contents as failures."""
+    max_expansion: int = DEFAULT_MAX_EXPANSION
+    """Refuse a layer that expands to more than so many times its size, beyond the first GiB."""
+    environment: Mapping[str, str] = {}
+    """The environment of processes, such as `os.environ`; by default only what is varied."""

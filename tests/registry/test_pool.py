@@ -1,0 +1,38 @@
+"""Connections give up on a peer that sends a little now and then: each byte renews a socket's own timeout."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from detlayer.errors import RegistryError
+from detlayer.oci.references import RepositoryName
+from detlayer.registry import Network, Registries, Transport
+from tests.contracts.raw_server import RawServer, answer
+
+READ_S = 0.5
+
+
+def trickle(data: bytes, pieces: int) -> Iterator[bytes]:
+    """Send an answer in pieces, in three times as long as a client waits: it ends, so that no client hangs."""
+    size = len(data) // pieces + 1
+    for at in range(0, len(data), size):
+        time.sleep(3 * READ_S / pieces)
+        yield data[at : at + size]
+
+
+@pytest.mark.parametrize("is_proxied", [False, True])
+def test_head_that_trickles_in_is_a_timeout(is_proxied: bool) -> None:
+    with RawServer(lambda asked: trickle(answer(404), 12)) as server:
+        name = RepositoryName("registry.example" if is_proxied else server.address, "team/app")
+        network = Network(
+            insecure=frozenset({"registry.example"}),
+            retries=0,
+            read_s=READ_S,
+            proxies={"http_proxy": f"http://{server.address}"},
+        )
+        with Registries(Transport(network), lambda name: None) as registries, pytest.raises(RegistryError) as caught:
+            registries.repository(name).head_manifest("1")
+    assert caught.value.code == "registry-timeout"
