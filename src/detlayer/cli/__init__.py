@@ -1,4 +1,4 @@
-"""The entry point: commands in groups, signals, exit codes. A command is imported when it is called: `--version` starts fast."""
+"""The entry point: commands in groups, signals, exit codes. Commands are imported when they are called."""
 
 from __future__ import annotations
 

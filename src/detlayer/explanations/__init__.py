@@ -1,6 +1,7 @@
 """What each error, warning and trap means, with an example and a fix: the texts of `detlayer explain` and of the docs.
 
-The texts are the TOML files of this folder, one for each group. docs/errors.md and docs/traps.md are generated from them.
+The texts are the TOML files of this folder, one for each group; docs/errors.md and docs/traps.md are generated from
+them.
 """
 
 from __future__ import annotations
