@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from detlayer.explanations import Explanation
 
 _INDENT = "  "
+_WIDTH = 92
 
 
 @click.command(
@@ -79,14 +80,24 @@ def _page(explanation: Explanation) -> str:
             f"{explanation.code} ({label})",
             explanation.title,
             "",
-            explanation.meaning,
+            _wrapped(explanation.meaning),
             "",
             "Example:",
             _indented(explanation.example),
             "",
             "How to fix it:",
-            _indented(explanation.fix),
+            _indented(_wrapped(explanation.fix)),
         )
+    )
+
+
+def _wrapped(text: str) -> str:
+    """Fill each paragraph; commands in backquotes stay on one line where they fit."""
+    from textwrap import fill
+
+    paragraphs = (paragraph.replace("\n", " ") for paragraph in text.split("\n\n"))
+    return "\n\n".join(
+        fill(paragraph, _WIDTH, break_long_words=False, break_on_hyphens=False) for paragraph in paragraphs
     )
 
 
