@@ -7,6 +7,7 @@ import json
 import re
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,7 @@ EXPLANATIONS = read_explanations()
 ERRORS = [one for one in EXPLANATIONS if one.type == "error"]
 
 
+@cache
 def used_codes() -> dict[str, set[str]]:
     """Codes that are given to errors and warnings anywhere in the source, with the names of what they are given to."""
     found: dict[str, set[str]] = {}
