@@ -32,7 +32,7 @@ def main(path: Path) -> int:
         return 0
     listed = ", ".join(f"{reason} ({count})" for reason, count in sorted(reasons.items()))
     strict = os.environ.get("DETLAYER_NO_SKIPS") == "1"
-    print(f"skipped for want of: {listed}" + ("; with DETLAYER_NO_SKIPS=1 that is a failure" if strict else ""))
+    print(f"skipped because a program or right is missing: {listed}" + ("; with DETLAYER_NO_SKIPS=1 that is a failure" if strict else ""))
     return 1 if strict else 0
 
 

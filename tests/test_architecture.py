@@ -25,6 +25,7 @@ ROOT = Path(__file__).parent.parent
 # Each room, and the rooms that it may import besides `errors`. A loose module is a room as well.
 ROOMS: dict[str, set[str]] = {
     "errors": set(),
+    "explanations": set(),
     "filesystem": set(),
     "oci": set(),
     "layer": {"oci"},

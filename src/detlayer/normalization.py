@@ -25,7 +25,7 @@ from detlayer.layer.writer import Layer
 from detlayer.oci.ports import Readable
 from detlayer.output.files import Outputs, Tee
 from detlayer.output.spool import Spool
-from detlayer.packing.options import DEFAULT_OPTIONS, PackOptions, Path, default_jobs
+from detlayer.packing.options import DEFAULT_OPTIONS, PackOptions, Path
 from detlayer.packing.packer import codec_warnings
 from detlayer.tree import Selection
 
@@ -47,7 +47,7 @@ def normalize(
     normalize(pack(tree)) is pack(tree). Raises LayerError for what can't be read, ConfigError and OutputError.
     """
     profile, selection, reporter = options.profile, options.selection, options.reporter or Silence()
-    codec, jobs = options.codec_for(output), options.jobs or default_jobs()
+    codec, jobs = options.codec_for(output), options.count_jobs()
     spool = Spool()
     try:
         with Outputs(output=output, oci_layout=oci_layout, descriptor=descriptor) as outputs:

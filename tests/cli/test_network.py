@@ -50,7 +50,7 @@ def push(detlayer: CommandLine, server: Server, *options: str, stdin: str = "", 
 # -- credentials
 
 
-def test_ways_to_say_who_you_are(detlayer: CommandLine, guarded: Server, digest: str) -> None:
+def test_ways_to_pass_credentials(detlayer: CommandLine, guarded: Server, digest: str) -> None:
     """docs/credentials.md, in the order of that list; -v and --json so that all that can be printed is."""
     host = guarded.address
     nobody = push(detlayer, guarded, "-v")

@@ -58,7 +58,7 @@ def fault(chance: random.Random) -> Fault:
 
 
 @pytest.mark.parametrize("seed", range(40))
-def test_anything(
+def test_no_tag_names_an_incomplete_image_whatever_goes_wrong(
     seed: int,
     start_strict: Callable[..., StrictRegistry],
     layout: Layout,

@@ -168,9 +168,10 @@ def test_what_pack_warns_of_is_noted(tree: Path) -> None:
 FAULTS = {
     # names stay as the file system lists them
     "entry-order": """
+import sys
 import detlayer.layer.writer
-import detlayer.tree.walk
-detlayer.tree.walk.order_names = list
+import detlayer.tree
+sys.modules["detlayer.tree.walk"].order_names = list
 detlayer.layer.writer.OrderChecker.check = lambda self, entry: None
 """,
     "mtime": """
@@ -179,7 +180,7 @@ Profile.time_of = lambda self, seconds, path: max(seconds, 0)
 """,
     "owner": """
 import sys
-from detlayer.tree.walk import Walker
+from detlayer.tree.walk import Walk
 from msgspec import structs
 walk = sys.modules["detlayer.tree.walk"]
 normalise = walk.normalise
@@ -187,7 +188,7 @@ walk.normalise = lambda entry, profile: structs.replace(normalise(entry, profile
 """,
     "umask": """
 import sys
-from detlayer.tree.walk import Walker
+from detlayer.tree.walk import Walk
 from msgspec import structs
 walk = sys.modules["detlayer.tree.walk"]
 normalise = walk.normalise
@@ -197,13 +198,13 @@ def leaky(entry, profile):
 walk.normalise = leaky
 """,
     "hardlink-form": """
-from detlayer.tree.walk import Walker
+from detlayer.tree.walk import Walk
 from msgspec import structs
-file = Walker._file
+file = Walk._file
 def leaky(self, path, found):
     self.selection = structs.replace(self.selection, hardlinks="preserve")
     return file(self, path, found)
-Walker._file = leaky
+Walk._file = leaky
 """,
     # something goes by PYTHONHASHSEED
     "content": """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 from pathlib import Path
 
@@ -276,10 +277,24 @@ PIECES = st.sampled_from(("a", "b", "foo", "bar", "baz", "*", "**", "?", "/", "/
 @settings(max_examples=150)
 def test_git_agrees_on_any(repository: Path, lines: list[str]) -> None:
     """SPEC 4.9."""
-    good = [line for line in lines if accepted(line)]
+    good = [line for line in lines if accepted(line) and not is_undefined(line)]
     ignore_file = "\n".join(good).encode()
     paths = [path for path in PATHS if path.isascii()]
     assert ask_us(ignore_file, paths) == ask_git(repository, ignore_file, paths)
+
+
+def is_undefined(line: str) -> bool:
+    """Tell whether `**` follows another character than a slash, as in `a**/b`.
+
+    gitignore(5) takes it for `*`, and so do we. git before 2.41 compares unrelated pointers, and sometimes does not.
+    """
+    return re.search(r"[^/*]\*\*+(?:/|\Z)", line) is not None
+
+
+@pytest.mark.parametrize("line", ["a**/a", "a**", "/a**/a"])
+def test_two_asterisks_behind_a_letter_are_one(line: str) -> None:
+    """SPEC 4.9, gitignore(5): other consecutive asterisks are regular ones."""
+    assert ask_us(line.encode()) == ask_us(line.replace("**", "*").encode())
 
 
 def accepted(line: str) -> bool:

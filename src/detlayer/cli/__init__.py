@@ -1,4 +1,4 @@
-"""The door: environment, terminal, exits. Commands load when they are called, so that `--version` starts at once."""
+"""The entry point: commands in groups, signals, exit codes. Commands are imported when they are called."""
 
 from __future__ import annotations
 
@@ -16,31 +16,39 @@ import click
 from detlayer import __version__
 from detlayer.cli import exits
 from detlayer.cli.console import Console
-from detlayer.errors import ConfigError, DetlayerError, OutputError
+from detlayer.errors import ConfigError, DetlayerError, OutputError, printable
 
-_COMMANDS = {
-    "build": "Build the images of a project, doing only what has to be done.",
-    "cache": "Look into the cache, and keep it in bounds.",
-    "diff": "Say what differs between two directories, layers or images, and why.",
-    "graph": "Show the steps of a build.",
-    "image": "Assemble an image from files alone, for other build tools.",
-    "init": "Write a first detlayer.toml for the project that lies here.",
-    "inspect": "List what a layer holds.",
-    "lock": "Write down which bases and layers the images of a project have.",
-    "normalize": "Make a layer of any tool canonical.",
-    "pack": "Turn directories and files into one reproducible layer.",
-    "plan": "Say what a push would do, blob by blob, and why.",
-    "pull": "Fetch an image into an OCI layout.",
-    "push": "Push an image, sending only what the registry does not have.",
-    "resolve": "Print what a reference names now.",
-    "schema": "Print the JSON schema of detlayer.toml.",
-    "verify": "Prove a layer, image, tree or build reproducible, or name what keeps it from being so.",
+_GROUPS = {
+    "Images": {
+        "init": "Write a detlayer.toml for the project in this directory.",
+        "build": "Build the images of a project, running only the steps that changed.",
+        "push": "Push an image, sending only what the registry does not have.",
+        "plan": "Show what a push would send, and why.",
+        "pull": "Fetch an image into an OCI layout.",
+        "resolve": "Print the digest that a tag points to.",
+        "lock": "Pin the bases of a project and record its layers in detlayer.lock.",
+        "graph": "Show the steps of a build.",
+    },
+    "Layers": {
+        "pack": "Pack directories and files into one reproducible layer.",
+        "verify": "Check that a layer, image, tree or build is reproducible, and name what prevents it.",
+        "diff": "Compare two directories, layers or images, and name the cause of each difference.",
+        "inspect": "List the contents of a layer.",
+        "normalize": "Rewrite the layer of any tool in canonical form.",
+        "image": "Assemble an image from existing layers, for other build tools.",
+    },
+    "More": {
+        "cache": "Show, clean, export or import the cache.",
+        "explain": "Explain an error code, a warning or a trap.",
+        "schema": "Print the JSON schema of detlayer.toml.",
+    },
 }
+_COMMANDS = {name: summary for group in _GROUPS.values() for name, summary in group.items()}
 
 
 class _Commands(click.Group):
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return sorted(_COMMANDS)
+        return list(_COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in _COMMANDS:
@@ -49,18 +57,34 @@ class _Commands(click.Group):
         assert isinstance(command, click.Command)
         return command
 
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        name = args[0]
+        if name not in _COMMANDS and not name.startswith("-"):
+            from difflib import get_close_matches
+
+            similar = get_close_matches(name, _COMMANDS, n=1)
+            hint = f"did you mean `detlayer {similar[0]}`?" if similar else "`detlayer --help` lists the commands"
+            raise ConfigError("usage", f"unknown command: {printable(name)}", hint)
+        return super().resolve_command(ctx, args)
+
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        with formatter.section("Commands"):
-            formatter.write_dl(sorted(_COMMANDS.items()))
+        width = max(map(len, _COMMANDS))
+        for title, commands in _GROUPS.items():
+            with formatter.section(title):
+                formatter.write_dl([(name.ljust(width), summary) for name, summary in commands.items()])
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, "--version", "-V", message="detlayer %(version)s")
 def detlayer() -> None:
-    """Reproducible container layers: the same files give the same bytes, on any machine.
+    """Build reproducible container images and layers: the same files give the same bytes, on any machine.
 
     \b
-    Example:
+    Examples:
+      detlayer init && detlayer build -o oci:image
+      detlayer build --push
       detlayer pack .:/srv/app --exclude .git -o ../app.tar.gz
     """
 

@@ -9,9 +9,8 @@ import click
 
 from detlayer.cli.common import console_options, expansion_option, make_console
 from detlayer.cli.console import stdin_stream
-from detlayer.cli.options import output_options, read_output, read_profile, read_selection, show_layer, value_options
+from detlayer.cli.options import output_options, read_output, read_pack_options, show_layer, value_options
 from detlayer.normalization import normalize as normalize_layer
-from detlayer.packing.options import PackOptions
 
 
 @click.command(
@@ -41,13 +40,7 @@ def normalize(layer: str, **options: Any) -> None:
             oci_layout=options["oci"],
             descriptor=options["descriptor"],
             max_expansion=options["max_expansion"],
-            options=PackOptions(
-                options["compression"],
-                read_profile(options),
-                read_selection(options),
-                jobs=options["jobs"],
-                reporter=console,
-            ),
+            options=read_pack_options(options, console),
         )
         show_layer(console, made, options, done="normalized", started=started)
     finally:

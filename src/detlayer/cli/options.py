@@ -14,6 +14,7 @@ from detlayer.cli.console import Console, counted, size, stdout_stream
 from detlayer.errors import ConfigError, printable
 from detlayer.layer.entry import DEFAULT_MTIME, Profile, parse_mtime
 from detlayer.layer.writer import Layer
+from detlayer.packing.options import PackOptions
 from detlayer.packing.sources import parse_destination
 from detlayer.tree import Selection
 from detlayer.tree.patterns import parse_mode_rules, parse_owner, parse_owner_rules
@@ -145,7 +146,25 @@ def show_layer(console: Console, layer: Layer, options: dict[str, Any], *, done:
     console.detail(f"  chunks       {len(layer.chunks):,}")
 
 
-def read_selection(options: dict[str, Any]) -> Selection:
+def read_pack_options(
+    options: dict[str, Any], console: Console | None = None, ctx: click.Context | None = None
+) -> PackOptions:
+    """Read how a layer is packed, from `value_options`, or with a context `pack_options`; raises ConfigError."""
+    return PackOptions(
+        options["compression"],
+        _read_profile(options),
+        _read_selection(options),
+        exclude=_read_patterns(ctx, options) if ctx is not None else (),
+        ignore_files=options.get("ignore_file", ()),
+        use_ignore_file=not options.get("no_ignore_file"),
+        jobs=options["jobs"],
+        paranoid=options.get("paranoid", False),
+        reporter=console,
+        explain=console.explain if console is not None and options.get("explain") else None,
+    )
+
+
+def _read_selection(options: dict[str, Any]) -> Selection:
     """Read what is taken of the sources; raises ConfigError."""
     return Selection(
         hardlinks=cast(Literal["separate", "preserve"], options["hardlinks"]),
@@ -157,7 +176,7 @@ def read_selection(options: dict[str, Any]) -> Selection:
     )
 
 
-def read_profile(options: dict[str, Any]) -> Profile:
+def _read_profile(options: dict[str, Any]) -> Profile:
     """Read what values entries get; raises ConfigError."""
     owner = options["owner"]
     return Profile(
@@ -179,7 +198,7 @@ def _removed(text: str) -> bytes:
     return path
 
 
-def read_patterns(ctx: click.Context, options: dict[str, Any]) -> list[str]:
+def _read_patterns(ctx: click.Context, options: dict[str, Any]) -> list[str]:
     """Read --exclude and --include in the order of the command line; raises ConfigError."""
     given = {name: iter(options[name]) for name in _PATTERNS}
     lines = []

@@ -14,12 +14,9 @@ from detlayer.cli.options import (
     output_options,
     pack_options,
     read_output,
-    read_patterns,
-    read_profile,
-    read_selection,
+    read_pack_options,
     show_layer,
 )
-from detlayer.packing.options import PackOptions
 from detlayer.packing.packer import pack as pack_sources
 
 
@@ -57,18 +54,7 @@ def pack(ctx: click.Context, /, **options: Any) -> None:
             oci_layout=options["oci"],
             descriptor=options["descriptor"],
             depfile=options["depfile"],
-            options=PackOptions(
-                options["compression"],
-                read_profile(options),
-                read_selection(options),
-                exclude=read_patterns(ctx, options),
-                ignore_files=options["ignore_file"],
-                use_ignore_file=not options["no_ignore_file"],
-                jobs=options["jobs"],
-                paranoid=options["paranoid"],
-                reporter=console,
-                explain=console.explain if options["explain"] else None,
-            ),
+            options=read_pack_options(options, console, ctx),
             store=stack.enter_context(open_store(options, console)),
         )
         show_layer(console, layer, options, done="packed", started=started)

@@ -13,8 +13,6 @@ from detlayer.cli.network import network_options, open_memory, open_registries
 from detlayer.cli.transfers import Transfers
 from detlayer.errors import printable
 
-_LAYOUT = "oci:"
-
 
 @click.command(
     epilog="""\b

@@ -9,10 +9,9 @@ import click
 
 from detlayer.cli import exits
 from detlayer.cli.common import expansion_option, make_console, quiet_option
-from detlayer.cli.options import Ordered, pack_options, read_patterns, read_profile, read_selection
+from detlayer.cli.options import Ordered, pack_options, read_pack_options
 from detlayer.cli.report import FORMATS, conclusion, error_to
 from detlayer.errors import ConfigError, DetlayerError
-from detlayer.packing.options import PackOptions
 from detlayer.verification import DEFAULT_RUNS, VerifyOptions
 from detlayer.verification import verify as verify_targets
 
@@ -75,15 +74,7 @@ def verify(ctx: click.Context, /, **options: Any) -> None:
             rebuild=options["rebuild"],
             output=options["output"],
             options=VerifyOptions(
-                PackOptions(
-                    options["compression"],
-                    read_profile(options),
-                    read_selection(options),
-                    exclude=read_patterns(ctx, options),
-                    ignore_files=options["ignore_file"],
-                    use_ignore_file=not options["no_ignore_file"],
-                    jobs=options["jobs"],
-                ),
+                read_pack_options(options, ctx=ctx),
                 runs=options["runs"],
                 strict=options["strict"],
                 max_expansion=options["max_expansion"],

@@ -85,10 +85,10 @@ def pack(
 ) -> Layer:
     """Write `entries`, which must come in order, to `sink` as one layer blob.
 
-    `jobs` workers compress; it never shows in the bytes. Every content is read; its fingerprint comes from `contents`,
-    which else hears it, and what `chunks` has compressed already is taken from there. Raises LayerError when the
-    entries break SPEC 3, TreeError when a content is not what its entry says, and whatever the sink raises. What the
-    sink holds then is the sink's to undo.
+    `jobs` threads compress; their number never changes the bytes. Every content is read. Its fingerprint comes from
+    `contents`, which learns it if it is unknown; chunks that `chunks` has compressed already are taken from there.
+    Raises LayerError when the entries break SPEC 3, TreeError when a content is not what its entry says, and whatever
+    the sink raises. What the sink holds then is the sink's to undo.
     """
     with _PackPipeline(sink, codec, jobs, chunks) as pipeline:
         writer = _EntryWriter(pipeline, reporter or Silence(), contents)

@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 import httpcore
 
-from detlayer.registry.allowance import MIN_BYTES, Allowance
+from detlayer.registry.retry import MIN_BYTES, Allowance
 
 _TLS_RECORD_BYTES = 16 << 10
 

@@ -18,8 +18,8 @@ import msgspec
 
 from detlayer.errors import ConfigError, RejectedError, UnavailableError, printable
 from detlayer.registry.address import join
-from detlayer.registry.allowance import MIN_BYTES
 from detlayer.registry.answer import garbage
+from detlayer.registry.retry import MIN_BYTES
 
 if TYPE_CHECKING:
     from http.cookiejar import CookieJar

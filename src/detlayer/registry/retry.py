@@ -1,4 +1,4 @@
-"""Whether and when to send again: one policy for requests that fail, and for transfers that break off."""
+"""Whether and when to send again: one policy for requests that fail, and for transfers that break off or are slow."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from collections import defaultdict
 from email.utils import parsedate_to_datetime
 from math import inf
 
-from detlayer.registry.allowance import Allowance
-
+MIN_BYTES = 64 << 10
+"""What has to move within each `Network.read_s`: 1.1 KB/s by default, so that four workers on a link of 10 KB/s do."""
 _BUSY = frozenset((429, 500, 502, 503, 504))
 _FIRST_WAIT_S = 0.25
 _LONGEST_WAIT_S = 30.0
@@ -100,6 +100,30 @@ class _Host:
     def __init__(self) -> None:
         self.not_before = 0.0
         self.failures = 0
+
+
+class Allowance:
+    """The time that the next MIN_BYTES of a transfer may take.
+
+    Only time that is spent waiting for the peer counts, not what happens between two waits.
+    """
+
+    def __init__(self, limit_s: float) -> None:
+        self._limit_s = limit_s
+        self.renew()
+
+    def renew(self) -> None:
+        self.left_s = self._limit_s
+        self._moved_bytes = 0
+
+    def spend(self, seconds: float) -> None:
+        self.left_s -= seconds
+
+    def advance(self, count_bytes: int) -> None:
+        """Count what has moved; MIN_BYTES of it renew the time."""
+        self._moved_bytes += count_bytes
+        if self._moved_bytes >= MIN_BYTES:
+            self.renew()
 
 
 class Attempts:

@@ -1,7 +1,7 @@
 """The index of the store: one SQLite file that may be lost at any time. Never what a row means.
 
 Whatever goes wrong here is a store that knows less, never an error: a miss, and one warning where the user can do
-something about it. Values that decide bytes are sealed: a row that a disk or a stranger changed is no row.
+something about it. Values that decide bytes are sealed: a row that was changed on disk is ignored.
 
 Locks: whoever has the file open holds `index.lock` shared; making it, or making it anew, needs it alone, because
 SQLite's own files must not be taken away from under somebody.

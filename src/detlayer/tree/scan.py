@@ -1,7 +1,7 @@
-"""A scan: what lstat says of all that a walk would take, without making entries of it. A fraction of the walk's time.
+"""A scan: the stat records of all that a walk would take, without making entries. It takes a fraction of the time.
 
-Two walks with one scan give the same entries with the same contents (SPEC 10.3). A walk notes what it saw as it goes,
-so what is kept of a walk is about that walk, and not about a moment before it; or it goes by what the scan saw.
+If two scans are equal, two walks give the same entries with the same contents (SPEC 10.3). A walk records what it sees
+itself, so that what is kept is about that walk and not about a moment before it; or it goes by what the scan saw.
 """
 
 from __future__ import annotations

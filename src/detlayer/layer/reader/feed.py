@@ -124,7 +124,7 @@ class MemberContent:
 class SparseContent(MemberContent):
     """A sparse member's content as the file has it: what is stored, at its places, and zeros between.
 
-    `grow` hears how many bytes the holes add, before any of them is given; it raises where they are too many.
+    `grow` is told how many bytes the holes add before any of them is returned; it raises if they are too many.
     """
 
     __slots__ = ("_grow", "_map", "_pieces", "_rest")

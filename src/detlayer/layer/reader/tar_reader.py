@@ -107,7 +107,7 @@ class TarReader:
     ) -> None:
         """`skip` passes by bytes that `pieces` would give next, which it must have; without it they are read.
 
-        `grow` hears how many bytes the holes of a sparse file add when its content is read, and raises where they are
+        `grow` is told how many bytes the holes of a sparse file add when its content is read; it raises if they are
         too many (`BlobReader.grow`); without it MAX_HOLES_BYTES is the bound.
         """
         self._feed = Feed(iter(pieces), skip)
