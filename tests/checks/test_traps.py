@@ -17,7 +17,6 @@ from zstandard import ZstdCompressor
 
 from detlayer.checks.audit import LayerReport, audit
 from detlayer.checks.findings import TRAPS, Finding
-from detlayer.errors import ConfigError
 from detlayer.layer.codec import Codec
 from detlayer.layer.entry import Profile
 from detlayer.layer.order import order_key
@@ -25,7 +24,6 @@ from tests.layer.handmade_tars import (
     LONG,
     SPARSE_FORMS,
     Bytes,
-    entry,
     extension,
     header,
     member,
@@ -39,7 +37,14 @@ from tests.layers import layer_of
 from tests.vectors import load_vector, vector_names
 
 # Found by comparing two runs, never in one layer.
-OF_TWO_RUNS = {"content", "readdir-order", "environment", "time-in-content", "unexpected-digest"}
+OF_TWO_RUNS = {
+    "build-path-in-content",
+    "content",
+    "readdir-order",
+    "environment",
+    "time-in-content",
+    "unexpected-digest",
+}
 OF_LAYOUTS = {"blob-digest", "config-diff-id", "malformed-layer"}
 LONG_PATH = LONG.decode()
 
@@ -55,12 +60,11 @@ class Case:
     found: str
     wanted: str
     profile: Profile = made_by(default_factory=Profile)
-    build_paths: tuple[bytes, ...] = ()
     name: str = ""
 
 
-def audited(blob: bytes, profile: Profile | None = None, build_paths: tuple[bytes, ...] = ()) -> LayerReport:
-    return audit(Bytes(blob), profile=profile, build_paths=build_paths)
+def audited(blob: bytes, profile: Profile | None = None) -> LayerReport:
+    return audit(Bytes(blob), profile=profile)
 
 
 def pyc(flags: int, mtime: int, size_bytes: int, code: bytes = b"code") -> bytes:
@@ -519,15 +523,6 @@ CASES = [
         name="git",
     ),
     Case(
-        "build-path-in-content",
-        lambda: files(x=b"-" * 70 + b"/home/ci/job-1/x.c"),
-        "x",
-        "offset 70",
-        "/home/ci/job-1",
-        "no path of the build",
-        build_paths=(b"/tmp/other", b"/home/ci/job-1"),
-    ),
-    Case(
         "case-collision",
         lambda: tar(member(b"README"), member(b"readme")),
         "readme",
@@ -577,7 +572,7 @@ def _divided(prefix: bytes, name: bytes) -> bytes:
 @pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.trap} {case.name}".strip())
 def test_each_trap_is_found_alone(case: Case) -> None:
     """SPEC 3 to 6: just that finding, and no other."""
-    report = audited(case.make(), case.profile, case.build_paths)
+    report = audited(case.make(), case.profile)
     assert report.findings.kept == [Finding(case.trap, case.path, case.field, case.found, case.wanted)]
     assert report.findings.counts == {case.trap: 1}
     assert report.findings.kept[0].to_document()["hint"] == TRAPS[case.trap]
@@ -622,32 +617,12 @@ def test_fresh_pyc_is_no_trap() -> None:
     assert audited(tar(*parts, member(b"m.py", b"abc"), member(b"m.pyc", fresh))).findings.counts == {}
 
 
-@pytest.mark.parametrize("at", [0, 1, 262130, 262144, 1048570, 1048576, 2097145, 3000000])
-def test_build_paths_are_found_across_pieces(at: int) -> None:
-    """Wherever pieces of the blob end, and once for each file, at the first place."""
-    path = b"/builds/acme/app"
-    data = bytearray(noise(3100000))
-    data[at : at + len(path)] = path
-    data[3050000 : 3050000 + len(path)] = path
-    for codec in ("none", "gzip-libdeflate-1", "zstd-3"):
-        _, blob = layer_of([entry(b"a", bytes(data)), entry(b"b", b"/builds/acme/ap")], codec)
-        found = audited(blob, build_paths=(b"/builds/other", path)).findings.kept
-        assert found == [Finding("build-path-in-content", "a", f"offset {at}", path.decode(), "no path of the build")]
-
-
 @pytest.mark.parametrize("size", [0, 2, 10, 30, 46, 60, 90, 100])
 def test_zips_that_are_cut_have_no_times(size: int) -> None:
     """An archive whose end is missing, or says nothing true, is left alone."""
     cut = zipped(2025)[:size]
     for data in (cut, b"PK" + cut + b"PK\5\6" + b"\xff" * 18, b"PKPK\5\6"):
         assert audited(files(x_DOT_zip=data)).findings.counts == {}
-
-
-@pytest.mark.parametrize("path", [b"", b"/", b"//", b"/a"])
-def test_build_paths_that_are_everywhere_are_refused(path: bytes) -> None:
-    with pytest.raises(ConfigError) as caught:
-        audited(ONE, build_paths=(path,))
-    assert caught.value.code == "build-path"
 
 
 def test_places_agree_in_and_out_of_order() -> None:

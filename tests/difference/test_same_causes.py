@@ -23,17 +23,32 @@ def zipped(*members: tuple[str, str], year: int = 2020) -> bytes:
     return buffer.getvalue()
 
 
-def tarred(name: str, text: str, mtime: int) -> bytes:
+def tarred(name: str, data: str | bytes, mtime: int) -> bytes:
+    content = data.encode() if isinstance(data, str) else data
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as archive:
         info = tarfile.TarInfo(name)
-        info.size, info.mtime = len(text), mtime
-        archive.addfile(info, io.BytesIO(text.encode()))
+        info.size, info.mtime = len(content), mtime
+        archive.addfile(info, io.BytesIO(content))
     return buffer.getvalue()
 
 
 def pyc(mtime: int, code: bytes = b"code") -> bytes:
     return b"\xa7\r\r\n" + struct.pack("<III", 0, mtime, 4) + code
+
+
+def elf(data: bytes) -> bytes:
+    """Make an ELF file of 64 bits with one section of data and the names of its sections."""
+    names = b"\0.data\0.names\0"
+    sections = [
+        struct.pack("<IIQQQQIIQQ", *([0] * 10)),
+        struct.pack("<IIQQQQIIQQ", 1, 1, 2, 0, 64, len(data), 0, 0, 1, 0),
+        struct.pack("<IIQQQQIIQQ", 7, 3, 0, 0, 64 + len(data), len(names), 0, 0, 1, 0),
+    ]
+    ident = b"\x7fELF\2\1\1".ljust(16, b"\0")
+    at = 64 + len(data) + len(names)
+    head = ident + struct.pack("<HHIQQQIHHHHHH", 3, 62, 1, 0, 0, at, 0, 64, 0, 0, 64, 3, 2)
+    return head + data + names + b"".join(sections)
 
 
 CONTENTS = {
@@ -66,6 +81,20 @@ CONTENTS = {
     "zip order": ("x.jar", zipped(("a", "1"), ("b", "1")), zipped(("b", "1"), ("a", "1")), "readdir-order"),
     "text in a zip": ("x.zip", zipped(("a", "one")), zipped(("a", "two")), "content"),
     "tar times": ("x.tar", tarred("a", "1", 1), tarred("a", "1", 2), "archive-in-content"),
+    "text in a tar in a tar": (
+        "x.tar",
+        tarred("inner.tar", tarred("a", "one", 1), 1),
+        tarred("inner.tar", tarred("a", "two", 1), 1),
+        "content",
+    ),
+    "a date in a tar in a tar": (
+        "x.tar",
+        tarred("inner.tar", tarred("a", "at 12:00:01\n", 1), 1),
+        tarred("inner.tar", tarred("a", "at 12:00:02\n", 1), 1),
+        "time-in-content",
+    ),
+    "an ELF's path": ("lib.so", elf(b"/build/one/x.c\0"), elf(b"/build/two/x.c\0"), "build-path-in-content"),
+    "an ELF's bytes": ("lib.so", elf(b"\1\2"), elf(b"\1\3"), "content"),
     "bytecode": ("m.pyc", pyc(1_700_000_000), pyc(1_700_000_001), "pyc-timestamp"),
     "bytecode's code": ("m.pyc", pyc(0, b"code"), pyc(0, b"cod3"), "content"),
     "an installer's file": ("p.dist-info/INSTALLER", b"pip\n", b"uv\n", "installer-files"),

@@ -6,7 +6,7 @@ of its own. Memory is bounded by pieces, by findings kept per trap, and by what 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from queue import Empty, Queue
@@ -80,18 +80,17 @@ def audit(
     *,
     profile: Profile | None = None,
     contents: bool = True,
-    build_paths: Sequence[bytes] = (),
     keep: int = 100,
     max_expansion: int = 200,
 ) -> LayerReport:
     """Read a layer blob once and judge it against `profile` and SPEC 3 to 6.
 
-    `contents` False looks at no file's content; `build_paths` are looked for in all of it; `keep` findings of each trap
-    are kept. Raises LayerError for what can't be read as a layer at all.
+    `contents` False looks at no file's content; `keep` findings of each trap are kept. Raises LayerError for what
+    can't be read as a layer at all.
     """
     reader = BlobReader(source, max_expansion=max_expansion)
     report = LayerReport(reader.facts, findings=Findings(keep))
-    pass_ = _Pass(report, profile or Profile(), contents, build_paths)
+    pass_ = _Pass(report, profile or Profile(), contents)
     with _Ahead(reader) as pieces:
         tar = TarReader(pieces, grow=reader.grow)
         for member in tar:
@@ -141,11 +140,10 @@ class _Ahead:
 
 
 class _Pass:
-    def __init__(self, report: LayerReport, profile: Profile, contents: bool, build_paths: Sequence[bytes]) -> None:
+    def __init__(self, report: LayerReport, profile: Profile, contents: bool) -> None:
         self._report = report
         self._profile = profile
         self._contents = contents
-        self._search = content.PathSearch(build_paths) if build_paths else None
         self._key = LayerKey()
         self._places = PathChecker()
         self._previous_bytes = 0
@@ -180,10 +178,8 @@ class _Pass:
 
     def _read(self, member: Member) -> bytes:
         """Judge a file's content; returns its fingerprint."""
-        entry, findings = member.entry, self._report.findings
+        entry = member.entry
         digest = blake3()
-        if self._search is not None:
-            self._search.start()
         kept: list[bytes] | None = (
             [] if self._contents and content.wants_content(entry.path, entry.size_bytes) else None
         )
@@ -192,8 +188,6 @@ class _Pass:
                 digest.update(view)
                 if kept is not None:
                     kept.append(bytes(view))
-                if self._search is not None:
-                    findings.extend(self._search.feed(entry.path, bytes(view)))
         if not self._contents:
             return digest.digest()
         if entry.path.endswith(b".py"):

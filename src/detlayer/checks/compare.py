@@ -99,14 +99,13 @@ def compare(a: Iterable[Summary], b: Iterable[Summary]) -> Iterator[Difference]:
     left, right = iter(a), iter(b)
     one, other = next(left, None), next(right, None)
     while one is not None or other is not None:
-        if other is None or (one is not None and order_key(one.path) < order_key(other.path)):
-            assert one is not None
+        if one is not None and (other is None or order_key(one.path) < order_key(other.path)):
             yield _alone(one, "removed")
             one = next(left, None)
-        elif one is None or one.path != other.path:
+        elif other is not None and (one is None or one.path != other.path):
             yield _alone(other, "added")
             other = next(right, None)
-        else:
+        elif one is not None and other is not None:
             changes = tuple(_changes(one, other))
             if changes:
                 content = any(change.field == "content" for change in changes)

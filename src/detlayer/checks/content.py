@@ -6,10 +6,10 @@ Judged by name and by the bytes themselves; nothing is executed or unmarshalled.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 from detlayer.checks.findings import Finding
-from detlayer.errors import ConfigError, printable
+from detlayer.errors import printable
 from detlayer.layer import bytecode
 
 MAX_KEPT_BYTES = 32 << 20  # of a file that has to be looked at as a whole
@@ -27,37 +27,6 @@ _INSTALLER_NAMES = frozenset((b"direct_url.json", b"uv_cache.json", b"INSTALLER"
 _ABSOLUTE = re.compile(
     rb"/(?:home|root|tmp|var/tmp|build|builds|Users|private|github|__w|workspace)/[\x21-\x7e]{0,120}\.py"
 )
-
-
-class PathSearch:
-    """Looks for paths of the build in one file's content, which comes in pieces of any length."""
-
-    def __init__(self, paths: Sequence[bytes]) -> None:
-        if any(len(path.strip(b"/")) < 2 for path in paths):
-            raise ConfigError("build-path", "a build path needs two letters at least", "name the directory in full")
-        self._paths = paths
-        self._keep = max(map(len, paths)) - 1
-        self.start()
-
-    def start(self) -> None:
-        """Begin with the next file."""
-        self._tail = b""
-        self._at = 0
-        self._found = False
-
-    def feed(self, path: bytes, piece: bytes) -> Iterator[Finding]:
-        """Look at the next piece of the file at `path`; only the first place in a file is told."""
-        if self._found:
-            return
-        data = self._tail + piece
-        hits = [(at, one) for one in self._paths if (at := data.find(one)) >= 0]
-        if hits:
-            at, one = min(hits)
-            self._found = True
-            where = f"offset {self._at - len(self._tail) + at}"
-            yield Finding("build-path-in-content", printable(path), where, printable(one), "no path of the build")
-        self._at += len(piece)
-        self._tail = data[-self._keep :]
 
 
 def check_name(path: bytes, is_dir: bool) -> Iterator[Finding]:

@@ -108,20 +108,20 @@ class PathChecker:
 
     def _collision(self, path: bytes, place: int, above: bytes, name: bytes) -> Finding | None:
         fold = fold_name(name)
-        twin: bytes | None
+        like: bytes | None
         if fold == name:
-            twin = self._folded.get(place) if self._folded else None
+            like = self._folded.get(place) if self._folded else None
         else:
             there = hash(above + b"/" + fold if above else fold)
-            twin = self._folded.setdefault(there, name)
-            if twin is name:
+            like = self._folded.setdefault(there, name)
+            if like is name:
                 # Upper case comes before lower case in ASCII, so in order only these can come after their fold.
                 late = not self._in_order or not name.isascii() or fold.startswith(WHITEOUT_PREFIX)
-                twin = fold if late and self._find(there) is not None else None
-        if twin is None or twin == name:
+                like = fold if late and self._find(there) is not None else None
+        if like is None or like == name:
             return None
-        found = f"beside {printable(twin)}"
-        return Finding(collision_code(name, twin), printable(path), "name", found, "names that differ by more")
+        found = f"beside {printable(like)}"
+        return Finding(collision_code(name, like), printable(path), "name", found, "names that differ by more")
 
     def _check_link(self, entry: Entry) -> Iterator[Finding]:
         shown = printable(entry.path)

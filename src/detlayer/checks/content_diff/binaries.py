@@ -112,16 +112,16 @@ def explain_elf(a: bytes, b: bytes) -> list[Change]:
         else:
             found.append(Change("content", "order of sections", *(", ".join(one[:8]) for one in names)))
     build_id: list[Change] = []
-    twins = {section.name: section for section in new}
+    by_name = {section.name: section for section in new}
     for section in old:
-        twin = twins.get(section.name)
-        if twin is None or section.data == twin.data:
+        other = by_name.get(section.name)
+        if other is None or section.data == other.data:
             continue
         if section.name == ".note.gnu.build-id":
-            build_id.append(Change("content", "build-id", section.data[16:].hex(), twin.data[16:].hex()))
+            build_id.append(Change("content", "build-id", section.data[16:].hex(), other.data[16:].hex()))
             continue
-        at = first_difference(section.data, twin.data) or 0
-        for change in _explain_strings(section, twin) or explain_bytes(section.data, twin.data, at):
+        at = first_difference(section.data, other.data) or 0
+        for change in _explain_strings(section, other) or explain_bytes(section.data, other.data, at):
             found.append(change._replace(field=f"section {section.name}: {change.field}"))
     if build_id and not found:
         return [change._replace(field="build-id alone") for change in build_id]
