@@ -243,7 +243,19 @@ def test_the_index_of_umoci_init(writer: LayoutWriter, path: Path, null: str) ->
     assert len(index(path)) == 1
 
 
-@pytest.mark.parametrize("data", [b"", b"[]", b'{"manifests":{}}', b"{" * 100_000, b" " * (5 << 20)])
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"[]",
+        b'{"manifests":{}}',
+        b'{"config":{},"layers":[]}',
+        b'{"manifests":[],"layers":[]}',
+        b'{"mediaType":"application/vnd.oci.image.manifest.v1+json","manifests":[]}',
+        b"{" * 100_000,
+        b" " * (5 << 20),
+    ],
+)
 def test_an_index_that_is_none_is_left_alone(writer: LayoutWriter, path: Path, data: bytes) -> None:
     path.mkdir(parents=True)
     (path / "index.json").write_bytes(data)

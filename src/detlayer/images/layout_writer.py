@@ -19,7 +19,16 @@ from typing import Any
 from detlayer.errors import IntegrityError, LayerError, OutputError, printable
 from detlayer.layer.ports import Bytes
 from detlayer.oci.documents import decode_object
-from detlayer.oci.types import MAX_DOCUMENT_BYTES, REF_NAME, Descriptor, Digest, canonical_json, digest_of
+from detlayer.oci.types import (
+    INDEX_TYPES,
+    MAX_DOCUMENT_BYTES,
+    MEDIA_TYPE_INDEX,
+    REF_NAME,
+    Descriptor,
+    Digest,
+    canonical_json,
+    digest_of,
+)
 from detlayer.output.files import fail, home_in, locked, make_layout, sync_directory, write_all, write_file
 from detlayer.output.temporary import Temporary, is_at, make_in, sweep
 
@@ -83,8 +92,10 @@ class LayoutWriter:
                 make_layout(self._layout)
                 index = decode_object(_read(path), path)
                 known = index.get("manifests")
-                if not isinstance(known, list | None):
-                    raise LayerError("layout-invalid", f"{printable(path)} has no list of manifests", "make it anew")
+                if not isinstance(known, list | None) or not _is_index(index):
+                    raise LayerError(
+                        "layout-invalid", f"{printable(path)} is not an image index", "write into another directory"
+                    )
                 index["manifests"] = _replace(known or [], named)
                 write_file(path, canonical_json(index), home=self._home)
         except OSError as error:
@@ -104,6 +115,12 @@ class LayoutWriter:
             fail(NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR)), error.filename)
         except OSError as error:
             fail(error, self._blobs)
+
+
+def _is_index(document: dict[str, Any]) -> bool:
+    """Tell whether a document is an index: one with layers or a config is a manifest, whatever else it has."""
+    named = document.get("mediaType") or MEDIA_TYPE_INDEX
+    return named in INDEX_TYPES and document.get("config") is None and document.get("layers") is None
 
 
 class PartialBlob:
