@@ -290,6 +290,25 @@ def test_mistakes_name_file_key_and_what_was_meant(text: str, code: str, word: s
 
 
 @pytest.mark.parametrize(
+    ("text", "hint"),
+    [
+        ("entrypoint = 'python3 -m app'", 'write an array: entrypoint = ["python3", "-m", "app"]'),
+        ("platforms = 'linux/arm64'", 'write an array: platforms = ["linux/arm64"]'),
+        ("labels = { version = 1.5 }", 'write it in quotes: version = "1.5"'),
+        ("workdir = 5", 'write it in quotes: workdir = "5"'),
+        ("created = '17'", "write it without quotes: created = 17"),
+        ("git = 'yes'", "write git = true or git = false"),
+        ("labels = ['a']", "write a table: [images.app.labels]"),
+        ("format = 'appc'", "`detlayer schema` prints the type of each key"),
+    ],
+)
+def test_a_value_of_the_wrong_type_is_shown_in_the_right_form(text: str, hint: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        project(f"[images.app]\n{text}")
+    assert (caught.value.code, caught.value.hint) == ("config-value", hint)
+
+
+@pytest.mark.parametrize(
     ("text", "key", "line"),
     [
         ("# a\nimags = {}", "imags", 2),

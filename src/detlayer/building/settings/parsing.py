@@ -112,7 +112,7 @@ def _explain(error: Exception, document: Any, kind: type[Table], name: str, pref
         return ConfigError(
             "config-value",
             f"{printable(name)}: {prefix}{printable(key)}: {printable(what)}",
-            "see docs/build.md for what the key takes",
+            _right_form(key, _value_at(document, key), what),
             file=name,
             key=f"{prefix}{key}" or None,
         )
@@ -126,6 +126,37 @@ def _explain(error: Exception, document: Any, kind: type[Table], name: str, pref
         file=name,
         key=f"{prefix}{inside}{unknown[1]}",
     )
+
+
+def _right_form(key: str, value: Any, what: str) -> str:
+    """Show how a value is written that has the wrong type."""
+    name = key.rpartition(".")[2]
+    if "Expected `array`" in what and isinstance(value, str):
+        words = value.split() if name in ("entrypoint", "cmd") else [value]
+        return f"write an array: {name} = [{', '.join(map(_quoted, words))}]"
+    if "Expected `str`" in what and isinstance(value, int | float):
+        return f"write it in quotes: {name} = {_quoted(str(value).lower())}"
+    if "Expected `int" in what and isinstance(value, str) and value.isdecimal():
+        return f"write it without quotes: {name} = {value}"
+    if "Expected `bool`" in what:
+        return f"write {name} = true or {name} = false"
+    if "Expected `object`" in what:
+        return f"write a table: [{key}]"
+    return "`detlayer schema` prints the type of each key"
+
+
+def _quoted(text: str) -> str:
+    return '"' + printable(text).replace("\\", "\\\\").replace('"', '\\"') + '"'
+
+
+def _value_at(document: Any, key: str) -> Any:
+    """Return the value at a key such as `images.app.layers[0]`; None if there is none."""
+    for part in re.findall(r"[^.\[\]]+", key):
+        if isinstance(document, list) and part.isdecimal() and int(part) < len(document):
+            document = document[int(part)]
+        else:
+            document = document.get(part) if isinstance(document, dict) else None
+    return document
 
 
 def _find(key: str, document: Any, kind: type[Table], message: str) -> str:
