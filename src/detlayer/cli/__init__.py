@@ -137,16 +137,22 @@ def run(args: list[str]) -> int:
     except (_Stopped, KeyboardInterrupt, click.Abort) as stop:
         console.stopped("stopped; every output is either whole or untouched")
         return stop.exit_code if isinstance(stop, _Stopped) else exits.INTERRUPTED
-    except SystemExit:  # click's, when whoever reads its help has gone
+    except SystemExit:  # click's, when its help cannot be written
         console.abandon_stdout()
+        console.failure(_closed("the reader of stdout has gone"))
         return exits.OUTPUT
     except Exception as error:
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EPIPE):  # so has who reads --version
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EPIPE):  # click's output
             console.abandon_stdout()
+            console.failure(_closed(os.strerror(error.errno)))
             return exits.OUTPUT
         console.error(_bug(error))
         return exits.BUG
     return answer if isinstance(answer, int) else 0
+
+
+def _closed(reason: str) -> OutputError:
+    return OutputError("output-closed", f"stdout cannot be written: {reason}", "check where stdout goes")
 
 
 def _wants_json(args: list[str]) -> bool:
