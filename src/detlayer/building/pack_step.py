@@ -156,10 +156,13 @@ class Packer:
 
 
 def _examples(explanation: Explanation) -> list[Reason]:
-    """Name files that are not as they were; where nothing was known before, that says nothing."""
-    if not explanation.known and not explanation.same:
-        return []
-    return [Reason("outside", printable(path), after=f"({why})") for path, why in explanation.examples]
+    """Name files that have changed. Where nothing was known before, all are new, and that says nothing."""
+    is_known = explanation.known or explanation.same
+    return [
+        Reason("outside", printable(path), after=f"({why})")
+        for path, why in explanation.examples
+        if is_known or why != "new"
+    ]
 
 
 def _source(text: str, layer: LayerSettings) -> Source:

@@ -96,6 +96,8 @@ class ContentCache:
             explanation.note(entry.path, "new")
         elif old.fingerprint == fingerprint:
             explanation.same += 1
+            if _reason(old, stamp, content) == "ctime":
+                explanation.note(entry.path, "attributes")
             if self._is_paranoid and _reason(old, stamp, content) is None:
                 directory.new[found.name] = old
                 return

@@ -9,11 +9,11 @@ import msgspec
 
 from detlayer.errors import printable
 
-ReadReason = Literal["new", "gone", "size", "mtime", "ctime", "inode", "source", "young"]
+ReadReason = Literal["new", "gone", "size", "mtime", "ctime", "inode", "source", "young", "attributes"]
 CacheUse = Literal["whole", "chunks", "cold"]
 
 SHOWN = 10
-_REASONS: dict[str, str] = {
+READ_REASONS: dict[str, str] = {
     "new": "is new",
     "gone": "is gone",
     "size": "has another size",
@@ -22,6 +22,7 @@ _REASONS: dict[str, str] = {
     "inode": "is another file: another inode or device",
     "source": "is bytecode whose source, or time, is another",
     "young": "had just been changed when it was last seen",
+    "attributes": "has another mode, owner or number of links",
 }
 
 
@@ -72,7 +73,7 @@ class Explanation(msgspec.Struct):
         if not self.known and not self.same:  # all of it is new
             return
         for path, reason in self.examples:
-            yield f"  {printable(path)} {_REASONS[reason]}"
+            yield f"  {printable(path)} {READ_REASONS[reason]}"
         more = sum(self.reasons.values()) - len(self.examples)
         if more > 0:
             counts = ", ".join(f"{count:,} {reason}" for reason, count in sorted(self.reasons.items()))
