@@ -70,5 +70,6 @@ def test_the_wheel_holds_marker_and_license(names: list[str]) -> None:
 def test_the_wheel_holds_every_module_and_nothing_else(names: list[str]) -> None:
     package = ROOT / "src"
     modules = {str(path.relative_to(package)) for path in package.rglob("*.py")}
+    texts = {str(path.relative_to(package)) for path in package.rglob("explanations/*.toml")}
     packed = {name for name in names if ".dist-info/" not in name}
-    assert packed == modules | {"detlayer/py.typed"}
+    assert packed == modules | texts | {"detlayer/py.typed"}

@@ -44,7 +44,7 @@ def parse_pattern(text: str) -> Pattern | None:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # of brackets that a later `re` may read otherwise
-            compiled = GitIgnoreSpecPattern(line[:-1] if dirs_only else line)
+            compiled = GitIgnoreSpecPattern(_kept_blank(line[:-1]) if dirs_only else line)
             regex = None if compiled.regex is None else _git_regex(compiled.regex.pattern)
     except (GitIgnorePatternError, re.error) as error:
         raise ConfigError(
@@ -64,12 +64,22 @@ def _git_regex(pattern: str) -> re.Pattern[str]:
     return re.compile(guarded.replace("|$)", r"|\Z)"), re.DOTALL)
 
 
+_ASTERISKS = re.compile(r"(\\.)|\*{3,}")
 _BRACKET = re.compile(r"\\.|\[\^?\]?(?:\\.|[^\]\\])*\]", re.DOTALL)
+
+
+def _kept_blank(stem: str) -> str:
+    """Spell a blank before the slash of a directory's pattern so that pathspec does not drop it."""
+    if not stem[-1:].isspace():
+        return stem
+    before = stem[:-1]
+    is_escaped = (len(before) - len(before.rstrip("\\"))) % 2
+    return f"{before[:-1] if is_escaped else before}[{stem[-1]}]"
 
 
 def _git_line(text: str) -> str:
     """Spell a line so that pathspec reads it as git does: spaces and tabs at the end, and POSIX character classes."""
-    line = text.rstrip(" ")
+    line = _ASTERISKS.sub(lambda found: found[1] or "**", text.rstrip(" "))  # to git, three are as good as two
     backslashes = len(line) - len(line.rstrip("\\"))
     if len(line) < len(text) and backslashes % 2:
         line = line[:-1] + "[ ]"  # an escaped space is kept
