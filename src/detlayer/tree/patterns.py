@@ -79,12 +79,13 @@ def _kept_blank(stem: str) -> str:
 
 def _git_line(text: str) -> str:
     """Spell a line so that pathspec reads it as git does: spaces and tabs at the end, and POSIX character classes."""
-    line = _ASTERISKS.sub(lambda found: found[1] or "**", text.rstrip(" "))  # to git, three are as good as two
+    line = text.rstrip(" ")
     backslashes = len(line) - len(line.rstrip("\\"))
     if len(line) < len(text) and backslashes % 2:
         line = line[:-1] + "[ ]"  # an escaped space is kept
     elif line and line[-1].isspace():
         line = f"{line[:-1]}[{line[-1]}]"  # git drops spaces only
+    line = _ASTERISKS.sub(lambda found: found[1] or "**", line)  # to git, three are as good as two
     line = line.replace("[!/]", "?").replace("[^/]", "?")  # pathspec divides at every slash
     return _POSIX_CLASS.sub(lambda found: _POSIX_CLASSES[found[1]], line)
 
