@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM in the middle of a push or pull: the exit says so, and a second run goes on from there."""
+"""Ctrl-C and SIGTERM in the middle of a push or pull: the exit code says so, and a second run resumes."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.contracts.storage import MANIFEST
 SIGNALS = pytest.mark.parametrize(
     ("number", "exit_code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["interrupt", "terminate"]
 )
-STOPPED = "warning[interrupted]: stopped; every output is either whole or untouched"
+STOPPED = "warning[interrupted]: stopped; every output is either complete or unchanged"
 CHUNKS_BYTES = 132 << 20  # sent in chunks of 64 MiB
 LAYER = "application/vnd.oci.image.layer.v1.tar"
 

@@ -158,7 +158,7 @@ def test_a_plan_is_carried_out_unless_the_tag_moved(
         stale = detlayer("push", "oci:layout", at, "--plan", "plan.json", *options)
         assert stale.exit == 1
         assert stale.words[0] == (
-            f"warning[plan-stale]: {at} has moved since the plan was made: nothing was pushed there"
+            f"warning[plan-stale]: {at} has moved since the plan was made; nothing was pushed there"
         )
         assert open_server.tags("team/app") == {"1": other}
     assert stale.result["results"][0]["moved"] == ["1"]

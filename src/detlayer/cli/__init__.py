@@ -1,4 +1,4 @@
-"""The entry point: commands in groups, signals, exit codes. Commands are imported when they are called."""
+"""Entry point: command groups, signals and exit codes. A command's module is imported only when it runs."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ _GROUPS = {
     "Images": {
         "init": "Write a detlayer.toml for the project in this directory.",
         "build": "Build the images of a project, running only the steps that changed.",
-        "push": "Push an image, sending only what the registry does not have.",
+        "push": "Push an image, uploading only what the registry lacks.",
         "plan": "Show what a push would send, and why.",
-        "pull": "Fetch an image into an OCI layout.",
+        "pull": "Pull an image into an OCI layout.",
         "resolve": "Print the digest that a tag points to.",
         "lock": "Pin the bases of a project and record its layers in detlayer.lock.",
         "graph": "Show the steps of a build.",
@@ -34,7 +34,7 @@ _GROUPS = {
         "verify": "Check that a layer, image, tree or build is reproducible, and name what prevents it.",
         "diff": "Compare two directories, layers or images, and name the cause of each difference.",
         "inspect": "List the contents of a layer.",
-        "normalize": "Rewrite the layer of any tool in canonical form.",
+        "normalize": "Rewrite a layer from any tool in canonical form.",
         "image": "Assemble an image from existing layers, for other build tools.",
     },
     "More": {
@@ -90,7 +90,7 @@ def detlayer() -> None:
 
 
 class _Stopped(BaseException):
-    """A signal: what is open is closed and undone. No KeyboardInterrupt, of which click would make something else."""
+    """Raised by signal handlers, so that open outputs are undone. click would replace a KeyboardInterrupt by Abort."""
 
     def __init__(self, number: int) -> None:
         super().__init__(number)
@@ -102,27 +102,27 @@ def _stop(number: int, frame: Any) -> NoReturn:
 
 
 def main() -> NoReturn:
-    """Run the command line and exit; no exception gets out."""
+    """Run the command line and exit. No exception escapes."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) != signal.SIG_IGN:  # nohup
             signal.signal(number, _stop)
-    # What a walk makes has no cycles: looking for them among records of a hundred thousand files is a tenth of a pack.
+    # Walks create no reference cycles. Searching records of 100,000 files for them takes a tenth of a pack.
     gc.set_threshold(50_000)
     code = run(sys.argv[1:])
-    gc.freeze()  # nor is there a need to look for any while all ends: that takes as long as a short command does
+    gc.freeze()  # skips the collection at exit, which takes as long as a short command
     sys.exit(code)
 
 
 def run(args: list[str]) -> int:
-    """Run one command; returns its exit code."""
+    """Run one command and return its exit code."""
     console = Console(json=_wants_json(args))
     console.use_colour(os.environ.get("NO_COLOR"))
     try:
-        # Not standalone, click returns the code of ctx.exit(): 1 for a "no" that was asked for.
+        # With standalone_mode=False, click returns the code of ctx.exit(): 1 for a negative result.
         answer = detlayer.main(args, prog_name="detlayer", standalone_mode=False)
     except DetlayerError as error:
         console.error(error)
-        if isinstance(error, OutputError):  # it may have been stdout, with more in its buffer
+        if isinstance(error, OutputError):  # stdout may have failed with data in its buffer
             console.abandon_stdout()
         return exits.exit_code(error)
     except click.exceptions.NoArgsIsHelpError as error:
@@ -135,7 +135,7 @@ def run(args: list[str]) -> int:
     except click.exceptions.Exit as done:
         return done.exit_code
     except (_Stopped, KeyboardInterrupt, click.Abort) as stop:
-        console.stopped("stopped; every output is either whole or untouched")
+        console.stopped("stopped; every output is either complete or unchanged")
         return stop.exit_code if isinstance(stop, _Stopped) else exits.INTERRUPTED
     except SystemExit:  # click's, when its help cannot be written
         console.abandon_stdout()
@@ -156,7 +156,7 @@ def _closed(reason: str) -> OutputError:
 
 
 def _wants_json(args: list[str]) -> bool:
-    """Tell whether errors are to be JSON, too, before the arguments are understood."""
+    """Return whether errors are printed as JSON, before the arguments are parsed."""
     after = dict(pairwise(args))
     return "--json" in args or "--format=json" in args or after.get("--format") == "json"
 
@@ -165,14 +165,14 @@ def _bug(error: Exception) -> DetlayerError:
     import tempfile
     import traceback
 
-    where = "a report, which could not be written"
+    attachment = "the traceback above"
     try:
         with tempfile.NamedTemporaryFile("w", prefix="detlayer-bug-", suffix=".txt", delete=False) as report:
             report.write(f"detlayer {__version__}, Python {sys.version}\n")
             traceback.print_exception(error, file=report)
-            where = report.name
-    except OSError:  # no place for temporary files
+            attachment = report.name
+    except OSError:  # no writable temporary directory
         traceback.print_exception(error)
     return DetlayerError(
-        "bug", f"{type(error).__name__}: {error}", f"this is a mistake of ours; please report it with {where}"
+        "bug", f"{type(error).__name__}: {error}", f"this is a bug in detlayer; report it with {attachment}"
     )

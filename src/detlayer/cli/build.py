@@ -1,4 +1,4 @@
-"""`detlayer build`: images from a project to where they are to go; one line for each on stdout."""
+"""`detlayer build`: build and publish the images of a project."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ Examples:
 """
 )
 @project_options
-@click.option("--push", is_flag=True, help="Publish to `repositories`, sending only what they do not have.")
-@click.option("--check", is_flag=True, help="With --push: ask for every blob and manifest, and send what is missing.")
+@click.option("--push", is_flag=True, help="Publish to `repositories`, uploading only what they lack.")
+@click.option("--check", is_flag=True, help="With --push: check every blob and manifest, and send what is missing.")
 @click.option(
     "-o",
     "--output",
@@ -41,19 +41,19 @@ Examples:
     multiple=True,
     help="oci:DIR, oci-archive:FILE, docker-archive:FILE, docker or podman; {image} in a path is the image's name.",
 )
-@click.option("--tag", metavar="TAG", multiple=True, help="Other tags than the file has.")
+@click.option("--tag", metavar="TAG", multiple=True, help="Override the configured tags.")
 @click.option(
     "--until",
     type=click.Choice(["resolve", "fetch", "pack", "configure", "assemble", "index"]),
-    help="End behind these steps.",
+    help="Stop after this step.",
 )
-@click.option("--explain", is_flag=True, help="Say of every step that runs why.")
-@click.option("--dry-run", is_flag=True, help="Say what would be done and why; look, but change nothing.")
-@click.option("--question", is_flag=True, help="End with 1 if anything would be done, else with 0; say nothing.")
-@click.option("--locked", is_flag=True, help="Take bases from detlayer.lock, and hold layers against it.")
-@click.option("--offline", is_flag=True, help="Take bases from detlayer.lock or from what is remembered; ask nobody.")
-@click.option("-j", "--jobs", type=click.IntRange(1, 256), help="Steps at a time; it never shows in the bytes.")
-@click.option("--json", "as_json", is_flag=True, help="Print events and the result as lines of JSON.")
+@click.option("--explain", is_flag=True, help="Print why each step runs.")
+@click.option("--dry-run", is_flag=True, help="Print what would be done and why; change nothing.")
+@click.option("--question", is_flag=True, help="Exit with 1 if there is work to do; print nothing.")
+@click.option("--locked", is_flag=True, help="Use the bases of detlayer.lock, and check layers against it.")
+@click.option("--offline", is_flag=True, help="Use bases from detlayer.lock or the cache; send no requests.")
+@click.option("-j", "--jobs", type=click.IntRange(1, 256), help="Steps at a time; does not affect the output.")
+@click.option("--json", "as_json", is_flag=True, help="Print events and the result as JSON, one per line.")
 @network_options
 @cache_options
 @console_options
@@ -61,15 +61,15 @@ Examples:
 def build(ctx: click.Context, /, **options: Any) -> None:
     """Build the IMAGEs of detlayer.toml, or all of them, and print REPOSITORY@DIGEST of each.
 
-    What is as it was is not done again. A base is asked for anew each time, by one request, and what stands on it is
-    built again if it has moved. Images that fail do not keep the others from being built.
+    Unchanged steps are skipped. Each base tag is resolved on every build, with one request; images are rebuilt if
+    their base has moved. If an image fails, the others are still built.
     """
     from detlayer.building.commands import open_build
 
     console = make_console(options, json=options["as_json"])
     started = time.monotonic()
     if options["until"] and (options["push"] or options["outputs"]):
-        raise ConfigError("usage", "--until ends before --push and --output", "leave one of them out")
+        raise ConfigError("usage", "--until can't be used with --push or --output", "omit one of them")
     is_dry = options["dry_run"] or options["question"]
     images, how = _read_options(options)
     steps = Steps(console, as_json=options["as_json"], explain=options["explain"], is_silent=options["question"])

@@ -1,4 +1,4 @@
-"""`detlayer cache`: what the cache holds, and keeping it in bounds and in order."""
+"""`detlayer cache`: show, clean, check, export and import the cache."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 import click
 from msgspec.structs import asdict
 
-from detlayer.cli.common import cache_directory, console_options, make_console
+from detlayer.cli.common import cache_directory, cache_directory_option, console_options, make_console
 from detlayer.cli.console import Console, size, stdin_stream, stdout_stream
 from detlayer.cli.exits import NO
 from detlayer.errors import ConfigError, OutputError, printable
@@ -28,10 +28,10 @@ _SPANS = {"m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 
 @click.group()
 def cache() -> None:
-    """Look into the cache, and keep it in bounds.
+    """Show, clean, export or import the cache.
 
-    The cache can be lost at any time and costs only time. It lies in --cache-dir, $DETLAYER_CACHE_DIR, or the
-    platform's directory for caches.
+    It is always safe to delete the cache: later builds only take longer. It is in --cache-dir, $DETLAYER_CACHE_DIR,
+    or the platform's cache directory.
 
     \b
     Example:
@@ -40,14 +40,13 @@ def cache() -> None:
 
 
 def _options(command: _Decorated) -> _Decorated:
-    where = click.option("--cache-dir", metavar="DIR", help="The cache to look at; else $DETLAYER_CACHE_DIR.")
     as_json = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
-    return where(as_json(console_options(command)))
+    return cache_directory_option(as_json(console_options(command)))
 
 
 @contextmanager
 def _opened(options: dict[str, Any]) -> Iterator[tuple[Store, Console]]:
-    """Open the cache of a command that is about it; raises OutputError where there is none that can be used."""
+    """Open the cache; raises OutputError if it is unusable."""
     from detlayer.store import Store
 
     console = make_console(options, json=options["as_json"])
@@ -55,8 +54,8 @@ def _opened(options: dict[str, Any]) -> Iterator[tuple[Store, Console]]:
         if not store.index.is_usable:
             raise OutputError(
                 "cache-closed",
-                f"{printable(store.directory)} can't be used: see the warning",
-                "use another --cache-dir",
+                f"can't use the cache directory {printable(store.directory)}: see the warning",
+                "choose another --cache-dir",
             )
         yield store, console
 
@@ -71,29 +70,29 @@ def _show(console: Console, options: dict[str, Any], document: dict[str, Any], l
 @cache.command()
 @_options
 def info(**options: Any) -> None:
-    """Say where the cache is and what it holds."""
+    """Show where the cache is and what it contains."""
     from detlayer.store.maintenance import MAX_BYTES, measure
 
     with _opened(options) as (store, console):
         found = measure(store)
         lines = [
             f"directory  {printable(found.directory)}",
-            f"blobs      {found.blobs:,}, {size(found.blob_bytes)} (packs make room above {size(MAX_BYTES)})",
+            f"blobs      {found.blobs:,}, {size(found.blob_bytes)} (packs remove old ones above {size(MAX_BYTES)})",
             f"index      {size(found.index_bytes)}",
             f"traces     {found.traces:,}, with {found.chunks:,} chunks",
             f"trees      {found.trees:,}, with {found.directories:,} directories",
-            f"registries {found.facts:,} facts, {found.uploads:,} uploads to go on with",
+            f"registries {found.facts:,} facts, {found.uploads:,} uploads to resume",
             f"in use     {found.in_use:,} blobs",
         ]
         _show(console, options, asdict(found), lines)
 
 
 @cache.command()
-@click.option("--max-size", metavar="SIZE", help="Remove the least recently used until no more is left: 500M, 2G.")
-@click.option("--max-age", metavar="AGE", help="Remove what was not used for so long: 12h, 30d, 2w. [default: 30d]")
+@click.option("--max-size", metavar="SIZE", help="Maximum total size, such as 500M or 2G.")
+@click.option("--max-age", metavar="AGE", help="Maximum time since the last use, such as 12h or 2w. [default: 30d]")
 @_options
 def gc(**options: Any) -> None:
-    """Remove what was not used for long; never what a running process uses."""
+    """Remove old entries, except those that a running process uses."""
     from detlayer.store.maintenance import MAX_AGE_S, collect
 
     most = _size(options["max_size"]) if options["max_size"] is not None else None
@@ -104,24 +103,24 @@ def gc(**options: Any) -> None:
         done = collect(store, max_bytes=most, max_age_s=age)
         _show(console, options, asdict(done), [_collected(done.blobs, done.freed_bytes, done.left, done.left_bytes)])
         if done.in_use:
-            console.note(f"{done.in_use:,} more would have gone, but are in use")
+            console.note(f"{done.in_use:,} more blobs are in use and were kept")
 
 
 @cache.command()
 @_options
 @click.pass_context
 def verify(ctx: click.Context, /, **options: Any) -> None:
-    """Read every byte, drop what is corrupt, and exit 1 if anything was."""
+    """Remove corrupt entries, and exit with 1 if there were any."""
     from detlayer.store.maintenance import examine
 
     with _opened(options) as (store, console):
         found = examine(store)
-        lines = [f"corrupt, and dropped: {digest}" for digest in found.corrupt]
+        lines = [f"corrupt, removed: {digest}" for digest in found.corrupt]
         if not found.is_index_sound:
-            lines.append("the index was damaged: it was made anew")
+            lines.append("the index was damaged and was replaced")
         if found.orphans:
-            lines.append(f"{found.orphans:,} blobs were missing: what was known of them is dropped")
-        lines.append(f"{found.blobs:,} blobs, {size(found.blob_bytes)}: {'sound' if found.is_sound else 'not sound'}")
+            lines.append(f"{found.orphans:,} blobs were missing; their records were removed")
+        lines.append(f"{found.blobs:,} blobs, {size(found.blob_bytes)}: {'intact' if found.is_sound else 'damaged'}")
         document = {
             "blobs": found.blobs,
             "blob_bytes": found.blob_bytes,
@@ -137,7 +136,7 @@ def verify(ctx: click.Context, /, **options: Any) -> None:
 @cache.command()
 @_options
 def clear(**options: Any) -> None:
-    """Remove everything that no running process uses."""
+    """Remove all entries, except those that a running process uses."""
     from detlayer.store.maintenance import clear as clear_store
 
     with _opened(options) as (store, console):
@@ -151,13 +150,13 @@ def clear(**options: Any) -> None:
     "--only",
     metavar="WHAT",
     multiple=True,
-    help="Only what belongs to this layer: a digest, or a descriptor that --descriptor wrote. Repeatable.",
+    help="Export only this layer: a digest, or a file that --descriptor wrote. Repeatable.",
 )
 @_options
 def export(**options: Any) -> None:
-    """Write the cache, or what a build used of it, to one FILE (`-` is stdout), for a cache of CI.
+    """Export the cache to FILE (`-` is stdout), for use in CI.
 
-    The same holdings give the same bytes.
+    The same cache contents give the same bytes.
     """
     from detlayer.output.files import FileOutput, StreamOutput
     from detlayer.store import LostBlobError
@@ -166,7 +165,7 @@ def export(**options: Any) -> None:
     only: list[Digest] | None = [_named(text) for text in options["only"]] or None
     to_stdout = options["file"] == "-"
     if to_stdout and options["as_json"]:
-        raise ConfigError("stdout-twice", "FILE - and --json both want stdout", "write to a file")
+        raise ConfigError("stdout-twice", "FILE - and --json both write to stdout", "write to a file")
     with _opened(options) as (store, console):
         output = StreamOutput(stdout_stream()) if to_stdout else FileOutput(options["file"])
         try:
@@ -174,7 +173,7 @@ def export(**options: Any) -> None:
                 try:
                     count = export_store(store, output, only=only)
                     break
-                except LostBlobError:  # it is gone from the store now
+                except LostBlobError:  # the store no longer lists it: retry
                     if not output.can_restart:
                         raise
                     output.restart()
@@ -192,12 +191,12 @@ def export(**options: Any) -> None:
 @click.argument("file", metavar="FILE")
 @_options
 def take(**options: Any) -> None:
-    """Add what an exported FILE holds (`-` is stdin) to the cache. Import only what you would run."""
+    """Import an exported FILE (`-` is stdin). Import only files that you trust."""
     from detlayer.store.archive import take_in
 
     with _opened(options) as (store, console), _source(options["file"]) as source:
         count = take_in(store, source)
-        _show(console, options, {"blobs": count}, [f"imported {count:,} blobs that were not here"])
+        _show(console, options, {"blobs": count}, [f"imported {count:,} new blobs"])
 
 
 @contextmanager
@@ -208,13 +207,13 @@ def _source(path: str) -> Iterator[BinaryIO]:
     try:
         file = open(path, "rb")  # noqa: SIM115
     except OSError as error:
-        raise ConfigError("cache-file", f"{printable(path)}: {error.strerror}", "name an exported cache") from error
+        raise ConfigError("cache-file", f"{printable(path)}: {error.strerror}", "pass an exported cache") from error
     with file:
         yield file
 
 
 def _named(text: str) -> Digest:
-    """Read a digest, or the file of a descriptor; raises ConfigError."""
+    """Parse a digest, or the path of a descriptor; raises ConfigError."""
     try:
         return parse_digest(text)
     except ValueError:
@@ -228,7 +227,7 @@ def _named(text: str) -> Digest:
         except OSError as error:
             raise ConfigError("cache-only", f"{printable(text)}: {error.strerror}", "check the path") from error
         raise ConfigError(
-            "cache-only", f"{printable(text)} is neither a digest nor a descriptor", "write sha256:…, or a file"
+            "cache-only", f"invalid digest or descriptor {printable(text)!r}", "pass sha256:…, or a file"
         ) from None
 
 
@@ -239,12 +238,12 @@ def _collected(blobs: int, freed_bytes: int, left: int, left_bytes: int) -> str:
 def _size(text: str) -> int:
     match = re.fullmatch(r"([0-9]{1,12})([KMGT]?)(?:i?B)?", text)
     if match is None:
-        raise ConfigError("cache-size", f"{printable(text)!r} is no size", "write 500M or 2G")
+        raise ConfigError("cache-size", f"invalid size {printable(text)!r}", "pass a size such as 500M or 2G")
     return int(match[1]) * _UNITS[match[2]]
 
 
 def _age(text: str) -> int:
     match = re.fullmatch(r"([0-9]{1,6})([mhdw])", text)
     if match is None:
-        raise ConfigError("cache-age", f"{printable(text)!r} is no time", "write 12h, 30d or 2w")
+        raise ConfigError("cache-age", f"invalid age {printable(text)!r}", "pass an age such as 12h, 30d or 2w")
     return int(match[1]) * _SPANS[match[2]]

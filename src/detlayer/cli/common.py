@@ -1,4 +1,4 @@
-"""Options that many commands share, and the console that they make. Imports little: every command starts with it."""
+"""Options that many commands share, and their console. Imports little, for a fast start of every command."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ progress_option = click.option(
     type=click.Choice(["auto", "bar", "plain", "none"]),
     default="auto",
     show_default=True,
-    help="How to show progress; auto is a bar on a terminal.",
+    help="Progress display; auto is a bar on a terminal.",
 )
-quiet_option = click.option("-q", "--quiet", is_flag=True, help="Only warnings and errors.")
-_CONSOLE = (progress_option, quiet_option, click.option("-v", "--verbose", is_flag=True, help="Say more."))
+quiet_option = click.option("-q", "--quiet", is_flag=True, help="Print only warnings and errors.")
+_CONSOLE = (progress_option, quiet_option, click.option("-v", "--verbose", is_flag=True, help="Print more details."))
 
 
 expansion_option = click.option(
@@ -33,7 +33,7 @@ expansion_option = click.option(
     type=click.IntRange(1),
     default=200,
     show_default=True,
-    help="Refuse a layer that grows to more than N times its size, beyond the first GiB.",
+    help="Reject a layer that expands to more than N times its size, beyond the first GiB.",
 )
 
 
@@ -44,23 +44,26 @@ def with_options(options: tuple[Callable[[_Decorated], _Decorated], ...], comman
 
 
 def console_options(command: _Decorated) -> _Decorated:
-    """Add the options that decide what is said meanwhile."""
+    """Add the options for progress and verbosity."""
     return with_options(_CONSOLE, command)
 
 
+cache_directory_option = click.option(
+    "--cache-dir", metavar="DIR", help="Cache directory. [default: $DETLAYER_CACHE_DIR, else the platform's]"
+)
 _CACHE = (
-    click.option("--cache-dir", metavar="DIR", help="Keep what is remembered here; else $DETLAYER_CACHE_DIR."),
-    click.option("--no-cache", is_flag=True, help="Remember nothing, and recall nothing."),
+    cache_directory_option,
+    click.option("--no-cache", is_flag=True, help="Neither read nor write the cache."),
 )
 
 
 def cache_options(command: _Decorated) -> _Decorated:
-    """Add the options that say where things are remembered."""
+    """Add the options for the cache."""
     return with_options(_CACHE, command)
 
 
 def make_console(options: dict[str, Any], *, json: bool) -> Console:
-    """Make the console of a command with all or some of `console_options`."""
+    """Create the console of a command that has all or some of `console_options`."""
     console = Console(
         json=json,
         quiet=options["quiet"],
@@ -72,7 +75,7 @@ def make_console(options: dict[str, Any], *, json: bool) -> Console:
 
 
 def cache_directory(options: dict[str, Any]) -> str:
-    """Return the directory of the cache: --cache-dir, else the user's."""
+    """Return --cache-dir, else the default cache directory."""
     if options["cache_dir"]:
         return str(options["cache_dir"])
     from detlayer.store import default_directory
@@ -82,7 +85,7 @@ def cache_directory(options: dict[str, Any]) -> str:
 
 @contextmanager
 def open_store(options: dict[str, Any], console: Console) -> Iterator[Store | None]:
-    """Open what is kept from run to run, unless --no-cache; nothing is opened in earnest before it is asked."""
+    """Open the store on first use; yield None with --no-cache."""
     if options["no_cache"]:
         yield None
         return

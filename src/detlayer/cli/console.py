@@ -1,4 +1,4 @@
-"""All that is printed: results on stdout, everything else on stderr. The only module that writes to either."""
+"""Printed output: results on stdout, everything else on stderr. No other module writes to either."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ if TYPE_CHECKING:
 
 ProgressKind = Literal["auto", "bar", "plain", "none"]
 
-_BAR_AFTER_S = 0.5  # shorter work needs no bar, and most work is shorter
+_BAR_AFTER_S = 0.5  # most commands end sooner and need no bar
 _PLAIN_EVERY_S = 5.0
 _STYLES = {"error": "\x1b[1;31m", "warning": "\x1b[1;33m"}
 
 
 class Console:
-    """Prints for one run, and is the reporter that recipes talk to."""
+    """Prints the output of one run, and is its reporter."""
 
     def __init__(
         self, *, json: bool = False, quiet: bool = False, verbose: bool = False, progress: ProgressKind = "auto"
@@ -40,19 +40,19 @@ class Console:
         self._task: TaskID | None = None
 
     def use_colour(self, no_color: str | None) -> None:
-        """Colour is for terminals, unless NO_COLOR is there and not empty (no-color.org)."""
+        """Use colour on terminals, unless NO_COLOR is set and not empty (no-color.org)."""
         self._colour = not no_color and _is_terminal(sys.stderr)
 
-    # -- results and words
+    # -- results and messages
 
     def result(self, text: str) -> None:
-        """Print a result, in UTF-8 whatever the locale; raises OutputError where stdout does not take it."""
+        """Print a result, in UTF-8 regardless of the locale; raises OutputError if stdout fails."""
         self.line(text)
         self.flush()
 
     def line(self, text: str) -> None:
-        """Print a line of a long result, buffered, as `result` would; that, `flush` or the exit brings it out."""
-        if sys.stdout is not None:  # else closed by whoever started us
+        """Print a line of a long result without flushing; raises OutputError if stdout fails."""
+        if sys.stdout is not None:  # None if the parent process closed it
             with self._printing():
                 sys.stdout.buffer.write(text.encode("utf-8", "backslashreplace") + b"\n")
 
@@ -68,25 +68,25 @@ class Console:
         except OSError as error:
             self.abandon_stdout()
             raise OutputError(
-                "output-closed", f"the result can't be printed: {error.strerror}", "see where stdout goes"
+                "output-closed", f"can't write the result to stdout: {error.strerror}", "check where stdout goes"
             ) from error
 
     def abandon_stdout(self) -> None:
-        """Let what is still in stdout's buffer go nowhere."""
+        """Discard the contents of stdout's buffer."""
         _abandon(sys.stdout)
 
     def note(self, text: str) -> None:
-        """Say how it went; --quiet leaves it out."""
+        """Print a message, unless --quiet."""
         if not self._quiet:
             self._say(text)
 
     def detail(self, text: str) -> None:
-        """Say what only --verbose asks for."""
+        """Print a message if --verbose."""
         if self._verbose:
             self._say(text)
 
     def explain(self, explanation: Explanation) -> None:
-        """Say what was reused, as --explain asks for."""
+        """Print what was reused, for --explain."""
         for line in explanation.to_lines():
             self._say(line)
 
@@ -94,29 +94,29 @@ class Console:
         self._say(f"{self._label('warning', code)} {message}")
 
     def failure(self, error: DetlayerError) -> None:
-        """Say what failed, where that is not the end of the run."""
+        """Print an error that does not end the run."""
         self.close()
         self._say(f"{self._label('error', error.code)} {error.message}")
         if error.hint:
             self._say(f"  hint: {error.hint}")
 
     def error(self, error: DetlayerError) -> None:
-        """Say what ended the run; with --json on stdout, too."""
+        """Print the error that ended the run; with --json also on stdout."""
         self.failure(error)
         self._last_line(error.code, error.message, error.hint)
 
     def stopped(self, message: str) -> None:
-        """Say that somebody ended the run; with --json on stdout, too."""
+        """Print that the run was interrupted; with --json also on stdout."""
         self.close()
         self.warning("interrupted", message)
-        self._last_line("interrupted", message, "run it again: it goes on from there")
+        self._last_line("interrupted", message, "run the command again to resume")
 
     def _last_line(self, code: str, message: str, hint: str) -> None:
         if self._json:
             from detlayer.oci.types import canonical_json
 
             document = {"type": "error", "code": code, "message": message, "hint": hint}
-            with suppress(OutputError):  # the exit code still says it
+            with suppress(OutputError):  # the exit code still reports the error
                 self.result(canonical_json(document).decode())
 
     def _label(self, kind: str, code: str) -> str:
@@ -131,7 +131,7 @@ class Console:
         else:
             try:
                 print(text, file=sys.stderr, flush=True)
-            except OSError:  # what can't be said can't be helped
+            except OSError:  # there is nowhere left to report it
                 _abandon(sys.stderr)
 
     # -- progress
@@ -168,7 +168,7 @@ class Console:
 
     @property
     def shows_bars(self) -> bool:
-        """Whether progress is shown as bars: asked for, or on a terminal."""
+        """Whether progress is shown as bars: with --progress bar, or on a terminal."""
         return not self._quiet and (self._kind == "bar" or (self._kind == "auto" and _is_terminal(sys.stderr)))
 
     @property
@@ -176,7 +176,7 @@ class Console:
         return not self._quiet and self._kind == "plain"
 
     def bars(self) -> Progress:
-        """Put bars for transfers on the screen, or hand out those that are there; `close` takes them off."""
+        """Return the bars for transfers, created on first use; `close` removes them."""
         if self._bar is None:
             from rich.console import Console as RichConsole
             from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
@@ -193,30 +193,30 @@ class Console:
         return self._bar
 
     def close(self) -> None:
-        """Take the bar off the screen."""
+        """Remove the bar from the screen."""
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
 
 
 def stdout_stream() -> BinaryIO:
-    """Hand out stdout for a blob; raises ConfigError if there is none, or only a terminal."""
+    """Return stdout for binary output; raises ConfigError if it is closed or a terminal."""
     if sys.stdout is None:
         raise ConfigError("stdout-closed", "stdout is closed", "use -o FILE")
     if _is_terminal(sys.stdout):
-        raise ConfigError("stdout-terminal", "a layer is nothing for a terminal", "use -o FILE, or pipe it")
+        raise ConfigError("stdout-terminal", "can't write a layer to a terminal", "use -o FILE, or a pipe")
     return sys.stdout.buffer
 
 
 def stdin_stream() -> BinaryIO:
-    """Hand out stdin for a layer; raises ConfigError if there is none."""
+    """Return stdin for a layer; raises ConfigError if it is closed."""
     if sys.stdin is None:
-        raise ConfigError("stdin-closed", "stdin is closed", "name a file, or pipe a layer in")
+        raise ConfigError("stdin-closed", "stdin is closed", "pass a file, or pipe a layer to stdin")
     return sys.stdin.buffer
 
 
 def _abandon(stream: TextIO) -> None:
-    """Let what is still in a stream's buffer go nowhere: Python would try once more at exit, and end with 120."""
+    """Discard a stream's buffer. Otherwise Python writes it again at exit, and exits with 120."""
     with suppress(OSError, ValueError):
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, stream.fileno())
@@ -228,14 +228,14 @@ def _is_terminal(stream: TextIO | None) -> bool:
 
 
 def counted(number: int, noun: str) -> str:
-    """Show how many there are of something: `1 entry`, `2,000 entries`."""
+    """Format a count and its noun: `1 entry`, `2,000 entries`."""
     if number == 1:
         return f"1 {noun}"
     return f"{number:,} {noun[:-1]}ies" if noun.endswith("y") else f"{number:,} {noun}s"
 
 
 def size(count_bytes: int) -> str:
-    """Show a number of bytes as people read it."""
+    """Format a number of bytes for people."""
     if count_bytes < 1024:
         return counted(count_bytes, "byte")
     value = float(count_bytes)

@@ -1,4 +1,4 @@
-"""`detlayer diff`: two names in, one report out; exit 1 if it says that they differ."""
+"""`detlayer diff`: compare two inputs; exits with 1 if they differ."""
 
 from __future__ import annotations
 
@@ -31,28 +31,26 @@ Examples:
 )
 @click.argument("a", metavar="A")
 @click.argument("b", metavar="B")
-@click.option(
-    "--normalised", is_flag=True, help="Compare the values that `pack` would write, not those that are there."
-)
+@click.option("--normalised", is_flag=True, help="Compare the values that `pack` would write, not those on disk.")
 @click.option(
     "--explain-limit",
     type=click.IntRange(0),
     default=EXPLAIN_LIMIT,
     show_default=True,
-    help="Look into so many contents that differ.",
+    help="Number of differing files whose contents are analysed.",
 )
 @expansion_option
-@click.option("--all", "show_all", is_flag=True, help=f"Show every difference, not the first {_SHOWN} of each kind.")
+@click.option("--all", "show_all", is_flag=True, help=f"Show every difference, not only {_SHOWN} of each kind.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead of text.")
 @progress_option
-@click.option("-q", "--quiet", is_flag=True, help="Only the last line.")
+@click.option("-q", "--quiet", is_flag=True, help="Print only the last line.")
 @click.pass_context
 def diff(ctx: click.Context, /, **options: Any) -> None:
-    """Say what differs between A and B, and why: directories, layer files, or OCI layouts as
+    """Compare A and B, and explain the differences: directories, layer files, or OCI layouts as
     oci:DIR[:TAG] or oci-archive:FILE[:TAG].
 
-    Each line has the path, what it was in A and is in B, and in brackets the trap that explains it. Exits with 0 if
-    nothing differs, 1 if something does, 3 if one of the two can't be read.
+    Each line shows the path, its values in A and B, and in brackets the trap that explains the difference. Exits with
+    0 if nothing differs, 1 if something does, 3 if A or B can't be read.
     """
     console = make_console(options, json=options["as_json"])
     try:
@@ -92,7 +90,7 @@ def _lines(report: DiffReport, limit: int | None) -> Iterator[str]:
     for change in report.form:
         yield f"~ tar: {change}"
     if report.unexplained:
-        yield f"  {report.unexplained:,} more contents differ and were not looked into: raise --explain-limit"
+        yield f"  {report.unexplained:,} more contents differ but were not analysed: raise --explain-limit"
     for layer in report.layers:
         yield f"{layer.a.name} and {layer.b.name}:"
         for line in _lines(layer, limit):
@@ -100,7 +98,7 @@ def _lines(report: DiffReport, limit: int | None) -> Iterator[str]:
 
 
 def _rank(group: tuple[str, ...]) -> tuple[int, bool, tuple[str, ...]]:
-    """Entries that came or went first, then contents, then values alone."""
+    """Sort removed and added entries first, then contents, then values."""
     kind, *traps = group
     return list(_SIGNS).index(kind), "content" not in traps, tuple(traps)
 
@@ -118,7 +116,7 @@ def _bracketed(traps: Sequence[str]) -> str:
 
 
 def _summary(report: DiffReport, normalised: bool) -> str:
-    """Say in one line how it came out and what to do."""
+    """Return the result and what to do, in one line."""
     if report.same:
         entries = f": {counted(report.a.entries, 'entry')}" if report.a.kind != "image" else ""
         return f"same{entries}"
@@ -127,7 +125,7 @@ def _summary(report: DiffReport, normalised: bool) -> str:
     advice = _advice(counts)
     trees = "tree" in (report.a.kind, report.b.kind) and not normalised
     if trees and _VALUES & counts.keys():
-        advice = "`pack` normalises values, and --normalised shows what would be left"
+        advice = "`pack` normalises values; --normalised shows what would still differ"
     match report.verdict:
         case "compressor":
             return f"tar equal, compressor differs: the diff_id is the same, the digest is not; {advice}"
@@ -140,7 +138,7 @@ def _summary(report: DiffReport, normalised: bool) -> str:
 
 
 def _advice(counts: dict[str, int]) -> str:
-    """The hint of the trap that explains most, if one explains anything."""
+    """Return the hint of the trap that explains most differences."""
     named = [trap for trap in counts if trap != "content"]
     if not named:
         return "find what wrote the entries or bytes named above"

@@ -1,4 +1,4 @@
-"""From an error to the exit code: one table, documented in docs/errors.md."""
+"""Exit codes, as documented in docs/errors.md."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from detlayer.errors import (
     UnavailableError,
 )
 
-NO = 1  # checked, and the answer is no
+NO = 1  # a negative result, such as `not reproducible`
 USAGE = 2
 INTEGRITY = 6
 OUTPUT = 7
 BUG = 70
-INTERRUPTED = 130  # 128 and the number of the signal
+INTERRUPTED = 130  # 128 plus the signal number
 
 _TABLE: tuple[tuple[type[DetlayerError], int], ...] = (
     (ConfigError, USAGE),

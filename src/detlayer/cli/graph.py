@@ -1,4 +1,4 @@
-"""`detlayer graph`: the steps of a build, and what they need."""
+"""`detlayer graph`: show the steps of a build and their dependencies."""
 
 from __future__ import annotations
 
@@ -19,14 +19,18 @@ Examples:
 )
 @project_options
 @click.option(
-    "--format", type=click.Choice(["text", "dot", "mermaid", "json"]), default="text", show_default=True, help="How."
+    "--format",
+    type=click.Choice(["text", "dot", "mermaid", "json"]),
+    default="text",
+    show_default=True,
+    help="Output format.",
 )
-@click.option("--push", is_flag=True, help="With the steps that publish.")
-@click.option("-o", "--output", "outputs", metavar="WHERE", multiple=True, help="With those that write there.")
+@click.option("--push", is_flag=True, help="Include steps that publish.")
+@click.option("-o", "--output", "outputs", metavar="WHERE", multiple=True, help="Include steps that write to WHERE.")
 @cache_options
 @quiet_option
 def graph(**options: Any) -> None:
-    """Show the steps that build the IMAGEs, or all of them. Nothing is read but detlayer.toml, and nobody is asked."""
+    """Show the steps that build the IMAGEs, or all of them. Reads only detlayer.toml and sends no requests."""
     from detlayer.building import Build
     from detlayer.building.commands import options_for
     from detlayer.building.graph.drawing import Drawing, draw

@@ -1,4 +1,4 @@
-"""`detlayer image`: an image of files alone, for make, ninja and other build tools to call."""
+"""`detlayer image`: assemble an image from files only, for make, ninja and other build tools."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ Examples:
 """
 )
 @click.argument("layers", metavar="DESCRIPTOR...", nargs=-1)
-@click.option("--oci", metavar="DIR", required=True, help="The layout that has the layers and gets the image.")
-@click.option("--base", metavar="oci:DIR[:TAG]", default="scratch", show_default=True, help="What it stands on.")
-@click.option("--platform", metavar="OS/ARCH", default="", help="What it is for; linux/amd64 unless said.")
-@click.option("--settings", metavar="FILE", help="The table of an image, as in detlayer.toml: entrypoint, env, …")
-@click.option("--manifest", metavar="FILE", multiple=True, help="Make an index of images by their descriptors instead.")
-@click.option("--tag", metavar="TAG", default="", help="Its name in the layout.")
-@click.option("--descriptor", metavar="FILE", help="Write its descriptor here, as JSON.")
-@click.option("--depfile", metavar="FILE", help="Write what it was made of as a rule for make and ninja.")
+@click.option("--oci", metavar="DIR", required=True, help="OCI layout that has the layers and receives the image.")
+@click.option("--base", metavar="oci:DIR[:TAG]", default="scratch", show_default=True, help="Base image.")
+@click.option("--platform", metavar="OS/ARCH", default="", help="Target platform. [default: linux/amd64]")
+@click.option("--settings", metavar="FILE", help="Table of an image, as in detlayer.toml: entrypoint, env, …")
+@click.option("--manifest", metavar="FILE", multiple=True, help="Instead, make an index of images by descriptor.")
+@click.option("--tag", metavar="TAG", default="", help="Tag in the layout.")
+@click.option("--descriptor", metavar="FILE", help="Write the image's descriptor to FILE as JSON.")
+@click.option("--depfile", metavar="FILE", help="Write the input files to FILE as a rule for make and ninja.")
 @click.option("--json", "as_json", is_flag=True, help="Print the descriptor instead of the digest.")
 @quiet_option
 def image(**options: Any) -> None:
-    """Assemble an image from a base, layers by the DESCRIPTORs that `pack` wrote, and settings; print its digest.
+    """Assemble an image from a base, layers and settings, and print its digest.
 
-    It reads no network and no detlayer.toml, and does only this one step.
+    A DESCRIPTOR is a file that `pack --descriptor` wrote. Uses neither the network nor detlayer.toml.
     """
     from detlayer.building.image_from_files import ImageOutput, assemble_image, assemble_index
 
@@ -41,7 +41,7 @@ def image(**options: Any) -> None:
     output = ImageOutput(options["tag"], options["descriptor"], options["depfile"])
     if options["manifest"]:
         if options["layers"] or options["settings"] or options["platform"] or options["base"] != "scratch":
-            raise ConfigError("usage", "--manifest makes an index, which has no layers, base or settings", "see --help")
+            raise ConfigError("usage", "--manifest can't be used with layers, base or settings", "omit the others")
         made = assemble_index(options["oci"], options["manifest"], output=output)
     else:
         made = assemble_image(

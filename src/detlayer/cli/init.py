@@ -1,4 +1,4 @@
-"""`detlayer init`: a first detlayer.toml for the project that lies here."""
+"""`detlayer init`: write a detlayer.toml for an existing project."""
 
 from __future__ import annotations
 
@@ -20,13 +20,15 @@ Examples:
 )
 @click.argument("directory", default=".")
 @click.option(
-    "--kind", type=click.Choice(["python", "node", "jvm", "dotnet", "go"]), help="Of project; else by its files."
+    "--kind",
+    type=click.Choice(["python", "node", "jvm", "dotnet", "go"]),
+    help="Kind of project. [default: by its files]",
 )
 @quiet_option
 def init(**options: Any) -> None:
-    """Write a first detlayer.toml for a Python, Node, JVM, .NET or Go project, with its dependencies in a layer apart.
+    """Write a detlayer.toml for a Python, Node, JVM, .NET or Go project, with its dependencies in a separate layer.
 
-    It is there to be read and changed. A file that is there is not touched.
+    Edit the file as needed. An existing file is not overwritten.
     """
     from detlayer.building.project_files import ProjectFiles
     from detlayer.building.settings import FILE_NAME
@@ -41,13 +43,13 @@ def init(**options: Any) -> None:
     except OSError as error:
         raise ConfigError("config-unreadable", f"{printable(directory)}: {error.strerror}", "check the path") from error
     if FILE_NAME in names:
-        raise ConfigError("config-exists", f"there is a {printable(path)} already", "change it, or remove it first")
+        raise ConfigError("config-exists", f"{printable(path)} already exists", "edit it, or remove it first")
     kind = options["kind"] or detect_ecosystem(names)
     if kind is None:
         raise ConfigError(
             "project-unknown",
-            f"{printable(directory)} has no file that tells what kind of project it is",
-            f"say it: --kind {'|'.join(ECOSYSTEMS)}",
+            f"can't tell what kind of project {printable(directory)} is from its files",
+            f"pass --kind {'|'.join(ECOSYSTEMS)}",
         )
     files = ProjectFiles()
     text = write_starter(
@@ -58,4 +60,4 @@ def init(**options: Any) -> None:
     )
     write_file(path, text.encode())
     console.result(path)
-    console.note(f"wrote {printable(path)} for a {kind} project; read it, then run `detlayer build`")
+    console.note(f"wrote {printable(path)} for a {kind} project; review it, then run `detlayer build`")

@@ -1,4 +1,4 @@
-"""`detlayer inspect`: what is in a layer."""
+"""`detlayer inspect`: list the contents of a layer."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from detlayer.inspection import inspect as inspect_layer
 from detlayer.layer.entry import Entry
 from detlayer.oci.types import canonical_json
 
-_KEPT_TIMES = 10_000  # a layer may have as many as entries
+_KEPT_TIMES = 10_000  # every entry of a layer may have its own
 _LETTERS = {"dir": "d", "file": "-", "symlink": "l", "hardlink": "h", "sparse file": "S", "FIFO": "p"}
 _BITS = ((0o400, "r"), (0o200, "w"), (0o100, "x"), (0o40, "r"), (0o20, "w"), (0o10, "x"), (4, "r"), (2, "w"), (1, "x"))
 
@@ -28,16 +28,21 @@ Examples:
 """,
 )
 @click.argument("layer", metavar="LAYER")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON lines: an `entry` each, then a `result`.")
-@click.option("-s", "--summary", is_flag=True, help="Leave the entries out.")
+@click.option("--json", "as_json", is_flag=True, help="Print entries and the result as JSON, one per line.")
+@click.option("-s", "--summary", is_flag=True, help="Omit the list of entries.")
 @click.option(
-    "--top", metavar="N", default=10, show_default=True, type=click.IntRange(0), help="How many biggest ones."
+    "--top",
+    metavar="N",
+    default=10,
+    show_default=True,
+    type=click.IntRange(0),
+    help="Number of largest entries to list.",
 )
 @expansion_option
 def inspect(layer: str, **options: Any) -> None:
-    """List what a layer file holds, its totals, its biggest files and directories; `-` is stdin.
+    """List the entries of a layer file, its totals, and its largest files and directories; `-` is stdin.
 
-    Reads tar, gzip and zstd from any writer.
+    Reads tar, gzip and zstd from any tool.
     """
     console = Console(json=options["as_json"])
     show = _as_json(console) if options["as_json"] else _as_text(console)

@@ -1,4 +1,4 @@
-"""`detlayer lock`: bases and layers as they are now, written down."""
+"""`detlayer lock`: record bases and layers in detlayer.lock."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import click
 
 from detlayer.cli.common import cache_options, console_options, make_console
 from detlayer.cli.network import network_options, open_registries
-from detlayer.cli.projects import open_build_store, read_project
+from detlayer.cli.projects import open_build_store, project_file_option, read_project
 from detlayer.cli.steps import Steps
 from detlayer.errors import DetlayerError, printable
 
@@ -21,7 +21,7 @@ Examples:
   detlayer lock -f services/detlayer.toml
 """
 )
-@click.option("-f", "--file", metavar="FILE", help="The detlayer.toml or pyproject.toml; else found upwards.")
+@project_file_option
 @click.option("-j", "--jobs", type=click.IntRange(1, 256), help="Steps at a time.")
 @network_options
 @cache_options
@@ -29,7 +29,7 @@ Examples:
 def lock(**options: Any) -> None:
     """Write detlayer.lock: the digest of each base for each platform, and key, diff_id and digest of each layer.
 
-    It goes beside detlayer.toml, and into version control. `build --locked` builds by it, `verify --locked` proves it.
+    It is written next to detlayer.toml, and belongs in version control. Used by `build --locked` and `verify --locked`.
     """
     from detlayer.building.commands import lock_path, open_build
     from detlayer.building.options import BuildOptions

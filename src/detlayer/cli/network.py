@@ -1,4 +1,4 @@
-"""What the commands that talk to registries are all told: options and environment to the values of the network."""
+"""Options of commands that use registries, and their conversion to network settings."""
 
 from __future__ import annotations
 
@@ -27,20 +27,20 @@ _NETWORK = (
         "--insecure-registry",
         metavar="HOST",
         multiple=True,
-        help="Speak plain HTTP to HOST[:PORT]; loopback needs no leave.",
+        help="Use plain HTTP for HOST[:PORT]; loopback is always allowed.",
     ),
-    click.option("--ca-file", metavar="FILE", help="Trust these certificates (PEM), too."),
-    click.option("--client-cert", metavar="FILE", help="Show this certificate (PEM) to registries."),
-    click.option("--client-key", metavar="FILE", help="Its key, if that is in a file of its own."),
-    click.option("--username", metavar="NAME", help="Who you are; else $DETLAYER_USERNAME, else `docker login`'s."),
-    click.option("--password-stdin", is_flag=True, help="Read the password from stdin; else $DETLAYER_PASSWORD."),
+    click.option("--ca-file", metavar="FILE", help="Additional CA certificates to trust (PEM)."),
+    click.option("--client-cert", metavar="FILE", help="Client certificate for registries (PEM)."),
+    click.option("--client-key", metavar="FILE", help="Key of --client-cert, if in a separate file."),
+    click.option("--username", metavar="NAME", help="User name. [default: $DETLAYER_USERNAME, else `docker login`]"),
+    click.option("--password-stdin", is_flag=True, help="Read the password from stdin, not $DETLAYER_PASSWORD."),
     click.option(
         "--retries",
         metavar="N",
         type=click.IntRange(0, 20),
         default=4,
         show_default=True,
-        help="How often a request is sent again to a registry that is busy.",
+        help="Maximum number of retries of a request to a busy registry.",
     ),
     click.option(
         "--timeout",
@@ -48,13 +48,13 @@ _NETWORK = (
         type=click.FloatRange(0.1, 3600),
         default=60.0,
         show_default=True,
-        help="Time limit for an answer, for each 64 KiB of a transfer, and for one wait for a busy registry.",
+        help="Time limit for a response, for each 64 KiB of a transfer, and for each wait for a busy registry.",
     ),
 )
 
 
 def network_options(command: _Decorated) -> _Decorated:
-    """Add the options that say how registries are reached."""
+    """Add the options for registry connections."""
     for option in reversed(_NETWORK):
         command = option(command)
     return command
@@ -64,9 +64,9 @@ def network_options(command: _Decorated) -> _Decorated:
 def open_registries(
     options: dict[str, Any], transfers: Transfers, references: Sequence[Reference]
 ) -> Iterator[Registries]:
-    """Open what talks to registries; an interruption stops all threads.
+    """Open the registry client; an exception stops all its threads.
 
-    Credentials that were given as they are go to the registries of `references` only. Raises ConfigError.
+    Credentials from options or the environment go only to the registries of `references`. Raises ConfigError.
     """
     from msgspec.structs import replace
 
@@ -76,11 +76,11 @@ def open_registries(
     from detlayer.registry.user import find_credentials, given_credentials, user_network
 
     if options["client_key"] and not options["client_cert"]:
-        raise ConfigError("usage", "--client-key without --client-cert", "name the certificate, too")
+        raise ConfigError("usage", "--client-key without --client-cert", "add --client-cert FILE")
     for host in options["insecure_registry"]:
         if not is_host(host):
             raise ConfigError(
-                "usage", f"--insecure-registry {printable(host)}: that is no host", "write HOST or HOST:PORT alone"
+                "usage", f"invalid host {printable(host)!r} for --insecure-registry", "pass HOST or HOST:PORT"
             )
     network = replace(
         user_network(),
@@ -109,13 +109,13 @@ def _password(options: dict[str, Any]) -> str:
         return ""
     password = sys.stdin.readline().rstrip("\r\n") if sys.stdin is not None else ""
     if not password:
-        raise ConfigError("password-missing", "--password-stdin found no password", "pipe one in")
+        raise ConfigError("password-missing", "no password on stdin for --password-stdin", "pipe the password to stdin")
     return password
 
 
 @contextmanager
 def open_memory(options: dict[str, Any], console: Console) -> Iterator[Memory]:
-    """Open what is remembered from run to run; nothing is opened in earnest before it is asked."""
+    """Open the registry facts of earlier runs on first use; with --no-cache, there are none."""
     if options["no_cache"]:
         from detlayer.oci.ports import Amnesia
 

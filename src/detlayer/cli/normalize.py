@@ -1,4 +1,4 @@
-"""`detlayer normalize`: a layer of any tool in, a canonical one out."""
+"""`detlayer normalize`: rewrite a layer from any tool in canonical form."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ Example:
 @click.option("--json", "as_json", is_flag=True, help="Print the OCI descriptor instead of the digest.")
 @console_options
 def normalize(layer: str, **options: Any) -> None:
-    """Make a layer of any tool canonical, as `pack` would have written it, and print its digest; `-` is stdin.
+    """Rewrite a layer from any tool in canonical form, as `pack` would, and print its digest; `-` is stdin.
 
-    Entries are sorted, values normalised, missing parents added. Later duplicates win, as when the layer is applied;
-    whiteouts stay. Contents wait on disk meanwhile, in $TMPDIR.
+    Entries are sorted, values normalised, missing parents added. The last of duplicate entries wins, as when the layer
+    is applied; whiteouts are kept. Contents are buffered on disk, in $TMPDIR.
     """
     console = make_console(options, json=options["as_json"])
     started = time.monotonic()

@@ -1,4 +1,4 @@
-"""What `pack` and `verify` are both told: options to the values of a pack. Reads the environment (SPEC 4.1, 4.2)."""
+"""Options of commands that pack layers, and their conversion to PackOptions. Reads the environment (SPEC 4.1, 4.2)."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _Decorated = TypeVar("_Decorated", bound=Callable[..., Any])
 
 
 class Ordered(click.Command):
-    """Keeps the order of --exclude among --include: the last that matches wins, as in one file."""
+    """Records the order of --exclude and --include, because the last match wins, as in an ignore file."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         _, _, order = self.make_parser(ctx).parse_args(list(args))
@@ -33,13 +33,13 @@ class Ordered(click.Command):
 
 
 _SELECTION = (
-    click.option("--exclude", metavar="PATTERN", multiple=True, help="Leave out what matches; gitignore syntax."),
-    click.option("--include", metavar="PATTERN", multiple=True, help="Bring back what an earlier pattern left out."),
-    click.option("--ignore-file", metavar="FILE", multiple=True, help="Read patterns from a file."),
-    click.option("--no-ignore-file", is_flag=True, help="Do not read .detlayerignore in each SOURCE."),
-    click.option("--allow-parent", metavar="PATH", multiple=True, help="Allow DEST below /bin, /lib and their like."),
-    click.option("--whiteout", metavar="PATH", multiple=True, help="Delete this path of the layers below."),
-    click.option("--opaque", metavar="DIR", multiple=True, help="Hide all that the layers below have in DIR."),
+    click.option("--exclude", metavar="PATTERN", multiple=True, help="Exclude matching paths; gitignore syntax."),
+    click.option("--include", metavar="PATTERN", multiple=True, help="Include paths that an earlier pattern excludes."),
+    click.option("--ignore-file", metavar="FILE", multiple=True, help="Read patterns from FILE."),
+    click.option("--no-ignore-file", is_flag=True, help="Do not read the .detlayerignore of each SOURCE."),
+    click.option("--allow-parent", metavar="PATH", multiple=True, help="Allow DEST below PATH, such as /bin."),
+    click.option("--whiteout", metavar="PATH", multiple=True, help="Delete PATH from the layers below."),
+    click.option("--opaque", metavar="DIR", multiple=True, help="Hide what the layers below have in DIR."),
 )
 
 _VALUES = (
@@ -47,14 +47,14 @@ _VALUES = (
         "-c",
         "--compression",
         metavar="KIND",
-        help="none, gzip[:1-12], gzip-stored or zstd[:1-19]; else from FILE's suffix, else gzip:6.",
+        help="none, gzip[:1-12], gzip-stored or zstd[:1-19]. [default: by FILE's suffix, else gzip:6]",
     ),
     click.option(
         "--mtime",
         metavar="TIME",
         default=str(DEFAULT_MTIME),
         show_default="2000-01-01",
-        help="SECONDS since 1970, `source`, or clamp[:SECONDS] (at most this; else $SOURCE_DATE_EPOCH).",
+        help="SECONDS since 1970, `source`, or clamp[:SECONDS]: at most SECONDS, or $SOURCE_DATE_EPOCH.",
     ),
     click.option("--owner", metavar="UID[:GID]", default="0:0", show_default=True, help="Owner of all, or `source`."),
     click.option(
@@ -62,72 +62,72 @@ _VALUES = (
         type=click.Choice(["canonical", "source"]),
         default="canonical",
         show_default=True,
-        help="canonical: 0755 and 0644. source: all twelve bits, for a root file system.",
+        help="canonical: 0755 or 0644. source: all twelve bits, for a root file system.",
     ),
     click.option(
-        "--chmod", metavar="PATTERN=MODE", multiple=True, help="Set modes by written path; the last match wins."
+        "--chmod", metavar="PATTERN=MODE", multiple=True, help="Set modes by layer path; the last match wins."
     ),
-    click.option("--chown", metavar="PATTERN=UID:GID", multiple=True, help="Set owners by written path, likewise."),
+    click.option("--chown", metavar="PATTERN=UID:GID", multiple=True, help="Set owners, like --chmod."),
     click.option(
         "--hardlinks",
         type=click.Choice(["separate", "preserve"]),
         default="separate",
         show_default=True,
-        help="Write hard links as files of their own, or as links.",
+        help="Write hard links as separate files, or preserve them.",
     ),
-    click.option("--xattrs", metavar="PATTERN", multiple=True, help="Keep extended attributes with such names."),
+    click.option("--xattrs", metavar="PATTERN", multiple=True, help="Keep extended attributes with matching names."),
     click.option(
         "--special",
         type=click.Choice(["error", "skip"]),
         default="error",
         show_default=True,
-        help="What to do about sockets, FIFOs and devices.",
+        help="How to handle sockets, FIFOs and devices.",
     ),
-    click.option("--no-retime-pyc", is_flag=True, help="Leave the time stamps in .pyc files as they are."),
+    click.option("--no-retime-pyc", is_flag=True, help="Do not change the timestamps inside .pyc files."),
     click.option(
-        "-j", "--jobs", type=click.IntRange(1, 256), help="Workers that compress; else one per processor, up to 8."
+        "-j", "--jobs", type=click.IntRange(1, 256), help="Compression workers. [default: one per processor, up to 8]"
     ),
 )
 
 _OUTPUT = (
-    click.option("-o", "--output", metavar="FILE", help="Write the layer here; `-` is stdout."),
-    click.option("--oci", metavar="DIR", help="Put the layer into this OCI layout, which is made if need be."),
-    click.option("--descriptor", metavar="FILE", help="Write the layer's OCI descriptor here, as JSON."),
+    click.option("-o", "--output", metavar="FILE", help="Write the layer to FILE; `-` is stdout."),
+    click.option("--oci", metavar="DIR", help="Add the layer to this OCI layout, created if missing."),
+    click.option("--descriptor", metavar="FILE", help="Write the layer's OCI descriptor to FILE as JSON."),
 )
 
 
 def pack_options(command: _Decorated) -> _Decorated:
-    """Add the options that decide what a pack writes."""
+    """Add the options that determine the bytes of a layer."""
     return with_options(_SELECTION + _VALUES, command)
 
 
 def value_options(command: _Decorated) -> _Decorated:
-    """Add those of `pack_options` that are about a layer, not about where it comes from."""
+    """Add those of `pack_options` that do not concern sources."""
     return with_options(_VALUES, command)
 
 
 def output_options(command: _Decorated) -> _Decorated:
-    """Add the options that say where a layer goes."""
+    """Add the options for where a layer is written."""
     return with_options(_OUTPUT, command)
 
 
 def read_output(options: dict[str, Any], *, as_json: bool) -> str | BinaryIO | None:
-    """Read `-o`, with stdout as a stream; raises ConfigError if there is nowhere to write to."""
+    """Return the path or stream of `-o`, None with --oci alone; raises ConfigError without any output."""
     for name in ("output", "oci", "descriptor", "depfile"):
         if options.get(name) == "":
-            raise ConfigError("path-empty", f"--{name} has an empty value", "give it a path, or leave it out")
+            raise ConfigError("path-empty", f"--{name} has an empty value", "pass a path, or omit the option")
     output: str | None = options["output"]
     if output is None and options["oci"] is None:
-        raise ConfigError("no-output", "there is nowhere to write the layer to", "add -o FILE, -o - or --oci DIR")
+        raise ConfigError("no-output", "no output for the layer", "add -o FILE, -o - or --oci DIR")
     if output != "-":
         return output
     if as_json:
-        raise ConfigError("stdout-twice", "-o - and --json both want stdout", "use --descriptor FILE for the JSON")
+        raise ConfigError("stdout-twice", "-o - and --json both write to stdout", "use --descriptor FILE for the JSON")
     return stdout_stream()
 
 
 def show_layer(console: Console, layer: Layer, options: dict[str, Any], *, done: str, started: float) -> None:
-    """Print the result of a command that wrote a layer, and how it went since `started` (monotonic, in seconds)."""
+    """Print the result of a command that wrote a layer. `started` is a monotonic time in seconds."""
     console.close()
     to_stdout = options["output"] == "-"
     if options["as_json"]:
@@ -149,7 +149,7 @@ def show_layer(console: Console, layer: Layer, options: dict[str, Any], *, done:
 def read_pack_options(
     options: dict[str, Any], console: Console | None = None, ctx: click.Context | None = None
 ) -> PackOptions:
-    """Read how a layer is packed, from `value_options`, or with a context `pack_options`; raises ConfigError."""
+    """Convert `value_options`, or with a context `pack_options`; raises ConfigError."""
     return PackOptions(
         options["compression"],
         _read_profile(options),
@@ -165,7 +165,7 @@ def read_pack_options(
 
 
 def _read_selection(options: dict[str, Any]) -> Selection:
-    """Read what is taken of the sources; raises ConfigError."""
+    """Convert the options that select entries; raises ConfigError."""
     return Selection(
         hardlinks=cast(Literal["separate", "preserve"], options["hardlinks"]),
         special=cast(Literal["error", "skip"], options["special"]),
@@ -177,7 +177,7 @@ def _read_selection(options: dict[str, Any]) -> Selection:
 
 
 def _read_profile(options: dict[str, Any]) -> Profile:
-    """Read what values entries get; raises ConfigError."""
+    """Convert the options for the values of entries; raises ConfigError."""
     owner = options["owner"]
     return Profile(
         mtime=parse_mtime(options["mtime"], os.environ.get("SOURCE_DATE_EPOCH")),
@@ -193,25 +193,25 @@ def _removed(text: str) -> bytes:
     path = parse_destination(text)
     if not path:
         raise ConfigError(
-            "destination-invalid", "--whiteout needs a path below the root", "to hide all, use --opaque /"
+            "destination-invalid", "--whiteout needs a path below the root", "to hide everything, use --opaque /"
         )
     return path
 
 
 def _read_patterns(ctx: click.Context, options: dict[str, Any]) -> list[str]:
-    """Read --exclude and --include in the order of the command line; raises ConfigError."""
+    """Return --exclude and --include patterns in the order of the command line; raises ConfigError."""
     given = {name: iter(options[name]) for name in _PATTERNS}
     lines = []
     for name in ctx.meta[__name__]:
         pattern = _pattern_text(next(given[name]))
         if name == "include":
             if pattern.startswith("!"):
-                raise ConfigError("pattern-invalid", f"--include {pattern!r} says no twice", "use --exclude for that")
+                raise ConfigError("pattern-invalid", f"--include {pattern!r} starts with `!`", "use --exclude")
             pattern = "!" + pattern
         lines.append(pattern)
     return lines
 
 
 def _pattern_text(argument: str) -> str:
-    """Read an argument as the UTF-8 that names in layers are, whatever the locale made of it."""
+    """Decode an argument as UTF-8, as names in layers are, regardless of the locale."""
     return os.fsencode(argument).decode("utf-8", "surrogateescape")

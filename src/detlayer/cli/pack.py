@@ -1,4 +1,4 @@
-"""`detlayer pack`: options in, one recipe called, one result out."""
+"""`detlayer pack`: pack directories and files into a layer."""
 
 from __future__ import annotations
 
@@ -30,19 +30,19 @@ Examples:
 )
 @click.argument("sources", metavar="SOURCE[:DEST]...", nargs=-1, required=True)
 @output_options
-@click.option("--depfile", metavar="FILE", help="Write what was packed as a rule for make and ninja.")
+@click.option("--depfile", metavar="FILE", help="Write the packed files to FILE as a rule for make and ninja.")
 @pack_options
 @click.option("--json", "as_json", is_flag=True, help="Print the OCI descriptor instead of the digest.")
-@click.option("--explain", is_flag=True, help="Say what was reused of earlier packs, and why not the rest.")
-@click.option("--paranoid", is_flag=True, help="Read and compress everything; warn of what the cache had wrong.")
+@click.option("--explain", is_flag=True, help="Print what was reused from earlier packs, and why the rest was not.")
+@click.option("--paranoid", is_flag=True, help="Read and compress everything; warn if the cache is wrong.")
 @cache_options
 @console_options
 @click.pass_context
 def pack(ctx: click.Context, /, **options: Any) -> None:
-    """Turn directories and files into one reproducible layer, and print its digest.
+    """Pack directories and files into one reproducible layer, and print its digest.
 
-    What a directory SOURCE contains goes to DEST (by default the root), a file SOURCE to the path DEST, or into it if
-    DEST ends in `/`. The same files give the same bytes on any machine.
+    The contents of a directory SOURCE go to DEST (by default the root). A file SOURCE goes to the path DEST, or into
+    DEST if that ends in `/`. The same files give the same bytes on any machine.
     """
     console = make_console(options, json=options["as_json"])
     started = time.monotonic()

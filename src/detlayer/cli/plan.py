@@ -1,4 +1,4 @@
-"""`detlayer plan`: what a push would do, blob by blob, each with a reason; and what `push` is told likewise."""
+"""`detlayer plan`: show what a push would do, blob by blob, with reasons. Also the options shared with `push`."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ if TYPE_CHECKING:
 _Decorated = TypeVar("_Decorated", bound=Callable[..., Any])
 
 _SOURCE = (
-    click.option("--as-blob", is_flag=True, help="IMAGE is a layer file, which is pushed as an artifact of its own."),
-    click.option("--index", "whole_index", is_flag=True, help="Take a layout's index.json itself as the image."),
+    click.option("--as-blob", is_flag=True, help="IMAGE is a layer file; push it as an artifact."),
+    click.option("--index", "whole_index", is_flag=True, help="Use a layout's index.json itself as the image."),
     click.option(
         "--source",
         metavar="REPOSITORY",
         multiple=True,
-        help="Another repository that may have IMAGE's blobs: they are mounted, or fetched, from there.",
+        help="Another repository that may have IMAGE's blobs, to mount or fetch them. Repeatable.",
     ),
 )
 
 
 def source_options(command: _Decorated) -> _Decorated:
-    """Add the options that say where an image's blobs come from."""
+    """Add the options for the source of an image and its blobs."""
     for option in reversed(_SOURCE):
         command = option(command)
     return command
@@ -49,18 +49,18 @@ Examples:
 @click.argument("image", metavar="IMAGE")
 @click.argument("references", metavar="REF...", nargs=-1, required=True)
 @click.option("--question", is_flag=True, help="Exit with 1 if a push would change anything.")
-@click.option("--check", is_flag=True, help="Ask for every blob and manifest, also where a tag is up to date.")
-@click.option("--json", "as_json", is_flag=True, help="Print a document that `push --plan` carries out.")
+@click.option("--check", is_flag=True, help="Check every blob and manifest, even if a tag is up to date.")
+@click.option("--json", "as_json", is_flag=True, help="Print the plan as JSON, for `push --plan`.")
 @source_options
 @network_options
 @cache_options
 @console_options
 @click.pass_context
 def plan(ctx: click.Context, /, **options: Any) -> None:
-    """Say what `push` would do for IMAGE and each REF, and why; nothing is changed.
+    """Show what `push` would do for IMAGE and each REF, and why; change nothing.
 
-    For each blob: present (seen or pushed earlier), inferred (a manifest that is there lists it), mount (another
-    repository of the registry has it), upload, or foreign (registries do not take it).
+    For each blob: present (seen or pushed earlier), inferred (a manifest in the registry lists it), mount (another
+    repository of the registry has it), upload, or foreign (registries do not accept it).
     """
     from detlayer.transfer.commands import open_push_source
     from detlayer.transfer.push import plan_image
@@ -72,7 +72,7 @@ def plan(ctx: click.Context, /, **options: Any) -> None:
     kinds = {name: options[name] for name in ("whole_index", "as_blob")}
     try:
         with (
-            open_memory(options, console) as memory,  # outermost: what threads send until they stop is remembered
+            open_memory(options, console) as memory,  # outermost: records what threads send until they stop
             open_registries(options, transfers, references) as registries,
             open_push_source(options["image"], registries, memory, **kinds) as image,
         ):
@@ -85,7 +85,7 @@ def plan(ctx: click.Context, /, **options: Any) -> None:
 
 
 def show_plan(console: Console, plans: Sequence[Plan], *, as_json: bool) -> None:
-    """Print plans: a line for each blob, manifest and tag, and what it comes to."""
+    """Print plans: a line for each blob, manifest and tag, and a total."""
     from detlayer.oci.types import canonical_json
     from detlayer.transfer.plan_document import plans_document
 
@@ -115,14 +115,14 @@ def show_plan(console: Console, plans: Sequence[Plan], *, as_json: bool) -> None
 
 
 def read_references(texts: Sequence[str]) -> list[Reference]:
-    """Read REF arguments; raises ConfigError."""
+    """Parse REF arguments; raises ConfigError."""
     from detlayer.oci.references import parse_reference
 
     return [parse_reference(text) for text in texts]
 
 
 def read_push_options(options: dict[str, Any]) -> PushOptions:
-    """Read --source and --check; raises ConfigError."""
+    """Convert --source and --check; raises ConfigError."""
     from detlayer.oci.references import parse_reference
     from detlayer.transfer.push import PushOptions
 

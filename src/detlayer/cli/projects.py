@@ -1,4 +1,4 @@
-"""What the commands that build projects are all told: which file, which images, and where things are remembered."""
+"""Options of commands that build projects: the project file, the images and the store."""
 
 from __future__ import annotations
 
@@ -19,20 +19,23 @@ if TYPE_CHECKING:
 
 _Decorated = TypeVar("_Decorated", bound=Callable[..., Any])
 
+project_file_option = click.option(
+    "-f", "--file", metavar="FILE", help="A detlayer.toml or pyproject.toml. [default: searched upwards]"
+)
 _PROJECT = (
     click.argument("images", metavar="IMAGE...", nargs=-1),
-    click.option("-f", "--file", metavar="FILE", help="The detlayer.toml or pyproject.toml; else found upwards."),
-    click.option("--platform", metavar="OS/ARCH", multiple=True, help="Only these platforms."),
+    project_file_option,
+    click.option("--platform", metavar="OS/ARCH", multiple=True, help="Limit to this platform. Repeatable."),
 )
 
 
 def project_options(command: _Decorated) -> _Decorated:
-    """Add the options that say what is built."""
+    """Add the options that select what is built."""
     return with_options(_PROJECT, command)
 
 
 def read_project(options: dict[str, Any]) -> tuple[Project, tuple[ImageSettings, ...]]:
-    """Read the project, and the images that were named, for the platforms that were; raises ConfigError."""
+    """Read the project and its selected images, limited to the selected platforms; raises ConfigError."""
     from detlayer.building.commands import load_project
     from detlayer.oci.platforms import parse_platform
 
@@ -50,26 +53,26 @@ def _narrow(image: ImageSettings, wanted: tuple[Platform, ...]) -> ImageSettings
             raise ConfigError(
                 "platform-unlisted",
                 f"image {image.name} is not built for {one}",
-                f"it is for {', '.join(map(str, image.platforms))}: see its `platforms`",
+                f"use {', '.join(map(str, image.platforms))}, or add it to `platforms`",
             )
     return replace(image, platforms=tuple(one for one in image.platforms if one in wanted))
 
 
 def retag(images: tuple[ImageSettings, ...], tags: tuple[str, ...]) -> tuple[ImageSettings, ...]:
-    """Give images other tags; raises ConfigError."""
+    """Override the tags of images; raises ConfigError."""
     from msgspec.structs import replace
 
     from detlayer.oci.references import is_tag
 
     for tag in tags:
         if not is_tag(tag):
-            raise ConfigError("tag-invalid", f"{printable(tag)!r} is no tag", "see docs/build.md for what a tag may be")
+            raise ConfigError("tag-invalid", f"invalid tag {printable(tag)!r}", "see `detlayer explain tag-invalid`")
     return tuple(replace(image, tags=tuple(dict.fromkeys(tags))) for image in images) if tags else images
 
 
 @contextmanager
 def open_build_store(options: dict[str, Any], console: Console) -> Iterator[Store]:
-    """Open the store; without a usable cache, one that ends with the command."""
+    """Open the store; without a usable cache, a temporary one."""
     from detlayer.building.commands import open_store
     from detlayer.store import Store
 

@@ -1,4 +1,4 @@
-"""`detlayer pull`: an image from a registry into an OCI layout."""
+"""`detlayer pull`: pull an image into an OCI layout."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ Examples:
 """
 )
 @click.argument("reference", metavar="REF")
-@click.option("-o", "--output", metavar="oci:DIR[:TAG]", required=True, help="The layout, which is made if need be.")
-@click.option("--platform", metavar="OS/ARCH", help="Fetch only this platform of an index.")
-@click.option("--manifests-only", is_flag=True, help="Leave layers in the registry; `push` finds them there.")
-@click.option("--json", "as_json", is_flag=True, help="Print events and the result as lines of JSON.")
+@click.option("-o", "--output", metavar="oci:DIR[:TAG]", required=True, help="OCI layout, created if missing.")
+@click.option("--platform", metavar="OS/ARCH", help="Pull only this platform of an index.")
+@click.option("--manifests-only", is_flag=True, help="Do not fetch layers; `push` can fetch them from the registry.")
+@click.option("--json", "as_json", is_flag=True, help="Print events and the result as JSON, one per line.")
 @network_options
 @cache_options
 @console_options
 def pull(**options: Any) -> None:
-    """Fetch REF into an OCI layout and print its digest.
+    """Pull REF into an OCI layout and print its digest.
 
-    What is there is not fetched again, and what broke off is gone on with. Everything is held against its digest before
-    it gets its name.
+    Existing blobs are not fetched again, and interrupted downloads are resumed. Every digest is verified before a file
+    gets its final name.
     """
     from detlayer.images.layout_writer import LayoutWriter
     from detlayer.oci.platforms import parse_platform

@@ -1,4 +1,4 @@
-"""`detlayer push`: an image to where it goes; the digest that everybody else will ask for on stdout."""
+"""`detlayer push`: push an image to registries."""
 
 from __future__ import annotations
 
@@ -31,21 +31,21 @@ Examples:
 )
 @click.argument("image", metavar="IMAGE")
 @click.argument("references", metavar="REF...", nargs=-1, required=True)
-@click.option("--dry-run", is_flag=True, help="Say what would be done, as `plan` does, and do nothing.")
-@click.option("--plan", "plan_file", metavar="FILE", help="Carry out what `plan --json` wrote, if nothing moved since.")
-@click.option("--check", is_flag=True, help="Ask for every blob and manifest, and send what is missing.")
-@click.option("--json", "as_json", is_flag=True, help="Print events and the result as lines of JSON.")
+@click.option("--dry-run", is_flag=True, help="Print what would be done, as `plan` does; change nothing.")
+@click.option("--plan", "plan_file", metavar="FILE", help="Carry out a plan of `plan --json`, unless a tag has moved.")
+@click.option("--check", is_flag=True, help="Check every blob and manifest, and send what is missing.")
+@click.option("--json", "as_json", is_flag=True, help="Print events and the result as JSON, one per line.")
 @source_options
 @network_options
 @cache_options
 @console_options
 @click.pass_context
 def push(ctx: click.Context, /, **options: Any) -> None:
-    """Push IMAGE under each REF, sending only what the registry does not have, and print its digest.
+    """Push IMAGE to each REF, uploading only what the registry lacks, and print its digest.
 
     IMAGE is oci:DIR[:TAG], oci-archive:FILE[:TAG], docker-archive:FILE[:NAME], docker://REF in a registry, or a layer
-    file with --as-blob. REF is registry/repository[:tag]. A push that changes nothing is one request. --check finds and
-    restores what the registry lost of an image that a tag still names.
+    file with --as-blob. REF is registry/repository[:tag]. If nothing changed, a push sends one request. --check finds
+    and restores what the registry lost of a tagged image.
     """
     from msgspec.structs import replace
 
@@ -60,7 +60,7 @@ def push(ctx: click.Context, /, **options: Any) -> None:
     kinds = {name: options[name] for name in ("whole_index", "as_blob")}
     try:
         with (
-            open_memory(options, console) as memory,  # outermost: what threads send until they stop is remembered
+            open_memory(options, console) as memory,  # outermost: records what threads send until they stop
             open_registries(options, transfers, references) as registries,
             open_push_source(options["image"], registries, memory, **kinds) as image,
         ):
@@ -116,10 +116,10 @@ def _show(console: Console, report: PushReport, transfers: Transfers, *, as_json
 
 
 def _say(console: Console, result: PushResult, first_error: DetlayerError | None) -> None:
-    """Say what became of a push to one repository. The first error ends the run, and is said by that."""
+    """Print the result of a push to one repository, except for the first error, which ends the run."""
     for moved in result.moved:
         console.warning(
-            "plan-stale", f"{result.name}:{moved} has moved since the plan was made: nothing was pushed there"
+            "plan-stale", f"{result.name}:{moved} has moved since the plan was made; nothing was pushed there"
         )
     words = {"present": "is up to date", "pushed": "pushed", "failed": "failed"}
     for tag in result.tags:

@@ -1,4 +1,4 @@
-"""A VerifyReport as text, JSON, GitHub annotations or JUnit XML. Makes strings; `console` prints them."""
+"""Render a VerifyReport as text, JSON, GitHub annotations or JUnit XML."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from detlayer.verification import LayerFacts, TargetReport, VerifyReport
 from detlayer.verification.report import INTEGRITY
 
 _SHOWN = 3  # examples of a trap
-# What XML 1.0 can't hold, escaped or not (its production 2).
+# Characters that XML 1.0 can't contain, even escaped (its production 2).
 _NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
 def to_text(report: VerifyReport) -> str:
-    """Render for people: by target and trap, and what to do in the last line."""
+    """Render for people: by target and trap, with advice in the last line."""
     lines: list[str] = []
     for target in report.targets:
         lines += _target_lines(target)
@@ -34,7 +34,7 @@ def to_json(report: VerifyReport) -> str:
 
 
 def to_github(report: VerifyReport) -> str:
-    """Render as workflow commands: errors and warnings that GitHub shows, by trap."""
+    """Render as GitHub workflow commands: errors and warnings, by trap."""
     lines = []
     for target in report.targets:
         for level, found in (("error", target.failures), ("warning", target.advice)):
@@ -49,7 +49,7 @@ def to_github(report: VerifyReport) -> str:
 
 
 def to_junit(report: VerifyReport) -> str:
-    """Render as JUnit XML: a suite for each target, a case for each trap that was found, and one for the whole."""
+    """Render as JUnit XML: a suite for each target, with a case for each trap found and one for the verdict."""
     root = ElementTree.Element("testsuites", name="detlayer verify")
     for target in report.targets:
         name = _xml(printable(target.target))
@@ -78,7 +78,7 @@ def to_junit(report: VerifyReport) -> str:
 
 
 def error_to(form: str, error: DetlayerError) -> str:
-    """Render what kept `verify` from an answer, for those who read only stdout; empty where nothing reads it so."""
+    """Render an error that ended `verify`, for formats that need it on stdout; empty for the others."""
     if form == "github":
         message = f"{error.message}; {error.hint}" if error.hint else error.message
         return f"::error title={_property(f'detlayer {error.code}')}::{_data(message)}"
@@ -91,7 +91,7 @@ def error_to(form: str, error: DetlayerError) -> str:
         ElementTree.SubElement(case, "error", type=error.code, message=_xml(error.message)).text = _xml(error.hint)
         ElementTree.indent(root)
         return '<?xml version="1.0" encoding="UTF-8"?>\n' + ElementTree.tostring(root, encoding="unicode")
-    return ""  # text has it on stderr, and JSON has its own
+    return ""  # text readers see stderr, and JSON has its own error
 
 
 FORMATS: dict[str, Callable[[VerifyReport], str]] = {
@@ -103,7 +103,7 @@ FORMATS: dict[str, Callable[[VerifyReport], str]] = {
 
 
 def conclusion(report: VerifyReport) -> str:
-    """One line that says how it is and what to do."""
+    """Return the verdict and what to do, in one line."""
     counts: dict[str, int] = {}
     warnings = 0
     for target in report.targets:
@@ -112,9 +112,9 @@ def conclusion(report: VerifyReport) -> str:
             counts[trap] = counts.get(trap, 0) + count
     if not counts:
         if warnings:
-            return f"reproducible; {_plural(warnings, 'warning')} about contents: see to them, or fail with --strict"
+            return f"reproducible; {_plural(warnings, 'warning')} about contents: review them, or fail with --strict"
         return "reproducible: nothing to do"
-    # What is corrupt comes first: nothing else can be judged by it.
+    # Corruption comes first, because it makes all other findings unreliable.
     trap = max(counts, key=lambda trap: (trap in INTEGRITY, trap != "content", counts[trap]))
     word = "corrupt" if report.is_corrupt else "not reproducible"
     first = f"{trap} ({_plural(counts[trap], 'place')})"
@@ -153,7 +153,7 @@ def _layer_lines(layer: LayerFacts, *, named: bool) -> Iterator[str]:
     yield f"  digest   {layer.digest}"
     yield f"  diff_id  {layer.diff_id}"
     yield f"  key      {layer.key}"
-    codec = f"{layer.codec}, class {layer.codec_class}" if layer.codec else "none of ours"
+    codec = f"{layer.codec}, class {layer.codec_class}" if layer.codec else "unknown"
     yield f"  codec    {codec}; {size(layer.size_bytes)} for {counted(layer.entries, 'entry')}, {size(layer.tar_bytes)}"
 
 
@@ -170,7 +170,7 @@ def _verdict(target: TargetReport) -> str:
 
 
 def _by_trap(found: Findings) -> Iterator[tuple[str, int, list[Finding]]]:
-    """Each trap with its count and first findings, the most frequent first."""
+    """Yield each trap with its count and first findings, the most frequent first."""
     for trap, count in sorted(found.counts.items(), key=lambda item: (-item[1], item[0])):
         yield trap, count, [finding for finding in found.kept if finding.trap == trap][:_SHOWN]
 

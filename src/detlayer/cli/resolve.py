@@ -1,4 +1,4 @@
-"""`detlayer resolve`: what a reference names now."""
+"""`detlayer resolve`: print the digest that a reference points to."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ Examples:
 """
 )
 @click.argument("reference", metavar="REF")
-@click.option("--platform", metavar="OS/ARCH", help="Choose this platform's manifest of an index.")
+@click.option("--platform", metavar="OS/ARCH", help="Select the manifest of this platform from an index.")
 @click.option("--json", "as_json", is_flag=True, help="Print digest, media type, size and platforms as JSON.")
 @network_options
 @console_options
 def resolve(**options: Any) -> None:
-    """Print what REF names now: digest, media type and platforms, in one line."""
+    """Print the digest, media type and platforms that REF points to, in one line."""
     from detlayer.oci.platforms import parse_platform
     from detlayer.oci.references import parse_reference
     from detlayer.oci.types import canonical_json

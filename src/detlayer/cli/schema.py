@@ -1,4 +1,4 @@
-"""`detlayer schema`: the JSON schema of detlayer.toml."""
+"""`detlayer schema`: print the JSON schema of detlayer.toml."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Example:
 def schema() -> None:
     """Print the JSON schema of detlayer.toml, for editors: `detlayer schema > detlayer.schema.json`.
 
-    Editors that go by taplo read `#:schema ./detlayer.schema.json` in the first line of a file.
+    Editors with taplo find it by `#:schema ./detlayer.schema.json` in the first line of a file.
     """
     from detlayer.building.settings import schema as make_schema
 

@@ -1,4 +1,4 @@
-"""How the steps of a build are shown: lines for people, events for programs, and why each runs."""
+"""Output of build steps: lines for people, events for programs, and why each step runs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from detlayer.building.graph import Done, Event, Reason
 
 _SHOWN_CHARACTERS = 72
-_FREE = ("resolve", "fetch", "configure", "assemble", "index")  # they take no time worth a line
+_FREE = ("resolve", "fetch", "configure", "assemble", "index")  # too fast to be worth a line
 
 
 class Steps(Transfers):
@@ -29,7 +29,7 @@ class Steps(Transfers):
         self._moved_bases: set[str] = set()
 
     def on_event(self, event: Event) -> None:
-        """Show what became of a step."""
+        """Show the result of a step."""
         done = event.done
         if done is not None:
             self.forget_pack(done.step.name)
@@ -42,21 +42,21 @@ class Steps(Transfers):
         self._say_moved(done)
         if done.state == "ran":
             facts = f"{size(done.facts['bytes'])}, " if done.facts.get("bytes") else ""
-            line = f"{done.step.name}: {facts}{done.seconds:.1f} s" + (", nothing new" if done.is_same else "")
+            line = f"{done.step.name}: {facts}{done.seconds:.1f} s" + (", output unchanged" if done.is_same else "")
             if done.step.kind in _FREE and not self._explain:
                 self._console.detail(line)
             else:
                 self._console.note(line)
         elif done.state == "blocked":
-            self._console.note(f"{done.step.name}: left out, since `{done.blocked_by}` failed")
+            self._console.note(f"{done.step.name}: skipped because `{done.blocked_by}` failed")
         elif done.state == "hit":
-            self._console.detail(f"{done.step.name}: as it was")
+            self._console.detail(f"{done.step.name}: cache hit")
         if self._explain and done.state in ("ran", "failed", "would-run"):
             for reason in done.reasons:
                 self._console.note(f"  because {reason_text(reason)}")
 
     def _say_moved(self, done: Done) -> None:
-        """A base that has moved is worth a word, whatever was asked for."""
+        """Report a base that has moved, even without --explain."""
         if done.step.kind == "fetch":
             for reason in done.reasons:
                 if (reason.kind, reason.what) == ("input", "base.digest") and reason.before:
@@ -68,18 +68,18 @@ class Steps(Transfers):
 
 
 def reason_text(reason: Reason) -> str:
-    """Say a reason in words."""
+    """Describe a reason."""
     match reason.kind:
         case "first":
-            return "it was never run with this"
+            return "it has not run with these inputs before"
         case "input":
             return f"{reason.what} changed: {_short(reason.before)} → {_short(reason.after)}"
         case "version":
             return f"the step changed: version {reason.before} → {reason.after}"
         case "output":
-            return "what it made is not there any more"
+            return "its output is missing"
         case "always":
-            return "it is asked anew in every build"
+            return "it runs on every build"
         case "outside":
             return f"{printable(reason.what)} {reason.after}".rstrip()
         case "target":
@@ -96,7 +96,7 @@ def _short(text: str) -> str:
 
 
 def done_document(done: Done) -> dict[str, Any]:
-    """Make the event of a step."""
+    """Return the event of a step, for --json."""
     document: dict[str, Any] = {
         "step": done.step.name,
         "kind": done.step.kind,
@@ -162,6 +162,6 @@ def show_report(console: Console, report: BuildReport, *, as_json: bool, is_dry:
     console.note(
         f"{counted(len(report.images), 'image')}: "
         + (f"{counted(would, 'step')} would run" if is_dry else f"{counted(ran, 'step')} run")
-        + (f", {failed:,} failed or left out" if failed else "")
+        + (f", {failed:,} failed or skipped" if failed else "")
         + f", {counted(report.requests, 'request')}, {size(report.sent_bytes)} sent, {seconds:.1f} s"
     )

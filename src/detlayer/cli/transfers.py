@@ -1,4 +1,4 @@
-"""How transfers are shown: a bar for each large blob and one for all, plain lines, or JSON events."""
+"""Output of transfers: a bar for each large blob and one for all, plain lines, or JSON events."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 _BAR_FROM_BYTES = 4 << 20
 _BARS_AFTER_S = 0.5
 _PLAIN_EVERY_S = 5.0
-SHOWN_DIGEST = 19  # `sha256:` and twelve digits
+SHOWN_DIGEST = 19  # `sha256:` and 12 digits
 
 
 class Transfers:
@@ -34,7 +34,7 @@ class Transfers:
         self._total: TaskID | None = None
 
     def counts(self) -> dict[str, int]:
-        """Say how many blobs arrived, by how."""
+        """Count the finished blobs by how they arrived."""
         with self._lock:
             found: dict[str, int] = {}
             for how in self._done.values():
@@ -65,13 +65,13 @@ class Transfers:
             self._console.detail(f"{name}: {how}")
 
     def progress(self, step: str, tar_bytes: int) -> None:
-        """Show how many bytes have been packed; the total is not known."""
+        """Show how many bytes have been packed; the total is unknown."""
         with self._lock:
             self._packs[step] = tar_bytes
             self._show()
 
     def forget_pack(self, step: str) -> None:
-        """Take a pack that has ended off the screen."""
+        """Remove a finished pack from the screen."""
         with self._lock:
             if self._packs.pop(step, None) is not None and step in self._tasks:
                 self._console.bars().remove_task(self._tasks.pop(step))
@@ -85,7 +85,7 @@ class Transfers:
         with self._lock:
             self._console.detail(line)
 
-    # -- how it shows it
+    # -- display
 
     def _event(self, kind: str, name: str) -> None:
         if self._as_events:
@@ -124,6 +124,6 @@ class Transfers:
                 if name not in self._tasks:
                     self._tasks[name] = bars.add_task(name[:SHOWN_DIGEST], total=total_bytes)
                 bars.update(self._tasks[name], completed=self._moved[name])
-        # What was mounted is there without having moved.
+        # Mounted blobs arrive without moving bytes.
         arrived = sum(self._sizes[name] if name in self._done else self._moved[name] for name in self._sizes)
         bars.update(self._total, completed=arrived, total=sum(self._sizes.values()))

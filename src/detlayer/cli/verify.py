@@ -1,4 +1,4 @@
-"""`detlayer verify`: options in, one recipe called, one report out; the answer is the exit."""
+"""`detlayer verify`: check that something is reproducible; the exit code is the answer."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import click
 
 from detlayer.cli import exits
 from detlayer.cli.common import expansion_option, make_console, quiet_option
+from detlayer.cli.console import counted
 from detlayer.cli.options import Ordered, pack_options, read_pack_options
 from detlayer.cli.report import FORMATS, conclusion, error_to
 from detlayer.errors import ConfigError, DetlayerError
@@ -32,36 +33,34 @@ Examples:
     type=click.IntRange(1, 100),
     default=DEFAULT_RUNS,
     show_default=True,
-    help="Perturbed runs, beside the plain one, for sources.",
+    help="For sources: number of perturbed packs, besides the plain one.",
 )
-@click.option("--against", metavar="WHAT", help="Compare with a digest, diff_id, descriptor's JSON or layer file.")
+@click.option("--against", metavar="WHAT", help="Compare with a digest, diff_id, descriptor file or layer file.")
 @click.option("--rebuild", metavar="COMMAND", help="Run this build twice in varied environments; needs --output.")
-@click.option("--output", metavar="PATH", help="What COMMAND makes, below the working directory.")
-@click.option(
-    "--locked", is_flag=True, help="Pack all layers of detlayer.toml anew, and hold them against detlayer.lock."
-)
-@click.option("-f", "--file", metavar="FILE", help="For --locked: the detlayer.toml; else found upwards.")
-@click.option("--strict", is_flag=True, help="Count suspicious contents as failures, too.")
+@click.option("--output", metavar="PATH", help="Path that COMMAND writes, below the working directory.")
+@click.option("--locked", is_flag=True, help="Repack all layers of detlayer.toml, and compare them with detlayer.lock.")
+@click.option("-f", "--file", metavar="FILE", help="For --locked: the project file. [default: searched upwards]")
+@click.option("--strict", is_flag=True, help="Treat suspicious contents as failures.")
 @click.option(
     "--format",
     "form",
     type=click.Choice(sorted(FORMATS)),
     default="text",
     show_default=True,
-    help="How to report: for people, programs, GitHub annotations, or as JUnit XML.",
+    help="Report format: text, JSON, GitHub annotations or JUnit XML.",
 )
-@click.option("--json", "as_json", is_flag=True, help="The same as --format json.")
+@click.option("--json", "as_json", is_flag=True, help="Same as --format json.")
 @expansion_option
 @pack_options
 @quiet_option
 @click.pass_context
 def verify(ctx: click.Context, /, **options: Any) -> None:
-    """Prove a layer, image, tree or build reproducible, or name what keeps it from being so.
+    """Check that a layer, image, tree or build is reproducible, and name what prevents it.
 
-    TARGET is oci:DIR[:TAG] or oci-archive:FILE[:TAG], whose blobs, configs and layers are checked; or a layer file,
-    which is compared with the specification; or else SOURCE[:DEST] as for `pack`, with its options, packed again under
-    perturbation. A layout or an archive of one needs no prefix. Exits with 0 if reproducible, 1 if not, 6 if a digest
-    or size is not what it should be.
+    TARGET is oci:DIR[:TAG] or oci-archive:FILE[:TAG], whose blobs, configs and layers are checked; a layer file, which
+    is compared with the specification; or SOURCE[:DEST] as for `pack`, with its options, packed again under
+    perturbation. Layouts and their archives need no prefix. Exits with 0 if reproducible, 1 if not, 6 if a digest or
+    size is wrong.
     """
     form = "json" if options["as_json"] else options["form"]
     if options["locked"]:
@@ -95,7 +94,7 @@ def verify(ctx: click.Context, /, **options: Any) -> None:
 
 
 def _verify_lock(options: dict[str, Any], *, as_json: bool) -> int:
-    """Pack what a project's lock is about, with nothing remembered; the exit says whether it came out the same."""
+    """Pack the layers of a project without a cache, and compare them with its lock; return the exit code."""
     from detlayer.building import Build
     from detlayer.building.commands import lock_path, read_lock
     from detlayer.building.options import BuildOptions
@@ -104,7 +103,7 @@ def _verify_lock(options: dict[str, Any], *, as_json: bool) -> int:
     from detlayer.oci.types import canonical_json
 
     if options["targets"] or options["rebuild"] or options["against"]:
-        raise ConfigError("usage", "--locked is about detlayer.lock, and nothing else", "leave the others out")
+        raise ConfigError("usage", "--locked can't be used with TARGET, --rebuild or --against", "omit the others")
     console = make_console(options, json=as_json)
     project, images = read_project({**options, "images": (), "platform": ()})
     lock = read_lock(project)
@@ -125,5 +124,5 @@ def _verify_lock(options: dict[str, Any], *, as_json: bool) -> int:
         for line in found:
             console.line(line)
         console.flush()
-        console.note("as locked" if not found else f"{len(found)} difference{'s' * (len(found) != 1)} from the lock")
+        console.note(f"{counted(len(found), 'difference')} from the lock" if found else "all layers match the lock")
     return exits.NO if found else 0
