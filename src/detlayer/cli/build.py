@@ -109,7 +109,16 @@ def _finish(
     from detlayer.errors import DetlayerError
 
     if not options["question"]:
-        show_report(console, report, as_json=options["as_json"], is_dry=is_dry, seconds=time.monotonic() - started)
+        show_report(
+            console,
+            report,
+            as_json=options["as_json"],
+            is_dry=is_dry,
+            explain=options["explain"],
+            seconds=time.monotonic() - started,
+        )
+        if not (is_dry or report.errors or options["push"] or options["outputs"] or options["until"]):
+            console.note("nothing was pushed or written: add --push, or an output such as -o oci:image")
     said = set()
     for error in report.errors:
         if not isinstance(error, DetlayerError):

@@ -39,6 +39,11 @@ class Console:
         self._bar: Progress | None = None
         self._task: TaskID | None = None
 
+    @property
+    def is_verbose(self) -> bool:
+        """Whether --verbose was given."""
+        return self._verbose
+
     def use_colour(self, no_color: str | None) -> None:
         """Use colour on terminals, unless NO_COLOR is set and not empty (no-color.org)."""
         self._colour = not no_color and _is_terminal(sys.stderr)

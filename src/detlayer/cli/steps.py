@@ -47,13 +47,15 @@ class Steps(Transfers):
                 self._console.detail(line)
             else:
                 self._console.note(line)
+        elif done.state == "failed":
+            self._console.note(f"{done.step.name}: failed")
         elif done.state == "blocked":
-            self._console.note(f"{done.step.name}: skipped because `{done.blocked_by}` failed")
+            self._console.detail(f"{done.step.name}: skipped because `{done.blocked_by}` failed")
         elif done.state == "hit":
             self._console.detail(f"{done.step.name}: cache hit")
         if self._explain and done.state in ("ran", "failed", "would-run"):
-            for reason in done.reasons:
-                self._console.note(f"  because {reason_text(reason)}")
+            for text in reason_texts(done, is_verbose=self._console.is_verbose):
+                self._console.note(f"  because {text}")
 
     def _say_moved(self, done: Done) -> None:
         """Report a base that has moved, even without --explain."""
@@ -67,25 +69,86 @@ class Steps(Transfers):
                     self._console.note(f"{base} has moved: {reason.before} → {reason.after}")
 
 
-def reason_text(reason: Reason) -> str:
-    """Describe a reason."""
+def reason_texts(done: Done, *, is_verbose: bool = False) -> list[str]:
+    """Describe why a step runs, the cause first: a file, a setting, a tag. Digests of other steps only if verbose."""
+    derived = {reason for reason in done.reasons if _is_derived(done, reason)}
+    files = [reason for reason in done.reasons if reason.after in _FILE_REASONS]
+    causes = [reason for reason in done.reasons if reason not in derived and reason not in files]
+    if files:  # that no layer of the tree is known says less
+        causes = [reason for reason in causes if reason.kind != "outside"]
+    texts = [_FILE_REASONS[one.after].format(path=printable(one.what)) for one in files]
+    texts += [text for one in causes for text in _cause_texts(one, is_verbose=is_verbose)]
+    if is_verbose:
+        texts += [f"{one.what} changed: {_short(one.before)} → {_short(one.after)}" for one in derived]
+    elif not texts:
+        texts = [f"{_role_text(one.what)} changed" for one in done.reasons if one in derived]
+    return list(dict.fromkeys(texts))
+
+
+_FILE_REASONS = {
+    "(new)": "/{path} in the layer is new",
+    "(gone)": "/{path} in the layer was removed",
+    "(size)": "/{path} in the layer has another size",
+    "(mtime)": "/{path} in the layer has another modification time and content",
+    "(ctime)": "/{path} in the layer has another content",
+    "(inode)": "/{path} in the layer is another file",
+    "(source)": "/{path} in the layer is bytecode whose source changed",
+    "(young)": "/{path} in the layer changed while it was last read",
+    "(attributes)": "/{path} in the layer has another mode or owner",
+}
+
+
+def _is_derived(done: Done, reason: Reason) -> bool:
+    """Tell whether a reason only follows from another step that ran. A base that has moved is a cause of its own."""
+    role = reason.what.rpartition(".")[0]
+    return reason.kind == "input" and role in done.step.needs and role != "base"
+
+
+def _role_text(what: str) -> str:
+    kind, _, name = what.rpartition(".")[0].partition(" ")
+    return f"layer {name.partition(' ')[2]}" if kind == "layer" else f"the {kind}"
+
+
+def _cause_texts(reason: Reason, *, is_verbose: bool) -> list[str]:
     match reason.kind:
         case "first":
-            return "it has not run with these inputs before"
+            return ["it has not run with these inputs before"]
         case "input":
-            return f"{reason.what} changed: {_short(reason.before)} → {_short(reason.after)}"
+            return _input_texts(reason)
         case "version":
-            return f"the step changed: version {reason.before} → {reason.after}"
+            return [f"the step changed: version {reason.before} → {reason.after}"]
         case "output":
-            return "its output is missing"
+            return ["its output is missing"]
         case "always":
-            return "it runs on every build"
+            return ["it runs on every build"]
         case "outside":
-            return f"{printable(reason.what)} {reason.after}".rstrip()
+            return [f"{printable(reason.what)} {reason.after}".rstrip()]
         case "target":
-            return f"{reason.what} has {_short(reason.before)}, not {_short(reason.after)}"
+            if not reason.before:
+                return [f"{reason.what} does not have the image"]
+            return [f"{reason.what} has another image" + (f": {reason.before}" if is_verbose else "")]
         case "upstream":
-            return f"{reason.what} has to run first"
+            return [f"{reason.what} has to run first"]
+
+
+def _input_texts(reason: Reason) -> list[str]:
+    """Describe a setting that changed; of a table, the keys that did."""
+    import json
+
+    try:
+        before, after = json.loads(reason.before), json.loads(reason.after)
+    except ValueError:
+        before = after = None
+    if not isinstance(before, dict) or not isinstance(after, dict):
+        return [f"{reason.what} changed: {_short(reason.before)} → {_short(reason.after)}"]
+    keys = [key for key in dict.fromkeys((*before, *after)) if before.get(key) != after.get(key)]
+    return [f"{key} changed: {_value(before.get(key))} → {_value(after.get(key))}" for key in keys]
+
+
+def _value(value: Any) -> str:
+    import json
+
+    return "nothing" if value is None else _short(json.dumps(value, ensure_ascii=False))
 
 
 def _short(text: str) -> str:
@@ -128,8 +191,10 @@ def done_document(done: Done) -> dict[str, Any]:
     return document
 
 
-def show_report(console: Console, report: BuildReport, *, as_json: bool, is_dry: bool, seconds: float) -> None:
-    """Print the result of a build."""
+def show_report(
+    console: Console, report: BuildReport, *, as_json: bool, is_dry: bool, explain: bool, seconds: float
+) -> None:
+    """Print the result of a build; the number of steps is that of the lines above."""
     steps = report.outcome.steps.values()
     if as_json:
         from detlayer.oci.types import canonical_json
@@ -146,7 +211,7 @@ def show_report(console: Console, report: BuildReport, *, as_json: bool, is_dry:
         for done in steps:
             if done.state == "would-run":
                 what = f" ({size(done.facts['bytes'])})" if done.facts.get("bytes") else ""
-                console.line(f"{done.step.name}{what}: {'; '.join(map(reason_text, done.reasons))}")
+                console.line(f"{done.step.name}{what}: {'; '.join(reason_texts(done))}")
         console.flush()
     else:
         for image in report.images:
@@ -156,12 +221,13 @@ def show_report(console: Console, report: BuildReport, *, as_json: bool, is_dry:
             for name in names or [image.name]:
                 console.line(f"{name}@{image.digest}")
         console.flush()
-    ran = sum(one.state == "ran" and one.step.kind not in _FREE for one in steps)
+    ran = sum(one.state == "ran" and (explain or one.step.kind not in _FREE) for one in steps)
     would = sum(one.state == "would-run" for one in steps)
-    failed = sum(one.state in ("failed", "blocked") for one in steps)
+    failed, skipped = (sum(one.state == state for one in steps) for state in ("failed", "blocked"))
     console.note(
         f"{counted(len(report.images), 'image')}: "
         + (f"{counted(would, 'step')} would run" if is_dry else f"{counted(ran, 'step')} run")
-        + (f", {failed:,} failed or skipped" if failed else "")
+        + (f", {failed:,} failed" if failed else "")
+        + (f", {skipped:,} skipped" if skipped else "")
         + f", {counted(report.requests, 'request')}, {size(report.sent_bytes)} sent, {seconds:.1f} s"
     )

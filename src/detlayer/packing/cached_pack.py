@@ -186,7 +186,7 @@ class CachedPack:
                 yield entry
 
         key_of(entries(), ContentCache(self._store, self._started_ns, explanation))
-        return explanation
+        return lookup.explanation if lookup.is_counted else explanation
 
     def _keep_scan(self, key: str, walk: Walk) -> None:
         """Remember to which key the walk that just ended has led, if a scan can be trusted to tell it again."""
