@@ -104,11 +104,9 @@ class _Comparison:
         facts = _compared(a, len(old)), _compared(b, len(new))
         if facts[0].digest and facts[0].digest == facts[1].digest:
             return DiffReport("same", *facts)
-        layers = isinstance(a, LayerSide) and isinstance(b, LayerSide) and not self._normalised
-        if layers and facts[0].diff_id == facts[1].diff_id:
-            assert isinstance(a, LayerSide)
-            assert isinstance(b, LayerSide)
-            return DiffReport("compressor", *facts, blob=tuple(_compressor_changes(a, b)))
+        layers = (a, b) if isinstance(a, LayerSide) and isinstance(b, LayerSide) and not self._normalised else None
+        if layers is not None and facts[0].diff_id == facts[1].diff_id:
+            return DiffReport("compressor", *facts, blob=tuple(_compressor_changes(*layers)))
         differences = list(compare(old, new))
         parents = _parents(differences, old, new)
         differences = [_as_parent(one) if one.raw_path in parents else one for one in differences]
@@ -121,12 +119,10 @@ class _Comparison:
         unexplained = sum(one.content for one in differences) - len(chosen)
         differences = [explained.get(one.raw_path, one) for one in differences]
         form: list[Change] = []
-        if layers:
-            assert isinstance(a, LayerSide)
-            assert isinstance(b, LayerSide)
-            form = [*_order_changes(old, new), *_form_changes(a.form, b.form)]
+        if layers is not None:
+            form = [*_order_changes(old, new), *_form_changes(*(one.form for one in layers))]
             if not form and not differences:
-                form = _unknown_form(a, b)
+                form = _unknown_form(*layers)
         verdict: Verdict = "entries" if differences else "form" if form else "same"
         return DiffReport(
             verdict, *facts, differences=tuple(differences), form=tuple(form), unexplained=max(unexplained, 0)

@@ -166,8 +166,9 @@ class _Pusher:
             elif moved := _moved(plan, survey):
                 return PushResult(name, digest, (), plan, moved=moved)
             else:
-                plan = self._plan(survey, plan)
-                tags = self._carry_out(survey, plan)
+                whole = self._whole = self._whole or gather(self._image, self._root)
+                plan = self._plan(survey, plan, whole)
+                tags = self._carry_out(survey, plan, whole)
         except DetlayerError as error:
             return PushResult(name, digest, tuple(TagResult(tag, "failed", error) for tag in survey.tags), plan, error)
         self._sources = (*self._sources, name)
@@ -181,8 +182,7 @@ class _Pusher:
             confirm_referrers(survey.repository, (self._root,))
         return tuple(TagResult(tag, "present") for tag in survey.tags)
 
-    def _plan(self, survey: Survey, plan: Plan | None) -> Plan:
-        whole = self._whole = self._whole or gather(self._image, self._root)
+    def _plan(self, survey: Survey, plan: Plan | None, whole: Wanted) -> Plan:
         if plan is not None:
             from detlayer.transfer.plan_document import agree
 
@@ -192,11 +192,10 @@ class _Pusher:
         survey.investigate(whole, self._sources)
         return survey.plan(whole)
 
-    def _carry_out(self, survey: Survey, plan: Plan) -> tuple[TagResult, ...]:
+    def _carry_out(self, survey: Survey, plan: Plan, whole: Wanted) -> tuple[TagResult, ...]:
         from detlayer.transfer.carry import Carrier  # most pushes have nothing to carry
 
-        assert self._whole is not None
-        return tuple(Carrier(survey, self._image, self._whole, self._reporter, self._origins).carry_out(plan))
+        return tuple(Carrier(survey, self._image, whole, self._reporter, self._origins).carry_out(plan))
 
 
 def _with_origin(image: PushSource, sources: Sequence[RepositoryName]) -> tuple[RepositoryName, ...]:
