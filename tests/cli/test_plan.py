@@ -86,7 +86,7 @@ def test_errors_are_on_stderr_and_in_json(detlayer: CommandLine, index: str) -> 
     assert detlayer(*plan).error == (
         5,
         "registry-unreachable",
-        "127.0.0.1:1 can't be reached: Connection refused",
+        "can't connect to 127.0.0.1:1: Connection refused",
         "check the name, the port and the network",
     )
     said = detlayer(*plan, "--json")
@@ -94,6 +94,6 @@ def test_errors_are_on_stderr_and_in_json(detlayer: CommandLine, index: str) -> 
     assert said.result == {
         "type": "error",
         "code": "registry-unreachable",
-        "message": "127.0.0.1:1 can't be reached: Connection refused",
+        "message": "can't connect to 127.0.0.1:1: Connection refused",
         "hint": "check the name, the port and the network",
     }

@@ -287,9 +287,9 @@ def test_one_tag_of_several_fails(detlayer: CommandLine, start_strict: StartStri
     # The exit is that of the first failure; the others are told all the same, and the rest is pushed.
     assert (said.exit, said.stdout) == (4, "")
     assert said.words[:3] == [f"{at}/team/app:1 failed", f"{at}/team/app:2 pushed", "127.0.0.1:1/team/app:1 failed"]
-    assert said.words[3].startswith("error[registry-unreachable]: 127.0.0.1:1 can't be reached: Connection refused")
+    assert said.words[3].startswith("error[registry-unreachable]: can't connect to 127.0.0.1:1: Connection refused")
     assert said.words[-2].startswith(f"error[tag-immutable]: {at} refused to let you push {at}/team/app:1 (400, TAG_")
-    assert said.words[-1] == "  hint: the registry lets no tag move: push under a new tag"
+    assert said.words[-1] == "  hint: the tag is immutable: push under a new tag"
     assert server.tags("team/app")["2"] == index
     as_json = detlayer("push", "oci:layout", *names, "--retries", "0", "--json", "-q")
     assert as_json.exit == 4
@@ -297,7 +297,7 @@ def test_one_tag_of_several_fails(detlayer: CommandLine, start_strict: StartStri
     assert as_json.result["code"] == "tag-immutable"
     unreachable = {
         "error": "registry-unreachable",
-        "message": "127.0.0.1:1 can't be reached: Connection refused",
+        "message": "can't connect to 127.0.0.1:1: Connection refused",
     }
     failed = {"tag": "1", "state": "failed", "error": "tag-immutable", "message": as_json.result["message"]}
     assert as_json.documents[0]["results"] == [

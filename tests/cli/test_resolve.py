@@ -81,7 +81,7 @@ def test_what_is_not_there(detlayer: CommandLine, open_server: Server) -> None:
     at = open_server.address
     exit_code, code, message, hint = detlayer("resolve", f"{at}/team/app:1").error
     assert (exit_code, code, hint) == (4, "not-found", "check the name and the tag")
-    assert message.startswith(f"can't pull {at}/team/app:1: it is not there (404, ")
+    assert message.startswith(f"can't pull {at}/team/app:1: not found (404, ")
     said = detlayer("resolve", f"{at}/team/app:1", "--json")
     assert (said.exit, said.result["type"], said.result["code"]) == (4, "error", "not-found")
 
