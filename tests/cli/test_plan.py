@@ -28,9 +28,9 @@ def test_each_blob_has_an_action_and_a_reason(
     assert here == f"{at}/team/app"
     actions = [(row.split()[0], row.split("  ")[-1]) for row in rows[:-1]]
     # The bases are in the image that the tag names now; top layers and configs are new.
-    assert actions.count(("inferred", "listed by a manifest that is there")) == 2
-    assert actions.count(("upload", "not known to be there")) == 4
-    assert actions[-3:] == [("put", "not known to be there")] * 2 + [("put", f"names {old} now")]
+    assert actions.count(("inferred", "listed by an existing manifest")) == 2
+    assert actions.count(("upload", "not known to exist")) == 4
+    assert actions[-3:] == [("put", "not known to exist")] * 2 + [("put", f"names {old} now")]
     assert rows[-1].startswith("  11 requests and ")
     assert len({row.index(row.split("  ")[-1]) for row in rows[:-1]}) == 1  # the columns are straight
     two = detlayer("plan", "oci:layout", f"{at}/team/app:1", f"{at}/new/app:1", "--source", f"{at}/team/base")

@@ -67,7 +67,7 @@ def test_one_platform(detlayer: CommandLine, open_server: Server, layout: Layout
     assert blobs(detlayer.here / "pulled") == layout.blobs_of(child)
     missing = detlayer("pull", at, "-o", "oci:other", "--platform", "windows/amd64")
     assert missing.failure == (4, "platform-missing")
-    assert missing.words[-1] == "  hint: it is for linux/amd64, linux/arm64"
+    assert missing.words[-1] == "  hint: available: linux/amd64, linux/arm64"
     assert not (detlayer.here / "other").exists()
 
 
@@ -244,7 +244,7 @@ def test_a_config_that_is_none(detlayer: CommandLine, start_strict: StartStrict,
     assert not (detlayer.here / "pulled").exists()
     said = detlayer("pull", at, "-o", "oci:pulled")
     assert (said.exit, said.stdout) == (0, f"{odd['digest']}\n")
-    assert said.words[0].startswith(f"warning[platform-unknown]: what {at} is for can't be told: sha256:")
+    assert said.words[0].startswith(f"warning[platform-unknown]: can't determine the platform of {at}: sha256:")
     assert blobs(detlayer.here / "pulled") == layout.blobs_of(odd)
     assert "platform" not in named(detlayer.here / "pulled")["1"]
     pushed = detlayer("push", "oci:pulled", f"{server.address}/team/copy:1")

@@ -178,9 +178,9 @@ def test_a_check_restores_what_the_registry_lost(
     assert planned.exit == 1
     rows = [(line.split()[0], line.split("  ")[-1]) for line in planned.lines[1:-1] if " present " not in line]
     assert rows == [
-        ("upload", "not there"),
-        ("put", "lists what was missing"),
-        ("put", "names it already, and parts of it were missing"),
+        ("upload", "missing"),
+        ("put", "lists missing parts"),
+        ("put", "up to date, but parts were missing"),
     ]
     assert detlayer("push", "oci:layout", at, "--check", "--dry-run").stdout == planned.stdout
     said = detlayer("push", "oci:layout", at, "--check")

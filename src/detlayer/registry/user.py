@@ -66,7 +66,6 @@ def find_credentials(
     environment: Mapping[str, str], given: tuple[str, str], given_for: Iterable[Reference]
 ) -> Callable[[RepositoryName], Credentials | None]:
     """Return a function that looks up credentials lazily: most requests need none."""
-
     from detlayer.registry.credentials import CredentialStore, read_environment
 
     meant = frozenset(reference.name.registry for reference in given_for)
