@@ -356,7 +356,7 @@ def test_registries_that_refuse(
             (4, "registry-garbage"),
             "web page instead of a manifest",
         ),
-        (raw_answer(200, bytes(100)), (3, "document-invalid"), "is no JSON"),
+        (raw_answer(200, bytes(100)), (3, "document-invalid"), "is not valid JSON"),
     ],
     ids=["ssh", "flood", "status", "nowhere", "page", "zeros"],
 )

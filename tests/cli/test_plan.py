@@ -47,7 +47,7 @@ def test_a_question_has_an_exit(detlayer: CommandLine, open_server: Server, inde
     seed(open_server, "team/app", layout, platforms(layout, 2, 2), "1")
     done = detlayer("plan", "oci:layout", f"{at}/team/app:1", "--question")
     assert (done.exit, done.stderr) == (0, "")
-    assert done.lines[-2].split() == ["present", "1", "517", "bytes", "names", "it", "already"]
+    assert done.lines[-2].split() == ["present", "1", "517", "bytes", "up", "to", "date"]
     assert done.lines[-1] == "  nothing to do"
     more = detlayer("plan", "oci:layout", f"{at}/team/app:1", f"{at}/team/app:2", "--question")
     assert more.exit == 1
@@ -76,7 +76,7 @@ def test_json_is_one_document(detlayer: CommandLine, open_server: Server, index:
 def test_foreign_layers_are_not_sent(detlayer: CommandLine, open_server: Server, layout: Layout) -> None:
     layout.tag(image(layout, foreign_seed="windows"), "app")
     said = detlayer("plan", "oci:layout", f"{open_server.address}/team/app:1")
-    rows = [line for line in said.lines if "registries do not take foreign layers" in line]
+    rows = [line for line in said.lines if "registries do not accept foreign layers" in line]
     assert len(rows) == 1
     assert rows[0].startswith("  foreign ")
 

@@ -151,7 +151,7 @@ def test_a_full_disk(detlayer: CommandLine, open_server: Server, layout: Layout)
     ("trap", "exit_code", "code", "says"),
     [
         ("garbage-manifest", 4, "registry-garbage", "web page instead of a manifest"),
-        ("no-json-manifest", 3, "document-invalid", "/team/app:1 is no JSON: "),
+        ("no-json-manifest", 3, "document-invalid", "/team/app:1 is not valid JSON: "),
         ("endless-manifest", 4, "manifest-too-long", "has over 4,194,304 bytes"),
         ("endless-blob", 6, "blob-digest", "/team/app sends too many bytes for sha256:"),
         ("digest-header-wrong", 6, "manifest-digest", " sent sha256:"),

@@ -229,7 +229,7 @@ def test_a_whole_index(detlayer: CommandLine, open_server: Server, index: str, l
     layout.tag(image(layout, ["other"]), "other")
     at = f"{open_server.address}/team/all:1"
     exit_code, code, _, hint = detlayer("push", "oci:layout", at).error
-    assert (exit_code, code, hint) == (3, "layout-image", "its tags are app, other")
+    assert (exit_code, code, hint) == (3, "layout-image", "available tags: app, other")
     said = detlayer("push", "oci:layout", at, "--index")
     assert said.exit == 0
     stored = open_server.manifest("team/all", said.stdout.strip())
@@ -382,14 +382,14 @@ def test_images_that_are_not_there(detlayer: CommandLine, index: str, layout: La
     assert detlayer("push", "oci:nowhere", at).error == (
         3,
         "layout-missing",
-        "there is no OCI layout nowhere",
+        "OCI layout not found: nowhere",
         "check the path: oci:DIR[:TAG]",
     )
     assert detlayer("push", "oci:layout:2", at).error == (
         3,
         "layout-image",
         "layout has no images with the tag 2",
-        "its tags are app",
+        "available tags: app",
     )
     assert detlayer("push", "oci-archive:nowhere.tar", at).exit == 3
     (detlayer.here / "bad.tar").write_bytes(b"no tar" * 1000)
