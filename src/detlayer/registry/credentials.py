@@ -54,7 +54,7 @@ class Credentials:
 class CredentialSources:
     """Where to look for credentials, in order: `given` ones, then files.
 
-    `given` ones apply only to the registries in `given_for`, unless that is None. `required` is a file that must exist.
+    `given` ones apply only to the registries in `given_for`, unless it is None. `required` is a file that must exist.
     `environment` is passed to helper programs, including PATH.
     """
 
