@@ -28,9 +28,9 @@ def test_each_blob_has_an_action_and_a_reason(
     assert here == f"{at}/team/app"
     actions = [(row.split()[0], row.split("  ")[-1]) for row in rows[:-1]]
     # The bases are in the image that the tag names now; top layers and configs are new.
-    assert actions.count(("inferred", "listed by a manifest that is there")) == 2
-    assert actions.count(("upload", "not known to be there")) == 4
-    assert actions[-3:] == [("put", "not known to be there")] * 2 + [("put", f"names {old} now")]
+    assert actions.count(("inferred", "listed by an existing manifest")) == 2
+    assert actions.count(("upload", "not known to exist")) == 4
+    assert actions[-3:] == [("put", "not known to exist")] * 2 + [("put", f"names {old} now")]
     assert rows[-1].startswith("  11 requests and ")
     assert len({row.index(row.split("  ")[-1]) for row in rows[:-1]}) == 1  # the columns are straight
     two = detlayer("plan", "oci:layout", f"{at}/team/app:1", f"{at}/new/app:1", "--source", f"{at}/team/base")
@@ -47,7 +47,7 @@ def test_a_question_has_an_exit(detlayer: CommandLine, open_server: Server, inde
     seed(open_server, "team/app", layout, platforms(layout, 2, 2), "1")
     done = detlayer("plan", "oci:layout", f"{at}/team/app:1", "--question")
     assert (done.exit, done.stderr) == (0, "")
-    assert done.lines[-2].split() == ["present", "1", "517", "bytes", "names", "it", "already"]
+    assert done.lines[-2].split() == ["present", "1", "517", "bytes", "up", "to", "date"]
     assert done.lines[-1] == "  nothing to do"
     more = detlayer("plan", "oci:layout", f"{at}/team/app:1", f"{at}/team/app:2", "--question")
     assert more.exit == 1
@@ -76,7 +76,7 @@ def test_json_is_one_document(detlayer: CommandLine, open_server: Server, index:
 def test_foreign_layers_are_not_sent(detlayer: CommandLine, open_server: Server, layout: Layout) -> None:
     layout.tag(image(layout, foreign_seed="windows"), "app")
     said = detlayer("plan", "oci:layout", f"{open_server.address}/team/app:1")
-    rows = [line for line in said.lines if "registries do not take foreign layers" in line]
+    rows = [line for line in said.lines if "registries do not accept foreign layers" in line]
     assert len(rows) == 1
     assert rows[0].startswith("  foreign ")
 
@@ -86,7 +86,7 @@ def test_errors_are_on_stderr_and_in_json(detlayer: CommandLine, index: str) -> 
     assert detlayer(*plan).error == (
         5,
         "registry-unreachable",
-        "127.0.0.1:1 can't be reached: Connection refused",
+        "can't connect to 127.0.0.1:1: Connection refused",
         "check the name, the port and the network",
     )
     said = detlayer(*plan, "--json")
@@ -94,6 +94,6 @@ def test_errors_are_on_stderr_and_in_json(detlayer: CommandLine, index: str) -> 
     assert said.result == {
         "type": "error",
         "code": "registry-unreachable",
-        "message": "127.0.0.1:1 can't be reached: Connection refused",
+        "message": "can't connect to 127.0.0.1:1: Connection refused",
         "hint": "check the name, the port and the network",
     }

@@ -67,7 +67,7 @@ def test_one_platform(detlayer: CommandLine, open_server: Server, layout: Layout
     assert blobs(detlayer.here / "pulled") == layout.blobs_of(child)
     missing = detlayer("pull", at, "-o", "oci:other", "--platform", "windows/amd64")
     assert missing.failure == (4, "platform-missing")
-    assert missing.words[-1] == "  hint: it is for linux/amd64, linux/arm64"
+    assert missing.words[-1] == "  hint: available: linux/amd64, linux/arm64"
     assert not (detlayer.here / "other").exists()
 
 
@@ -150,13 +150,13 @@ def test_a_full_disk(detlayer: CommandLine, open_server: Server, layout: Layout)
 @pytest.mark.parametrize(
     ("trap", "exit_code", "code", "says"),
     [
-        ("garbage-manifest", 4, "registry-garbage", "answers a request for a manifest with a web page"),
-        ("no-json-manifest", 3, "document-invalid", "/team/app:1 is no JSON: "),
+        ("garbage-manifest", 4, "registry-garbage", "web page instead of a manifest"),
+        ("no-json-manifest", 3, "document-invalid", "/team/app:1 is not valid JSON: "),
         ("endless-manifest", 4, "manifest-too-long", "has over 4,194,304 bytes"),
         ("endless-blob", 6, "blob-digest", "/team/app sends too many bytes for sha256:"),
         ("digest-header-wrong", 6, "manifest-digest", " sent sha256:"),
         ("blobs-elsewhere-fishing", 4, "redirect-refused", "(401, UNAUTHORIZED: who are you?)"),
-        ("never-answers", 5, "registry-timeout", "takes too long to answer"),
+        ("never-answers", 5, "registry-timeout", "timed out"),
     ],
 )
 def test_a_registry_that_is_none(
@@ -244,7 +244,7 @@ def test_a_config_that_is_none(detlayer: CommandLine, start_strict: StartStrict,
     assert not (detlayer.here / "pulled").exists()
     said = detlayer("pull", at, "-o", "oci:pulled")
     assert (said.exit, said.stdout) == (0, f"{odd['digest']}\n")
-    assert said.words[0].startswith(f"warning[platform-unknown]: what {at} is for can't be told: sha256:")
+    assert said.words[0].startswith(f"warning[platform-unknown]: can't determine the platform of {at}: sha256:")
     assert blobs(detlayer.here / "pulled") == layout.blobs_of(odd)
     assert "platform" not in named(detlayer.here / "pulled")["1"]
     pushed = detlayer("push", "oci:pulled", f"{server.address}/team/copy:1")

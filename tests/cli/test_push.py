@@ -178,9 +178,9 @@ def test_a_check_restores_what_the_registry_lost(
     assert planned.exit == 1
     rows = [(line.split()[0], line.split("  ")[-1]) for line in planned.lines[1:-1] if " present " not in line]
     assert rows == [
-        ("upload", "not there"),
-        ("put", "lists what was missing"),
-        ("put", "names it already, and parts of it were missing"),
+        ("upload", "missing"),
+        ("put", "lists missing parts"),
+        ("put", "up to date, but parts were missing"),
     ]
     assert detlayer("push", "oci:layout", at, "--check", "--dry-run").stdout == planned.stdout
     said = detlayer("push", "oci:layout", at, "--check")
@@ -229,7 +229,7 @@ def test_a_whole_index(detlayer: CommandLine, open_server: Server, index: str, l
     layout.tag(image(layout, ["other"]), "other")
     at = f"{open_server.address}/team/all:1"
     exit_code, code, _, hint = detlayer("push", "oci:layout", at).error
-    assert (exit_code, code, hint) == (3, "layout-image", "its tags are app, other")
+    assert (exit_code, code, hint) == (3, "layout-image", "available tags: app, other")
     said = detlayer("push", "oci:layout", at, "--index")
     assert said.exit == 0
     stored = open_server.manifest("team/all", said.stdout.strip())
@@ -287,9 +287,9 @@ def test_one_tag_of_several_fails(detlayer: CommandLine, start_strict: StartStri
     # The exit is that of the first failure; the others are told all the same, and the rest is pushed.
     assert (said.exit, said.stdout) == (4, "")
     assert said.words[:3] == [f"{at}/team/app:1 failed", f"{at}/team/app:2 pushed", "127.0.0.1:1/team/app:1 failed"]
-    assert said.words[3].startswith("error[registry-unreachable]: 127.0.0.1:1 can't be reached: Connection refused")
+    assert said.words[3].startswith("error[registry-unreachable]: can't connect to 127.0.0.1:1: Connection refused")
     assert said.words[-2].startswith(f"error[tag-immutable]: {at} refused to let you push {at}/team/app:1 (400, TAG_")
-    assert said.words[-1] == "  hint: the registry lets no tag move: push under a new tag"
+    assert said.words[-1] == "  hint: the tag is immutable: push under a new tag"
     assert server.tags("team/app")["2"] == index
     as_json = detlayer("push", "oci:layout", *names, "--retries", "0", "--json", "-q")
     assert as_json.exit == 4
@@ -297,7 +297,7 @@ def test_one_tag_of_several_fails(detlayer: CommandLine, start_strict: StartStri
     assert as_json.result["code"] == "tag-immutable"
     unreachable = {
         "error": "registry-unreachable",
-        "message": "127.0.0.1:1 can't be reached: Connection refused",
+        "message": "can't connect to 127.0.0.1:1: Connection refused",
     }
     failed = {"tag": "1", "state": "failed", "error": "tag-immutable", "message": as_json.result["message"]}
     assert as_json.documents[0]["results"] == [
@@ -382,14 +382,14 @@ def test_images_that_are_not_there(detlayer: CommandLine, index: str, layout: La
     assert detlayer("push", "oci:nowhere", at).error == (
         3,
         "layout-missing",
-        "there is no OCI layout nowhere",
+        "OCI layout not found: nowhere",
         "check the path: oci:DIR[:TAG]",
     )
     assert detlayer("push", "oci:layout:2", at).error == (
         3,
         "layout-image",
         "layout has no images with the tag 2",
-        "its tags are app",
+        "available tags: app",
     )
     assert detlayer("push", "oci-archive:nowhere.tar", at).exit == 3
     (detlayer.here / "bad.tar").write_bytes(b"no tar" * 1000)

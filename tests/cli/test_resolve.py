@@ -41,7 +41,7 @@ def test_a_platform(detlayer: CommandLine, open_server: Server, layout: Layout) 
         4,
         "platform-missing",
         f"{at}/team/app:1 is not for linux/s390x",
-        "it is for linux/amd64, linux/arm64",
+        "available: linux/amd64, linux/arm64",
     )
     assert detlayer("resolve", f"{at}/team/app:1", "--platform", "arm64").failure == (2, "platform-invalid")
 
@@ -56,7 +56,7 @@ def test_a_config_that_is_none(detlayer: CommandLine, start_strict: StartStrict,
     said = detlayer("resolve", reference)
     assert (said.exit, said.stdout) == (0, f"{odd['digest']} {MANIFEST} -\n")
     assert len(said.words) == 1
-    assert said.words[0].startswith(f"warning[platform-unknown]: what {reference} is for can't be told: sha256:")
+    assert said.words[0].startswith(f"warning[platform-unknown]: can't determine the platform of {reference}: sha256:")
     assert detlayer("resolve", reference, "--json").result["platforms"] == []
     assert detlayer("resolve", reference, "--platform", "linux/amd64").failure == (3, "document-invalid")
 
@@ -81,7 +81,7 @@ def test_what_is_not_there(detlayer: CommandLine, open_server: Server) -> None:
     at = open_server.address
     exit_code, code, message, hint = detlayer("resolve", f"{at}/team/app:1").error
     assert (exit_code, code, hint) == (4, "not-found", "check the name and the tag")
-    assert message.startswith(f"can't pull {at}/team/app:1: it is not there (404, ")
+    assert message.startswith(f"can't pull {at}/team/app:1: not found (404, ")
     said = detlayer("resolve", f"{at}/team/app:1", "--json")
     assert (said.exit, said.result["type"], said.result["code"]) == (4, "error", "not-found")
 
@@ -98,4 +98,4 @@ def test_a_platform_that_would_write_to_the_terminal(
     shown = r"\x1b[31mlinux\n::error::x/a\u202eb/\x07"
     assert detlayer("resolve", reference).stdout == f"{index['digest']} {INDEX} {shown}\n"
     _, code, _, hint = detlayer("resolve", reference, "--platform", "linux/amd64").error
-    assert (code, hint) == ("platform-missing", f"it is for {shown}")
+    assert (code, hint) == ("platform-missing", f"available: {shown}")

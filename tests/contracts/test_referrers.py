@@ -410,5 +410,5 @@ def test_subjects_without_end(picky: StrictRegistry, layout: Layout) -> None:
     layout.tag(one, "image")
     with pytest.raises(DetlayerError) as caught:
         Client(picky).push(layout, "team/app:1")
-    assert "without end" in caught.value.message
+    assert "nested subjects" in caught.value.message
     assert len(picky.requests) < 300

@@ -315,7 +315,7 @@ def test_names_of_images_in_docker_archives(tmp_path: Path) -> None:
         assert refused(f"docker-archive:{path}:{name}").code == "layout-image"
     assert refused(f"docker-archive:{path}:NO").code == "reference-invalid"
     saved.save(path, three, saved.Image(LAYERS[1:], []))
-    assert refused(f"docker-archive:{path}").hint == "name one by its number: :@0"
+    assert refused(f"docker-archive:{path}").hint == "select one by its number: :@0"
 
 
 def test_docker_archives_that_lie(tmp_path: Path) -> None:

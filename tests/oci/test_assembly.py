@@ -174,8 +174,8 @@ def test_windows_keeps_its_version() -> None:
 @pytest.mark.parametrize(
     ("change", "word"),
     [
-        ({"os": ""}, "runs on"),
-        ({"rootfs": {"diff_ids": []}}, "1 layers and 0"),
+        ({"os": ""}, "no platform"),
+        ({"rootfs": {"diff_ids": []}}, "1 layers but 0"),
         ({"rootfs": {"diff_ids": ["x"]}}, "sha256"),
     ],
 )

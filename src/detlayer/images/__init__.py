@@ -1,1 +1,1 @@
-"""OCI layouts, OCI and Docker archives, and container engines: read and written."""
+"""Read and write OCI layouts, OCI and Docker archives, and load images into container engines."""

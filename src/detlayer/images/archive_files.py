@@ -1,4 +1,4 @@
-"""The files of a layout in an archive of it: indexed once, header by header, and read where they stand."""
+"""Files of a layout in a tar archive: indexed once by their headers, and read in place."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _INDEX_BYTES = 1 << 16
 
 
 class Archive:
-    """A layout in a tar, which may be compressed: then it is decompressed to a temporary file first."""
+    """A layout in a tar; a compressed one is first decompressed to a temporary file."""
 
     def __init__(self, path: str, *, max_expansion: int) -> None:
         self._path = path
@@ -53,7 +53,7 @@ class Archive:
             raise OutputError(
                 "spool-full",
                 f"no room to decompress {printable(self._path)} in {tempfile.gettempdir()}: {error.strerror}",
-                "set TMPDIR, or decompress it yourself",
+                "set TMPDIR to a directory with more room, or decompress the archive first",
             ) from error
 
     def _index(self) -> None:
@@ -63,17 +63,17 @@ class Archive:
             entry = member.entry
             at += len(member.blocks)
             if member.sparse:
-                raise self._invalid("holds sparse files", "make the archive anew")
+                raise self._invalid("contains sparse files", "create the archive again without sparse files")
             if entry.kind != "dir" and not member.special:
                 name = printable(entry.path)
                 if name in self._places or name in self._links:
-                    raise self._invalid(f"has {name} twice", "readers would not agree which counts")
+                    raise self._invalid(f"has {name} twice", "readers disagree: create the archive again")
                 if entry.kind == "file":
                     self._places[name] = (at, entry.size_bytes)
                 else:
                     self._links[name] = _target(name, printable(entry.target), is_symlink=entry.kind == "symlink")
             if len(self._places) + len(self._links) > _MAX_MEMBERS:
-                raise self._invalid(f"has over {_MAX_MEMBERS} files", "no layout has as many")
+                raise self._invalid(f"has over {_MAX_MEMBERS} files", "this is not an OCI layout: check the path")
             at += entry.size_bytes + padding(entry.size_bytes)
 
     def _invalid(self, what: str, hint: str) -> LayerError:
@@ -99,7 +99,7 @@ class Archive:
 
 
 class _Pieces:
-    """The bytes of a file, of which those of contents are passed by."""
+    """The bytes of a tar; the contents of files are skipped."""
 
     def __init__(self, file: OpenFile) -> None:
         self._file = file
@@ -119,13 +119,13 @@ class _Pieces:
 
     def skip(self, size: int) -> None:
         if size > self._left:
-            raise LayerError("tar-truncated", "the tar ends in the middle of an entry", "fetch or make it again")
+            raise LayerError("tar-truncated", "the tar ends in the middle of an entry", "build or pull the image again")
         self._at += size
         self._left -= size
 
 
 def _target(name: str, target: str, *, is_symlink: bool) -> str:
-    """Say where a link leads; outside of the archive there is nothing."""
+    """Resolve the target of a link within the archive; empty if it leads outside."""
     if is_symlink:
         target = posixpath.join(posixpath.dirname(name), target)
     return posixpath.normpath(target)
@@ -141,7 +141,7 @@ def _open_archive(path: str) -> OpenFile:
     if file is None:
         raise TreeError(
             "layout-missing",
-            f"there is no archive {printable(path)}",
+            f"archive not found: {printable(path)}",
             "check the path: oci-archive:FILE[:TAG], docker-archive:FILE[:REPO:TAG]",
         )
     return file

@@ -1,8 +1,8 @@
-"""Images as archives: `oci-archive` and `docker-archive`, the same bytes for the same image.
+"""Write images as `oci-archive` and `docker-archive`, the same bytes for the same image.
 
-The tar is detlayer's own (SPEC 5): entries in order, fixed times and owners. Every blob is held against its digest on
-its way, so a damaged one ends the archive before it is there. Sources: image-spec image-layout.md; moby's
-image/tarexport for what `docker load` reads.
+The tar is deterministic (SPEC 5): sorted entries, fixed times and owners. Each blob is verified while it is written, so
+a corrupt one fails the archive before it is published. Sources: image-spec image-layout.md; moby's image/tarexport for
+what `docker load` reads.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ Pieces = Callable[[], Iterator[bytes]]
 
 
 class _File(msgspec.Struct, frozen=True):
-    """A file of an archive: its path, its size, and its bytes, once."""
+    """A file of an archive: its path, size and bytes; readable once."""
 
     path: str
     size_bytes: int
@@ -48,10 +48,10 @@ class _File(msgspec.Struct, frozen=True):
 
 
 def write_oci_archive(sink: Sink, wanted: Wanted, source: ImageSource, *, tags: Sequence[str] = ()) -> None:
-    """Write an image as a tar of an OCI layout, with `tags` as its names in it.
+    """Write an image as a tar of an OCI layout, with `tags` as its names.
 
-    Foreign layers that are not here are left out. Raises LayerError for another blob that is not here, IntegrityError
-    for one that is not what it should be, OutputError.
+    Skips missing foreign layers. Raises LayerError for other missing blobs, IntegrityError for corrupt ones, and
+    OutputError.
     """
     root = wanted.root.descriptor()
     named = [replace(root, annotations={REF_NAME: tag}) for tag in tags] or [root]
@@ -73,30 +73,30 @@ def write_oci_archive(sink: Sink, wanted: Wanted, source: ImageSource, *, tags: 
 def write_docker_archive(
     sink: Sink, image: Document, source: ImageSource, *, references: Sequence[Reference] = (), max_expansion: int = 200
 ) -> None:
-    """Write one image as `docker load` and `podman load` take it, under these names.
+    """Write one image under these names in the format of `docker load` and `podman load`.
 
-    Layers stay as they are, plain or gzip; those of zstd, which older ones do not take, are decompressed. Raises
-    ConfigError for what is no image of one platform, LayerError, IntegrityError, OutputError.
+    Plain and gzip layers are copied unchanged; zstd ones, which older engines reject, are decompressed. Raises
+    ConfigError for anything but an image of one platform, LayerError, IntegrityError, OutputError.
     """
     config = image.config
     if config is None:
         raise ConfigError(
             "archive-index",
-            f"{image.digest} is an index, and a docker-archive holds one platform",
+            f"{image.digest} is an index, but a docker-archive has one platform",
             "choose one with --platform, or write an oci-archive",
         )
     if not config.is_config or not all(one.is_layer for one in image.layers):
         raise ConfigError(
             "archive-artifact",
-            f"{image.digest} is no image that can be loaded",
-            "write an artifact into a layout or an oci-archive",
+            f"{image.digest} is an artifact, not a container image",
+            "write it to a layout or an oci-archive instead",
         )
     config_name = f"{config.digest.hex}.json"
     data = _config(config_name, config, source)
     diff_ids = parse_config(data, str(config.digest)).diff_ids
     if len(diff_ids) != len(image.layers):
         what = f"{config.digest} has {len(diff_ids)} diff_ids for {len(image.layers)} layers"
-        raise LayerError("document-invalid", what, "make the image anew")
+        raise LayerError("document-invalid", what, "build the image again")
     files = {config_name: _bytes(config_name, data)}
     names = []
     for blob, diff_id in zip(image.layers, diff_ids, strict=True):
@@ -113,7 +113,7 @@ def write_docker_archive(
 
 
 def _write(sink: Sink, directories: Iterable[str], files: Iterable[_File]) -> None:
-    """Write a tar (SPEC 5) of these in order (SPEC 3.4)."""
+    """Write a tar (SPEC 5) of these files in order (SPEC 3.4)."""
     entries = [(Entry(path.encode(), "dir", 0o755), _nothing) for path in directories]
     entries += [(Entry(one.path.encode(), "file", size_bytes=one.size_bytes), one.pieces) for one in files]
     for entry, pieces in sorted(entries, key=lambda pair: order_key(pair[0].path)):
@@ -133,13 +133,13 @@ def _bytes(path: str, data: bytes) -> _File:
 
 
 def _blob(path: str, blob: Descriptor, source: ImageSource) -> _File | None:
-    """Name a blob's bytes, checked when they are read; None for a foreign layer that is not here."""
+    """Return a blob as a file, verified when read; None for a missing foreign layer."""
     body = source.body(blob)
     if body is None and blob.is_foreign:
         return None
     if body is None:
         raise LayerError(
-            "blob-missing", f"{blob.digest} is not here, and an archive needs it", "pull it without --manifests-only"
+            "blob-missing", f"blob {blob.digest} not found, but an archive needs it", "pull it without --manifests-only"
         )
     return _File(path, blob.size_bytes, partial(_checked, body, blob))
 
@@ -148,13 +148,13 @@ def _needed(path: str, blob: Descriptor, source: ImageSource) -> _File:
     file = _blob(path, blob, source)
     if file is None:
         raise LayerError(
-            "blob-missing", f"the foreign layer {blob.digest} is not here", "write an oci-archive, which may lack it"
+            "blob-missing", f"foreign layer {blob.digest} not found", "write an oci-archive, which does not need it"
         )
     return file
 
 
 def _checked(body: Body, blob: Descriptor) -> Iterator[bytes]:
-    """Read a blob; raises IntegrityError at its end, or before what is too much."""
+    """Read a blob; raises IntegrityError at its end, or before excess bytes."""
     sha, count = hashlib.sha256(), 0
     with body.open() as file:
         while piece := file.read(_PIECE_BYTES):
@@ -164,13 +164,13 @@ def _checked(body: Body, blob: Descriptor) -> Iterator[bytes]:
                 break
             yield piece
     if count != blob.size_bytes or sha.hexdigest() != blob.digest.hex:
-        raise IntegrityError("blob-digest", f"{blob.digest} is something else", "fetch or make the image again")
+        raise IntegrityError("blob-digest", f"blob {blob.digest} is corrupt", "build or pull the image again")
 
 
 def _config(path: str, config: Descriptor, source: ImageSource) -> bytes:
     if config.size_bytes > MAX_DOCUMENT_BYTES:
         raise LayerError(
-            "document-too-long", f"the config {config.digest} has {config.size_bytes} bytes", "no honest image has such"
+            "document-too-long", f"the config {config.digest} has {config.size_bytes} bytes", "do not trust this image"
         )
     return b"".join(_needed(path, config, source).pieces())
 
@@ -178,11 +178,11 @@ def _config(path: str, config: Descriptor, source: ImageSource) -> bytes:
 def _expanded(
     blob: Descriptor, diff_id: str, source: ImageSource, max_expansion: int, known: Mapping[str, _File]
 ) -> _File:
-    """Name the tar that a blob holds, which is read once for its size and once more to be written."""
+    """Return the tar in a blob as a file; the blob is read once for the size, and again for the bytes."""
     try:
         name = f"{parse_digest(diff_id).hex}.tar"
     except ValueError as error:
-        raise LayerError("document-invalid", f"{printable(diff_id)} is no diff_id", "make the image anew") from error
+        raise LayerError("document-invalid", f"invalid {printable(diff_id)}", "build the image again") from error
     if name in known:
         return known[name]
     body = source.body(blob)
@@ -195,13 +195,13 @@ def _expanded(
             try:
                 yield from reader
             except LayerError:
-                while file.read(_PIECE_BYTES):  # a source that is corrupt says so at its end
+                while file.read(_PIECE_BYTES):  # a corrupt source raises at its end
                     pass
                 raise
         facts = reader.facts
         if (facts.digest, str(facts.diff_id)) != (blob.digest, diff_id):
             raise IntegrityError(
-                "blob-digest", f"{blob.digest} is not the layer {diff_id}", "fetch or make the image again"
+                "blob-digest", f"{blob.digest} does not match the diff_id {diff_id}", "build or pull the image again"
             )
 
     return _File(name, sum(map(len, pieces())), pieces)

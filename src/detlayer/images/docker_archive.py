@@ -1,8 +1,8 @@
-"""Images as `docker save` and `podman save` write them: manifest.json, configs, and layers that are plain tars.
+"""Read images written by `docker save` and `podman save`: manifest.json, configs, and layers as plain tars.
 
-Such an archive has no manifest that a registry would take, so one is made here: always the same for the same archive,
-and of OCI's media types, since Docker's know no plain or zstd layers. The config stays as it is, byte for byte. An
-archive of docker 25 or later is an OCI layout, too; as `oci-archive:` it keeps the manifest that is in it.
+Such an archive has no registry manifest, so one is made here, always the same for the same archive. It has OCI media
+types, since Docker's lack plain and zstd layers. The config stays unchanged, byte for byte. An archive of docker 25 or
+later is also an OCI layout; read it as `oci-archive:` to keep its own manifest.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from detlayer.oci.types import MEDIA_TYPE_CONFIG, MEDIA_TYPE_MANIFEST, Descripto
 _INDEX = "manifest.json"
 _MAX_LAYERS = 1000
 _THREADS = 4
-# Files that are named by what they hold, if by anything; layers are held against their diff_ids anyway.
+# Files named by their digest, if by anything; layers are verified by their diff_ids anyway.
 _NAMED_BY_DIGEST = re.compile(r"(?:blobs/sha256/([0-9a-f]{64})|([0-9a-f]{64})\.json)\Z")
 
 
@@ -48,7 +48,7 @@ class _StoredLayer(NamedTuple):
 
 
 class SavedImage(msgspec.Struct, frozen=True):
-    """An image of an archive: the manifest that is made for it, and where its blobs are."""
+    """An image of an archive: its generated manifest, and the locations of its blobs."""
 
     path: str
     manifest: Document
@@ -56,7 +56,7 @@ class SavedImage(msgspec.Struct, frozen=True):
     _names: dict[Digest, str] = {}
 
     def find(self, digest: Digest) -> OpenFile | None:
-        """Open a blob, unchecked; None if it is not there."""
+        """Open a blob without verifying it; None if it is not found."""
         name = self._names.get(digest)
         return None if name is None else self._archive.open(name)
 
@@ -65,8 +65,8 @@ class SavedImage(msgspec.Struct, frozen=True):
 def open_saved(text: str, *, max_expansion: int = 200) -> Iterator[SavedImage]:
     """Open `docker-archive:FILE[:REPOSITORY:TAG]`, or `docker-archive:FILE:@N` for the Nth image, from 0.
 
-    All layers are read once, since their digests are nowhere: raises IntegrityError where one is not what the config
-    says, TreeError, LayerError and ConfigError.
+    Reads all layers once, since the archive lacks their digests. Raises IntegrityError for a layer that does not match
+    the config, TreeError, LayerError and ConfigError.
     """
     path, wanted = split_name(text.removeprefix(SAVED), is_file)
     archive = Archive(path, max_expansion=max_expansion)
@@ -90,7 +90,7 @@ class _Reading:
         facts = parse_config(data, saved.Config)
         layers = saved.Layers or []
         if len(layers) != len(facts.diff_ids):
-            raise self._invalid(f"has {len(layers)} layers for an image with {len(facts.diff_ids)}")
+            raise self._invalid(f"has {len(layers)} layers for an image with {len(facts.diff_ids)} diff_ids")
         if len(layers) > _MAX_LAYERS:
             raise self._invalid(f"has an image with over {_MAX_LAYERS} layers")
         sources = saved.LayerSources or {}
@@ -119,14 +119,14 @@ class _Reading:
     def _images(self) -> list[_Saved]:
         if not self._archive.holds(_INDEX):
             if self._archive.holds("index.json"):
-                hint = f"it is an OCI layout: oci-archive:{printable(self._path)}"
+                hint = f"this is an OCI layout: use oci-archive:{printable(self._path)}"
             else:
                 hint = "save the image with docker 1.10 or later, or with podman"
             raise LayerError("layout-invalid", f"{printable(self._path)} has no {_INDEX}", hint)
         try:
             return msgspec.json.decode(read_document(self._open(_INDEX), _INDEX), type=list[_Saved])
         except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
-            raise self._invalid(f"has a {_INDEX} that is none: {error}") from error
+            raise self._invalid(f"has an invalid {_INDEX}: {error}") from error
 
     def _choose(self, images: list[_Saved], wanted: str) -> _Saved:
         found = images
@@ -139,25 +139,25 @@ class _Reading:
             return found[0]
         tags = sorted({tag for one in images for tag in one.RepoTags or ()})
         what = f"{printable(self._path)} has {len(found) or 'no'} image{'s' * (len(found) != 1)}"
-        hint = f"it has {', '.join(map(printable, tags[:10]))}" if tags else "name one by its number: :@0"
+        hint = f"available: {', '.join(map(printable, tags[:10]))}" if tags else "select one by its number: :@0"
         raise LayerError("layout-image", f"{what} named {printable(wanted)}" if wanted else what, hint)
 
     def _foreign(self, source: object) -> Descriptor | None:
-        """Take the descriptor of a layer that registries don't want, where docker wrote that down."""
+        """Return the descriptor of a foreign layer, if docker recorded one."""
         if source is None:
             return None
         descriptor = parse_descriptor(source, f"LayerSources of {self._path}")
         return descriptor if descriptor.is_foreign else None
 
     def _measure(self, name: str) -> _StoredLayer:
-        """Read a layer once."""
+        """Read a layer once to compute its digests."""
         with self._open(name) as file, file.stretch(0, min(HEAD_BYTES, file.size_bytes)) as head:
             media_type = layer_type(head.read(HEAD_BYTES))
             if media_type.endswith("tar"):
                 digest, size_bytes = measure(file)
                 return _StoredLayer(Descriptor(media_type, digest, size_bytes), digest)
             reader = BlobReader(file, max_expansion=self._max_expansion)
-            for _ in reader:  # only its facts are wanted
+            for _ in reader:  # only the digests are needed
                 continue
             facts = reader.facts
             assert facts.digest is not None
@@ -168,8 +168,8 @@ class _Reading:
         if str(stored.diff_id) != diff_id:
             raise IntegrityError(
                 "blob-digest",
-                f"{printable(name)} of {printable(self._path)} is the layer {stored.diff_id}, "
-                f"where the config has {printable(diff_id)}",
+                f"{printable(name)} of {printable(self._path)} has the diff_id {stored.diff_id}, "
+                f"but the config has {printable(diff_id)}",
                 "save the image again",
             )
         self._check_name(name, stored.descriptor.digest)
@@ -179,7 +179,7 @@ class _Reading:
         named = _NAMED_BY_DIGEST.match(name)
         if named is not None and digest.hex not in named.groups():
             raise IntegrityError(
-                "blob-digest", f"{name} of {printable(self._path)} holds {digest}", "save the image again"
+                "blob-digest", f"{name} of {printable(self._path)} has the digest {digest}", "save the image again"
             )
 
     def _open(self, name: str) -> OpenFile:
@@ -196,5 +196,5 @@ def _references(saved: _Saved) -> Iterator[Reference]:
     for tag in saved.RepoTags or ():
         try:
             yield parse_reference(tag)
-        except ConfigError:  # a name that docker 1.10 took, and nobody can ask for
+        except ConfigError:  # a name that docker 1.10 accepted, but that is invalid in references
             continue

@@ -1,6 +1,6 @@
-"""Container engines on this machine: an image goes in through `docker load` or `podman load`. Never what an image is.
+"""Load images into local container engines with `docker load` or `podman load`.
 
-The archive is piped, not kept. An engine that fails, or is left alone in the middle, loads nothing.
+The archive is piped, not stored. An engine that fails or is interrupted loads nothing.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _SHOWN_CHARACTERS = 2000
 
 
 def load(engine: Engine, write: Callable[[Sink], None]) -> None:
-    """Load what `write` writes, a docker-archive; raises ConfigError, OutputError, and what `write` raises."""
+    """Load the docker-archive written by `write`; raises ConfigError, OutputError, and the errors of `write`."""
     with tempfile.TemporaryFile() as said:
         process = _start([engine, "load"], stdin=subprocess.PIPE, output=said)
         assert process.stdin is not None
@@ -29,7 +29,7 @@ def load(engine: Engine, write: Callable[[Sink], None]) -> None:
             write(sink)
             sink.close()
         except _ClosedError:
-            pass  # the engine has had enough; it says why
+            pass  # the engine stopped reading; its output says why
         except BaseException:
             process.kill()
             process.wait()
@@ -40,13 +40,13 @@ def load(engine: Engine, write: Callable[[Sink], None]) -> None:
             text = said.read().decode("utf-8", "replace").strip()[-_SHOWN_CHARACTERS:]
             raise OutputError(
                 "engine-failed",
-                f"`{engine} load` ended with {process.returncode}: {printable(text) or 'it did not say why'}",
-                f"is {engine} running, and may you use it?",
+                f"`{engine} load` failed with exit code {process.returncode}: {printable(text) or 'no error message'}",
+                f"check that {engine} is running and that you may use it: {engine} info",
             )
 
 
 def identity(engine: Engine, name: str) -> str:
-    """Say which image an engine has under a name, as `sha256:HEX` of its config; empty if none. Raises ConfigError."""
+    """Return the config digest of an engine's image by name, as `sha256:HEX`; empty if none. Raises ConfigError."""
     with tempfile.TemporaryFile() as said:
         process = _start(
             [engine, "image", "inspect", "--format", "{{.Id}}", name], stdin=subprocess.DEVNULL, output=said
@@ -64,17 +64,17 @@ def _start(command: list[str], *, stdin: int, output: IO[bytes]) -> subprocess.P
     except OSError as error:
         raise ConfigError(
             "engine-missing",
-            f"{command[0]} can't be started: {error.strerror}",
-            "install it, or write --output docker-archive:FILE",
+            f"can't start {command[0]}: {error.strerror}",
+            "install it, or use --output docker-archive:FILE",
         ) from error
 
 
 class _ClosedError(Exception):
-    """The engine reads no more."""
+    """The engine has stopped reading."""
 
 
 class _Pipe:
-    """The stdin of an engine, as a sink."""
+    """The stdin of an engine as a sink."""
 
     def __init__(self, stream: IO[bytes]) -> None:
         self._stream = stream

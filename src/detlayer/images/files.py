@@ -1,4 +1,4 @@
-"""Files as the layers and blobs that they hold: opened, read, and what the system says of them as an error of ours."""
+"""Open and read layer and blob files, with system errors as DetlayerErrors."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class OpenFile:
-    """A file being read, or a stretch of one. Owns its descriptor; stretches of one file do not disturb each other."""
+    """An open file or a range of one. Owns its descriptor; ranges of one file have independent positions."""
 
     def __init__(self, fd: int, name: str, stretch: tuple[int, int] | None = None) -> None:
         self._fd = fd
@@ -35,20 +35,20 @@ class OpenFile:
             raise unreadable(self._name, error) from error
         if left and size and not data:
             raise LayerError(
-                "input-changed", f"{printable(self._name)} ends {left} bytes too early", "did something cut it off?"
+                "input-changed", f"{printable(self._name)} is {left} bytes shorter than before", "try again"
             )
         self._stretch = at + len(data), left - len(data)
         return data
 
     @property
     def stamp(self) -> tuple[int, int, int]:
-        """What is another after the file has changed."""
+        """Return values that differ after the file has changed."""
         status = self._status()
         return status.st_ino, status.st_size, status.st_mtime_ns
 
     @property
     def size_bytes(self) -> int:
-        """How much there is to read; of a file as a whole, how long it is."""
+        """The number of bytes left in the range, or the size of a whole file."""
         return self._status().st_size if self._stretch is None else self._stretch[1]
 
     def _status(self) -> os.stat_result:
@@ -58,12 +58,12 @@ class OpenFile:
             raise unreadable(self._name, error) from error
 
     def stretch(self, at: int, size_bytes: int) -> OpenFile:
-        """Open a part of what is left of a stretch, or of a file as a whole; it outlives this one."""
+        """Open a part of the remaining range; it outlives this object."""
         start = self._stretch[0] if self._stretch is not None else 0
         return OpenFile(os.dup(self._fd), self._name, (start + at, size_bytes))
 
     def close(self) -> None:
-        """Close the file; once is enough."""
+        """Close the file; can be called again."""
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
@@ -76,8 +76,8 @@ class OpenFile:
 
 
 def open_regular(path: str) -> OpenFile | None:
-    """Open a regular file; None if it is something else. Raises OSError."""
-    # Not blocking: what was named may be a FIFO, which nobody writes to.
+    """Open a regular file; None for other kinds. Raises OSError."""
+    # Non-blocking: opening a FIFO without a writer would hang.
     fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     if stat.S_ISREG(os.fstat(fd).st_mode):
         return OpenFile(fd, path)
@@ -86,15 +86,13 @@ def open_regular(path: str) -> OpenFile | None:
 
 
 def open_file(path: str) -> OpenFile:
-    """Open a layer file that is read more than once; raises LayerError, also for what can't be one."""
+    """Open a layer file that is read more than once; raises LayerError, also for other file formats."""
     try:
         file = open_regular(path)
     except OSError as error:
         raise unreadable(path, error) from error
     if file is None:
-        raise LayerError(
-            "input-unreadable", f"{printable(path)} is no file that can be read twice", "save it as a file"
-        )
+        raise LayerError("input-unreadable", f"{printable(path)} is not a regular file", "save it to a file first")
     _check_head(file, path)
     return file
 
@@ -103,9 +101,9 @@ def open_layer(path: str | os.PathLike[str]) -> OpenFile:
     """Open a layer that is read once: a file or a pipe. Raises LayerError."""
     name = os.fspath(path)
     try:
-        with open(name, "rb", buffering=0) as opened:  # it refuses directories, too
+        with open(name, "rb", buffering=0) as opened:  # fails for directories
             file = OpenFile(os.dup(opened.fileno()), name)
-            if stat.S_ISREG(os.fstat(opened.fileno()).st_mode):  # of a pipe, its reader sees the first bytes
+            if stat.S_ISREG(os.fstat(opened.fileno()).st_mode):  # a pipe's first bytes are checked by its reader
                 _check_head(file, name)
             return file
     except OSError as error:
@@ -113,7 +111,7 @@ def open_layer(path: str | os.PathLike[str]) -> OpenFile:
 
 
 def _check_head(file: OpenFile, name: str) -> None:
-    """Close the file and raise LayerError if it is of a format that no layer has."""
+    """Close the file and raise LayerError if its format is never that of a layer."""
     try:
         with file.stretch(0, min(HEAD_BYTES, file.size_bytes)) as head:
             check_format(head.read(HEAD_BYTES), name)
@@ -123,7 +121,7 @@ def _check_head(file: OpenFile, name: str) -> None:
 
 
 def read_bounded(file: Readable, limit: int) -> bytes | None:
-    """Read all that is left of a file; None if that is over `limit` bytes."""
+    """Read the rest of a file; None if it has over `limit` bytes."""
     parts = []
     left = limit + 1
     while left and (part := file.read(left)):
@@ -133,10 +131,10 @@ def read_bounded(file: Readable, limit: int) -> bytes | None:
 
 
 def find_kind(path: str) -> Literal["", "layer", "layout"]:
-    """Say what a path is to be read as: a layer file, a directory with an OCI layout, or neither. Raises LayerError.
+    """Classify a path: layer file, directory with an OCI layout, or neither. Raises LayerError.
 
-    A file is a layer by its first bytes or by its name, so that one that is empty or damaged is not taken for a source,
-    which may well be reproducible. What is of another format counts as well: it is refused when it is opened.
+    A file is a layer by its first bytes or its name, so that an empty or damaged one is not taken for a source tree.
+    Other file formats count as layers too, and are rejected when opened.
     """
     mode = _mode(path)
     if stat.S_ISDIR(mode):
@@ -159,23 +157,23 @@ def find_kind(path: str) -> Literal["", "layer", "layout"]:
 
 
 def _mode(path: str) -> int:
-    """Ask what a path is; 0 if nothing is there. Raises LayerError where the system does not say."""
+    """Return the mode of a path; 0 if it is not found. Raises LayerError for other errors of the system."""
     try:
         status = look(path)
     except OSError as error:
-        if error.errno == errno.ENAMETOOLONG:  # as SOURCE:DEST together may be
+        if error.errno == errno.ENAMETOOLONG:  # as with a long SOURCE:DEST
             return 0
         raise unreadable(path, error) from error
     return status.st_mode if status is not None else 0
 
 
 def layer_type(head: bytes) -> str:
-    """Name the media type of a layer that begins like this."""
+    """Return the media type of a layer by its first bytes."""
     return MEDIA_TYPE_LAYER + {"gzip": "tar+gzip", "zstd": "tar+zstd"}.get(format_of(head), "tar")
 
 
 def unreadable(name: str, error: OSError) -> UnreadableError:
-    """Make an error of what the system says."""
+    """Turn an OSError into an error for a file that cannot be read."""
     return UnreadableError(
-        "input-unreadable", f"{printable(name)}: {error.strerror or error}", "check the path, and its mode and owner"
+        "input-unreadable", f"{printable(name)}: {error.strerror or error}", "check the path and its permissions"
     )

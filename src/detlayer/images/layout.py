@@ -1,7 +1,6 @@
-"""The images of an OCI layout: index, manifests, configs, and the layers that they name. Never tars.
+"""Read the images of an OCI layout: index, manifests, configs and layer descriptors. Does not read tars.
 
-Documents are checked against digest and size before anything in them is believed. Media types are those of image-spec
-and Docker.
+Documents are verified against digest and size before they are parsed. Supports media types of image-spec and Docker.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ from detlayer.oci.types import MAX_DOCUMENT_BYTES, Descriptor, Digest, Platform,
 
 _ARCHIVES = {"oci:": False, "oci-archive:": True}
 SAVED = "docker-archive:"
-"""The prefix of archives that `docker save` writes (`docker_archive`)."""
+"""The prefix of archives written by `docker save` (`docker_archive`)."""
 _HEX = re.compile("[0-9a-f]{64}")
 _MAX_DEPTH = 8
 _MAX_BLOBS = 20_000
@@ -32,7 +31,7 @@ _PIECE_BYTES = 1 << 20
 
 
 class LayoutImage(msgspec.Struct, frozen=True):
-    """One manifest. `config_data` is None if the config is no JSON, or could not be had."""
+    """One manifest. `config_data` is None if the config is not JSON, or not found."""
 
     descriptor: Descriptor
     manifest: Document
@@ -44,18 +43,18 @@ class LayoutImage(msgspec.Struct, frozen=True):
         return self.manifest.layers
 
     def facts(self) -> ConfigFacts:
-        """Read what the config of an image says; raises LayerError."""
+        """Parse the config of an image; raises LayerError."""
         if self.config_data is None or not self.config.is_config:
             return ConfigFacts(None, ())
         return parse_config(self.config_data, str(self.config.digest))
 
     def platform(self) -> Platform | None:
-        """Say what it runs on, by its descriptor or by its config; raises LayerError."""
+        """Return the platform from the descriptor or else the config; raises LayerError."""
         return self.descriptor.platform or self.facts().platform
 
 
 class Measure(NamedTuple):
-    """What there is instead of a blob, or as it."""
+    """Actual digest and size of a blob."""
 
     digest: Digest
     size_bytes: int
@@ -65,27 +64,27 @@ Read = Callable[[Descriptor], bytes | None]
 
 
 class _Walk(msgspec.Struct, frozen=True):
-    """What was seen on the way through a layout. A blob under another media type or size is not the same again."""
+    """What a walk through a layout has visited. A blob with another media type or size is visited again."""
 
     read: Read
-    # Digest, media type, size and platform of documents; of what was only named, and may be a manifest, less.
+    # Documents by digest, media type, size and platform; other blobs by fewer of these.
     _seen: set[tuple[Digest, str | None, int, Platform | None]] = set()
-    # What a document was, by its digest, size and media type: None if it was an index.
+    # Documents by digest, size and media type: None for an index.
     found: dict[tuple[Digest, int, str], LayoutImage | None] = {}
 
     def enter(self, blob: Descriptor) -> bool:
-        """Tell whether a document is to be followed."""
+        """Tell whether to follow a document; False if already visited."""
         key = (blob.digest, blob.media_type, blob.size_bytes, blob.platform)
         return key not in self._seen and self._add(key)
 
     def count(self, blob: Descriptor) -> None:
-        """Count a blob that is only named."""
+        """Count a blob that is not followed."""
         self._add((blob.digest, None, 0, None))
 
     def _add(self, key: tuple[Digest, str | None, int, Platform | None]) -> bool:
         self._seen.add(key)
         if len(self._seen) > _MAX_BLOBS:
-            raise LayerError("layout-invalid", f"over {_MAX_BLOBS} blobs", "no honest image has as many")
+            raise LayerError("layout-invalid", f"over {_MAX_BLOBS} blobs", "do not trust this image")
         return True
 
 
@@ -97,30 +96,30 @@ class Layout:
         self._storage = storage
 
     def index(self) -> Document:
-        """Read index.json; raises TreeError if there is none, and LayerError."""
+        """Read index.json; raises TreeError if it is not found, and LayerError."""
         file = self._storage.open("index.json")
         if file is None and self._storage.holds("index.json"):
-            raise _invalid(f"{self._path}/index.json is no regular file")
+            raise _invalid(f"{self._path}/index.json is not a regular file")
         if file is None:
             raise TreeError(
                 "layout-missing",
                 f"{printable(self._path)} has no index.json",
-                "name an OCI layout: oci:DIR or oci-archive:FILE",
+                "pass an OCI layout: oci:DIR or oci-archive:FILE",
             )
         name = f"{self._path}/index.json"
         index = parse_document(read_document(file, name), name)
         if not index.is_index:
-            raise _invalid(f"{name} is a manifest, not an index")
+            raise _invalid(f"{name} is a manifest; expected an index")
         return index
 
     def manifests(self) -> tuple[Descriptor, ...]:
-        """Read what index.json names; raises TreeError if there is none, and LayerError."""
+        """Read the descriptors in index.json; raises TreeError if it is not found, and LayerError."""
         return self.index().children
 
     def images(self, manifests: Iterable[Descriptor], read: Read | None = None) -> Iterator[LayoutImage | Descriptor]:
-        """Follow indexes to the images, each once for a platform; what is neither comes as the blob that it is.
+        """Follow indexes to the images, each once per platform; yields other blobs as descriptors.
 
-        `read` is how documents are read: it may refuse one, by None, and go on; by default it is `document`.
+        `read` reads a document, by default with `document`; it may return None to skip one.
         """
         walk = _Walk(read or self.document)
         for blob in manifests:
@@ -134,11 +133,9 @@ class Layout:
         if not walk.enter(blob):
             return
         if depth > _MAX_DEPTH:
-            raise LayerError(
-                "layout-invalid", f"indexes in indexes, over {_MAX_DEPTH} deep", "no honest image has these"
-            )
+            raise LayerError("layout-invalid", f"indexes nested over {_MAX_DEPTH} deep", "do not trust this image")
         key = (blob.digest, blob.size_bytes, blob.media_type)
-        if key in walk.found:  # for another platform: it is not read again
+        if key in walk.found:  # for another platform; do not read it again
             known = walk.found[key]
             if known is not None:
                 yield replace(known, descriptor=blob)
@@ -155,47 +152,49 @@ class Layout:
         for one in document.blobs:
             walk.count(one)
         config = document.config
-        is_json = config.media_type.endswith("json")  # an artifact's may be anything
+        is_json = config.media_type.endswith("json")  # an artifact's config may be anything
         image = LayoutImage(blob, document, config, _bounded(config, walk.read) if is_json else None)
         walk.found[key] = image
         yield image
 
     def blobs(self) -> list[Digest]:
-        """Name the blobs that are there, in order, whether or not anything leads to them; raises LayerError."""
+        """Return the digests of all blob files in order, referenced or not; raises LayerError."""
         return [Digest(name) for name in self._storage.blobs() if _HEX.fullmatch(name)]
 
     def find(self, digest: Digest) -> OpenFile | None:
-        """Open a blob, unchecked; None if it is not there. Raises LayerError."""
+        """Open a blob without verifying it; None if it is not found. Raises LayerError."""
         return self._storage.open(blob_name(digest))
 
     def has(self, digest: Digest) -> bool:
-        """Tell whether there is a file for a blob."""
+        """Tell whether a blob's file exists."""
         file = self.find(digest)
         if file is not None:
             file.close()
         return file is not None
 
     def open(self, digest: Digest) -> OpenFile:
-        """Open a blob, unchecked; raises LayerError if it is not there."""
+        """Open a blob without verifying it; raises LayerError if it is not found."""
         file = self.find(digest)
         if file is None:
             raise LayerError(
-                "input-unreadable", f"{printable(self._path)} has no {blob_name(digest)}", "is the OCI layout complete?"
+                "input-unreadable",
+                f"{printable(self._path)} has no {blob_name(digest)}",
+                "build or pull the image again",
             )
         return file
 
     def measure(self, digest: Digest) -> Measure | None:
-        """Read a blob through, and say what it is; None if it is not there. Raises LayerError."""
+        """Read a blob and compute its digest and size; None if it is not found. Raises LayerError."""
         file = self.find(digest)
         return None if file is None else measure(file)
 
     def document(self, descriptor: Descriptor) -> bytes:
-        """Read a whole blob that is what its descriptor says; raises IntegrityError if it is not, and LayerError."""
+        """Read and verify a whole blob; raises IntegrityError and LayerError."""
         return checked_document(self.open(descriptor.digest), descriptor, self._path)
 
 
 def measure(file: OpenFile) -> Measure:
-    """Read what is left of a file, say what it is, and close it; raises LayerError."""
+    """Read the rest of a file, compute its digest and size, and close it; raises LayerError."""
     sha, size_bytes = hashlib.sha256(), 0
     with file:
         while piece := file.read(_PIECE_BYTES):
@@ -205,20 +204,20 @@ def measure(file: OpenFile) -> Measure:
 
 
 def checked_document(file: OpenFile, descriptor: Descriptor, path: str) -> bytes:
-    """Read a whole file that is what a descriptor says, and close it; raises IntegrityError if it is not."""
+    """Read and verify a whole file, and close it; raises IntegrityError."""
     name = blob_name(descriptor.digest)
     data = read_document(file, name)
     if len(data) != descriptor.size_bytes or digest_of(data) != descriptor.digest:
         raise IntegrityError(
             "blob-digest",
-            f"{name} of {printable(path)} does not hold {descriptor.digest}",
-            "fetch or make the image again",
+            f"{name} of {printable(path)} does not match {descriptor.digest}",
+            "build or pull the image again",
         )
     return data
 
 
 class LayoutName(NamedTuple):
-    """A layout, or the image of one tag in it, as it was named."""
+    """A layout, or the image of one of its tags, as the user wrote it."""
 
     path: str
     tag: str
@@ -226,9 +225,9 @@ class LayoutName(NamedTuple):
 
 
 def name_layout(text: str) -> LayoutName | None:
-    """Read `oci:DIR[:TAG]` or `oci-archive:FILE[:TAG]`; None if it is something else.
+    """Parse `oci:DIR[:TAG]` or `oci-archive:FILE[:TAG]`; None if it is something else.
 
-    A path that is there as a whole has no tag.
+    If the whole path exists, it has no tag.
     """
     for prefix, is_archive in _ARCHIVES.items():
         if text.startswith(prefix):
@@ -238,7 +237,7 @@ def name_layout(text: str) -> LayoutName | None:
 
 
 def split_name(text: str, is_there: Callable[[str], bool]) -> tuple[str, str]:
-    """Divide a path from what is named in it: the longest path that is there, or else what is before the first `:`."""
+    """Split a path from a name in it, after the longest existing path, or else before the first `:`."""
     path = text
     while not _ask(is_there, path):
         path, colon, _ = path.rpartition(":")
@@ -257,10 +256,10 @@ def _ask(is_there: Callable[[str], bool], path: str) -> bool:
 
 @contextmanager
 def open_layout(name: LayoutName, *, max_expansion: int = 200) -> Iterator[Layout]:
-    """Open a layout for reading; raises TreeError where there is none, LayerError for an archive that is no tar."""
+    """Open a layout for reading; raises TreeError if it is not found, LayerError for an invalid tar."""
     storage: LayoutStorage
     if name.is_archive:
-        from detlayer.images.archive_files import Archive  # reads tars, which a directory has no need of
+        from detlayer.images.archive_files import Archive  # reads tars; not needed for directories
 
         storage = Archive(name.path, max_expansion=max_expansion)
     else:
@@ -275,11 +274,11 @@ def _bounded(blob: Descriptor, read: Read) -> bytes | None:
     if blob.size_bytes > MAX_DOCUMENT_BYTES:
         raise LayerError(
             "document-too-long",
-            f"{blob.digest} says it has {blob.size_bytes} bytes",
-            f"registries refuse manifests of over {MAX_DOCUMENT_BYTES}",
+            f"{blob.digest} has {blob.size_bytes} bytes by its descriptor",
+            f"registries reject manifests of over {MAX_DOCUMENT_BYTES} bytes: remove large annotations",
         )
     return read(blob)
 
 
 def _invalid(what: str) -> LayerError:
-    return LayerError("layout-invalid", printable(what), "fetch or make the layout again")
+    return LayerError("layout-invalid", printable(what), "build or pull the image again")

@@ -1,4 +1,4 @@
-"""Where the files of a layout are: in a directory (image-spec image-layout.md); `archive_files` has those of a tar."""
+"""Files of a layout in a directory (image-spec image-layout.md); see `archive_files` for tars."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ BLOBS = "blobs/sha256/"
 
 
 class LayoutStorage(Protocol):
-    """Files of a layout by their names in it, such as `index.json`."""
+    """Files of a layout by their relative names, such as `index.json`."""
 
     def open(self, name: str) -> OpenFile | None:
-        """Open a file; None if there is none. Raises LayerError."""
+        """Open a file; None if it is not found. Raises LayerError."""
 
     def holds(self, name: str) -> bool:
-        """Tell whether anything has that name, if it is no file."""
+        """Tell whether the name exists, as any kind of file."""
 
     def blobs(self) -> list[str]:
-        """Name all that lies in blobs/sha256, in order; raises LayerError."""
+        """Return the names in blobs/sha256, sorted; raises LayerError."""
 
     def close(self) -> None:
-        """Release what was opened for all files."""
+        """Release shared resources."""
 
 
 class Directory:
-    """A layout in a directory. Symlinks are followed: build systems write them, and digests are the judge."""
+    """A layout in a directory. Follows symlinks, which build systems create: digests are verified anyway."""
 
     def __init__(self, path: str) -> None:
         try:
@@ -39,7 +39,7 @@ class Directory:
             raise unreadable(path, error) from error
         if not is_there:
             raise TreeError(
-                "layout-missing", f"there is no OCI layout {printable(path)}", "check the path: oci:DIR[:TAG]"
+                "layout-missing", f"OCI layout not found: {printable(path)}", "check the path: oci:DIR[:TAG]"
             )
         self._path = path
 
@@ -73,16 +73,14 @@ class Directory:
 
 
 def blob_name(digest: Digest) -> str:
-    """Name the file that holds a blob."""
+    """Return the relative path of a blob."""
     return f"{BLOBS}{digest.hex}"
 
 
 def read_document(file: OpenFile, name: str) -> bytes:
-    """Read a whole file of bounded size, and close it; raises LayerError for one that is too large."""
+    """Read a whole file of bounded size, and close it; raises LayerError if it is too large."""
     with file:
         data = read_bounded(file, MAX_DOCUMENT_BYTES)
     if data is None:
-        raise LayerError(
-            "document-too-long", f"{name} has over {MAX_DOCUMENT_BYTES} bytes", "registries refuse such manifests"
-        )
+        raise LayerError("document-too-long", f"{name} has over {MAX_DOCUMENT_BYTES} bytes", "remove large annotations")
     return data

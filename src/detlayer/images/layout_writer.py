@@ -1,8 +1,8 @@
-"""An OCI layout that an image is fetched into: interrupted blobs are resumed, and many writers may change its index.
+"""Write an OCI layout: resumes interrupted blobs, and lets several writers change the index.
 
-A blob that is on its way is `.detlayer/HEX.part` in the layout: among the blobs, umoci would stumble over it. It
-stays when a fetch fails, and gets its name when its digest is right. Sources: image-spec image-layout.md; its
-annotations for the names of images.
+An unfinished blob is `.detlayer/HEX.part` in the layout, since umoci rejects unknown files among the blobs. It is kept
+when a download fails, and renamed once its digest is verified. Sources: image-spec image-layout.md, and its annotations
+for image names.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _FLAGS = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 class LayoutWriter:
-    """A layout in a directory, which is made when something is written. Safe with several threads and processes."""
+    """A layout in a directory, created on the first write. Safe for several threads and processes."""
 
     def __init__(self, directory: str | os.PathLike[str]) -> None:
         self._layout = os.path.realpath(directory)
@@ -47,7 +47,7 @@ class LayoutWriter:
         self._is_swept = False
 
     def has(self, descriptor: Descriptor) -> bool:
-        """Tell whether a blob of that digest and size is there: it got its name when it was whole."""
+        """Tell whether a blob with this digest and size exists; only complete blobs get their names."""
         try:
             status = os.stat(self._path(descriptor.digest))
         except OSError:
@@ -56,7 +56,7 @@ class LayoutWriter:
 
     @contextmanager
     def part(self, descriptor: Descriptor) -> Iterator[PartialBlob]:
-        """Begin or resume a blob; what was written stays if it fails, unless it is wrong. Raises OutputError."""
+        """Start or resume a blob; an incomplete one is kept on failure, a corrupt one is not. Raises OutputError."""
         self._make_directories()
         part = PartialBlob(self._path(descriptor.digest), self._home, descriptor)
         try:
@@ -66,7 +66,7 @@ class LayoutWriter:
             raise
         finally:
             part.close()
-            with suppress(OSError):  # other parts are in it
+            with suppress(OSError):  # not empty: other parts are in use
                 os.rmdir(self._home)
 
     def put(self, data: bytes) -> None:
@@ -77,9 +77,9 @@ class LayoutWriter:
             write_file(self._path(digest), data, home=self._home)
 
     def tag(self, descriptor: Descriptor, tag: str = "") -> None:
-        """Name an image in index.json, in place of what had that name; what others have put there stays.
+        """Add an image to index.json, replacing one with the same name; other entries are kept.
 
-        Without a tag it is named by its digest only. Raises OutputError, and LayerError for an index that is none.
+        Without a tag the image has only its digest. Raises OutputError, and LayerError for an invalid index.
         """
         self._make_directories()
         path = os.path.join(self._layout, "index.json")
@@ -87,14 +87,14 @@ class LayoutWriter:
         if tag:
             named["annotations"] = {**descriptor.annotations, REF_NAME: tag}
         try:
-            sync_directory(self._blobs)  # what the index names is on the disk before it is named
+            sync_directory(self._blobs)  # sync blobs before the index names them
             with locked(self._layout):
                 make_layout(self._layout)
                 index = decode_object(_read(path), path)
                 known = index.get("manifests")
                 if not isinstance(known, list | None) or not _is_index(index):
                     raise LayerError(
-                        "layout-invalid", f"{printable(path)} is not an image index", "write into another directory"
+                        "layout-invalid", f"{printable(path)} is not an image index", "write to another directory"
                     )
                 index["manifests"] = _replace(known or [], named)
                 write_file(path, canonical_json(index), home=self._home)
@@ -118,15 +118,15 @@ class LayoutWriter:
 
 
 def _is_index(document: dict[str, Any]) -> bool:
-    """Tell whether a document is an index: one with layers or a config is a manifest, whatever else it has."""
+    """Tell whether a document is an index; with layers or a config it is a manifest."""
     named = document.get("mediaType") or MEDIA_TYPE_INDEX
     return named in INDEX_TYPES and document.get("config") is None and document.get("layers") is None
 
 
 class PartialBlob:
-    """A blob that is being written, from where an earlier attempt stopped. Use from one thread, and close it.
+    """A blob being written, possibly resumed. Use it from one thread, and close it.
 
-    Two that write the same blob at once do not meet: the second has a file of its own, which does not stay.
+    Two writers of the same blob do not conflict: the second one writes a temporary file of its own.
     """
 
     def __init__(self, goal: str, directory: str, descriptor: Descriptor) -> None:
@@ -153,7 +153,7 @@ class PartialBlob:
             raise
 
     def _take_up(self) -> None:
-        """Read what is there, which the digest is of, too."""
+        """Read the existing bytes into the digest."""
         if os.fstat(self._fd).st_size > self._descriptor.size_bytes:
             os.ftruncate(self._fd, 0)
         while piece := os.read(self._fd, _PIECE_BYTES):
@@ -162,17 +162,17 @@ class PartialBlob:
 
     @property
     def offset(self) -> int:
-        """How many bytes are there."""
+        """The number of bytes written."""
         return self._offset
 
     def write(self, data: Bytes, /) -> None:
-        """Take the next bytes; raises OutputError, and IntegrityError if there are more than there should be."""
+        """Append bytes; raises OutputError, and IntegrityError for excess bytes."""
         if self._offset + len(data) > self._descriptor.size_bytes:
             raise self._wrong(f"has over {self._descriptor.size_bytes} bytes")
         try:
             write_all(self._fd, data)
         except OSError as error:
-            # What a full disk took of it is not counted, so it must not be there.
+            # Remove the bytes of a failed write, such as on a full disk: they are not counted.
             with suppress(OSError):
                 os.ftruncate(self._fd, self._offset)
             fail(error, self._goal)
@@ -180,15 +180,15 @@ class PartialBlob:
         self._offset += len(data)
 
     def finish(self) -> None:
-        """Check size and digest of what is there, and make it visible; raises IntegrityError and OutputError.
+        """Verify size and digest, and publish the blob; raises IntegrityError and OutputError.
 
         A part that is too short can be resumed.
         """
         if self._offset != self._descriptor.size_bytes:
-            self.close()  # so that it is not removed
-            raise self._wrong(f"has {self._offset} bytes, not {self._descriptor.size_bytes}")
+            self.close()  # close it first to keep the part
+            raise self._wrong(f"has {self._offset} bytes; expected {self._descriptor.size_bytes}")
         if self._sha.hexdigest() != self._descriptor.digest.hex:
-            raise self._wrong(f"came as sha256:{self._sha.hexdigest()}")
+            raise self._wrong(f"has the digest sha256:{self._sha.hexdigest()}")
         try:
             os.fsync(self._fd)
             if self._own is not None:
@@ -200,13 +200,13 @@ class PartialBlob:
         self.close()
 
     def remove(self) -> None:
-        """Remove what is there: it is wrong, and must not be resumed."""
+        """Remove the part: it is corrupt and must not be resumed."""
         if self._fd >= 0 and self._own is None:
             with suppress(OSError):
                 os.unlink(self._part)
 
     def close(self) -> None:
-        """Let go of it; may be called again."""
+        """Close the file; can be called again."""
         fd, self._fd = self._fd, -1
         if self._own is not None:
             self._own.close()
@@ -215,29 +215,27 @@ class PartialBlob:
 
     def _wrong(self, what: str) -> IntegrityError:
         return IntegrityError(
-            "blob-digest",
-            f"{self._descriptor.digest} {what}",
-            "try again; if that does not help, its source is damaged",
+            "blob-digest", f"{self._descriptor.digest} {what}", "try again; if it fails again, the source is corrupt"
         )
 
 
 def _open_shared(path: str) -> int | None:
-    """Open and lock the file that an earlier attempt may have begun; None if somebody else has it."""
+    """Open and lock the part of an earlier attempt; None if another process uses it."""
     for _ in range(_TRIES):
         fd = make_in(os.path.dirname(path), lambda: os.open(path, _FLAGS, 0o666))
         status = os.fstat(fd)
         try:
             if not stat.S_ISREG(status.st_mode):
-                raise OSError(errno.EEXIST, "is no regular file")
+                raise OSError(errno.EEXIST, "not a regular file")
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # Whoever had it until now may have given it its final name.
+            # Its last user may have renamed it to its final name.
             if is_at(path, status):
                 return fd
         except OSError as error:
             os.close(fd)
             if error.errno == errno.EEXIST:
                 raise
-            if not isinstance(error, BlockingIOError) and not status.st_size:  # there are no locks: nobody can share it
+            if not isinstance(error, BlockingIOError) and not status.st_size:  # no locks here
                 with suppress(OSError):
                     os.unlink(path)
             return None
@@ -251,13 +249,13 @@ def _read(path: str) -> bytes:
         data = file.read(MAX_DOCUMENT_BYTES + 1)
     if len(data) > MAX_DOCUMENT_BYTES:
         raise OutputError(
-            "output-write", f"{printable(path)} has over {MAX_DOCUMENT_BYTES} bytes", "choose another layout"
+            "output-write", f"{printable(path)} has over {MAX_DOCUMENT_BYTES} bytes", "write to another layout"
         )
     return data
 
 
 def _replace(manifests: list[Any], named: dict[str, Any]) -> list[Any]:
-    """Put a descriptor where the one of that name was, or else behind the others."""
+    """Replace the descriptor of the same name, or append the new one."""
     tag = named.get("annotations", {}).get(REF_NAME)
     made: list[Any] = []
     is_placed = False

@@ -1,8 +1,8 @@
-"""An image to be pushed, opened where it lies: in an OCI layout, an archive of one, or what `docker save` wrote.
+"""Open an image to push from an OCI layout, an OCI archive or a `docker save` archive.
 
-Nothing is extracted or copied. Documents are held against their digests here; the bytes of blobs are not: on their way
-the registry judges them. What `detlayer pull --manifests-only` leaves out is not missing: the
-descriptor in index.json says which repository has it, by an annotation.
+Nothing is extracted or copied. Documents are verified here; the registry verifies blobs on upload. Blobs skipped by
+`detlayer pull --manifests-only` are found through an annotation of the descriptor in index.json, which names their
+repository.
 """
 
 from __future__ import annotations
@@ -24,33 +24,33 @@ from detlayer.oci.references import RepositoryName, parse_repository
 from detlayer.oci.types import MEDIA_TYPE_MANIFEST, Descriptor, Digest, canonical_json, digest_of
 
 SOURCE = "dev.detlayer.source"
-"""The annotation of a descriptor in index.json that names the repository which has the blobs that are not here."""
+"""The annotation of a descriptor in index.json that names the repository of the missing blobs."""
 _NOTHING = b"{}"
 EMPTY = Descriptor("application/vnd.oci.empty.v1+json", digest_of(_NOTHING), len(_NOTHING))
-"""What stands for a config where there is none (image-spec manifest.md)."""
+"""The placeholder for a missing config (image-spec manifest.md)."""
 _FORMS = "oci:DIR[:TAG], oci-archive:FILE[:TAG], docker-archive:FILE[:REPOSITORY:TAG], or a layer file with --as-blob"
 
 Find = Callable[[Digest], OpenFile | None]
 
 
 class FileBody(msgspec.Struct, frozen=True):
-    """A blob's bytes in a file (`oci.ports.Body`). What is opened is never longer than `size_bytes`."""
+    """A blob in a file (`oci.ports.Body`). Readers yield at most `size_bytes` bytes."""
 
     digest: Digest
     size_bytes: int
     find: Find
 
     def open(self, offset: int = 0) -> OpenFile:
-        """Open for reading from `offset`; raises LayerError, also later, where the file ends too early."""
+        """Open for reading from `offset`; raises LayerError, also while reading a file that is too short."""
         file = self.find(self.digest)
         if file is None:
-            raise LayerError("input-changed", f"{self.digest} is not there any more", "did something remove it?")
+            raise LayerError("input-changed", f"{self.digest} was removed during use", "build or pull the image again")
         with file:
             return file.stretch(offset, self.size_bytes - offset)
 
 
 class EmptyBody(msgspec.Struct, frozen=True):
-    """The config of what has none (`oci.ports.Body`)."""
+    """The empty config of an artifact (`oci.ports.Body`)."""
 
     size_bytes: int = EMPTY.size_bytes
 
@@ -59,9 +59,9 @@ class EmptyBody(msgspec.Struct, frozen=True):
 
 
 class OpenedImage:
-    """An image whose blobs are in files (`oci.ports.ImageSource`). Safe to use from several threads.
+    """An image whose blobs are files (`oci.ports.ImageSource`). Thread-safe.
 
-    `root` is the index or manifest to push, `origin` the repository that has what is not here.
+    `root` is the index or manifest to push, `origin` the repository of the missing blobs.
     """
 
     def __init__(self, path: str, find: Find, root: Document, origin: RepositoryName | None = None) -> None:
@@ -71,7 +71,7 @@ class OpenedImage:
         self.origin = origin
 
     def document(self, descriptor: Descriptor) -> bytes:
-        """Read a document whole, held against its digest and size; raises IntegrityError and LayerError."""
+        """Read and verify a document; raises IntegrityError and LayerError."""
         if descriptor.digest == self.root.digest and descriptor.size_bytes == len(self.root.data):
             return self.root.data
         file = self._find(descriptor.digest)
@@ -79,12 +79,12 @@ class OpenedImage:
             raise LayerError(
                 "input-unreadable",
                 f"{printable(self.path)} has no {blob_name(descriptor.digest)}",
-                "is the image complete?",
+                "the image is incomplete: build or pull it again",
             )
         return checked_document(file, descriptor, self.path)
 
     def body(self, descriptor: Descriptor) -> Body | None:
-        """Name a blob's bytes; None if they are not here. Raises IntegrityError where their number is another."""
+        """Return a blob's bytes; None if it is not local. Raises IntegrityError for a wrong size."""
         file = self._find(descriptor.digest)
         if file is None:
             return None
@@ -94,14 +94,14 @@ class OpenedImage:
             raise IntegrityError(
                 "blob-digest",
                 f"{blob_name(descriptor.digest)} of {printable(self.path)} has {size_bytes} bytes, "
-                f"not {descriptor.size_bytes}",
-                "fetch or make the image again",
+                f"expected {descriptor.size_bytes}",
+                "build or pull the image again",
             )
         return FileBody(descriptor.digest, size_bytes, self._find)
 
 
 class OpenedFile(OpenedImage):
-    """A layer file, and the artifact manifest around it that is made here; `blob` is the file itself."""
+    """A layer file (`blob`) with a generated artifact manifest."""
 
     def __init__(self, path: str, find: Find, root: Document, blob: Descriptor) -> None:
         super().__init__(path, find, root)
@@ -117,14 +117,13 @@ def open_image(
 ) -> Iterator[OpenedImage]:
     """Open `oci:DIR[:TAG]`, `oci-archive:FILE[:TAG]` or `docker-archive:FILE[:REPOSITORY:TAG]`.
 
-    As with crane, a layout without a tag has to have one image, and its own index.json is the image only when that is
-    asked for by `whole_index`. With `as_blob`, `text` is the path of a layer file. Raises ConfigError, TreeError,
-    LayerError and IntegrityError.
+    As with crane, a layout without a tag must have one image; `whole_index` selects its index.json instead. With
+    `as_blob`, `text` is the path of a layer file. Raises ConfigError, TreeError, LayerError and IntegrityError.
     """
     name = None if as_blob else name_layout(text)
     if whole_index and (name is None or name.tag):
         raise ConfigError(
-            "image-index", f"{printable(text)} is not a whole layout", "an index is of oci:DIR or oci-archive:FILE"
+            "image-index", f"{printable(text)} is not a whole layout", "remove the tag: oci:DIR or oci-archive:FILE"
         )
     if as_blob:
         yield _open_file(text)
@@ -137,21 +136,21 @@ def open_image(
         with open_saved(text, max_expansion=max_expansion) as saved:
             yield OpenedImage(saved.path, saved.find, saved.manifest)
     else:
-        raise ConfigError("image-invalid", f"{printable(text)!r} does not say what kind of image it is", _FORMS)
+        raise ConfigError("image-invalid", f"{printable(text)!r} has no known image prefix", _FORMS)
 
 
 def _open_file(path: str) -> OpenedFile:
-    """Wrap a layer file into an artifact, as image-spec has it (manifest.md, "Guidelines for Artifact Usage").
+    """Wrap a layer file into an artifact (image-spec manifest.md, "Guidelines for Artifact Usage").
 
-    A registry may remove a blob that no manifest names, and a tag can only name a manifest.
+    Registries may delete blobs without a manifest, and a tag can only name a manifest.
     """
     with open_file(path) as file:
         head = file.read(HEAD_BYTES)
     if not is_layer(head):
         raise FormatError(
             "layer-format",
-            f"{printable(path)} does not begin as a layer does: a tar, plain or compressed with gzip or zstd",
-            f"detlayer pack {quoted(path)} -o layer.tar.gz makes a layer of it",
+            f"{printable(path)} is not a layer; expected a tar, plain or compressed with gzip or zstd",
+            f"make a layer of it: detlayer pack {quoted(path)} -o layer.tar.gz",
         )
     found = measure(open_file(path))
     blob = Descriptor(layer_type(head), found.digest, found.size_bytes)
@@ -182,15 +181,15 @@ def _open_one(layout: Layout, name: LayoutName) -> OpenedImage:
     if not (descriptor.is_index or descriptor.is_manifest or not descriptor.media_type):
         raise LayerError(
             "layout-image",
-            f"{printable(name.path)}: {descriptor.digest} is {printable(descriptor.media_type)}, no image",
-            "a layer file is pushed with --as-blob",
+            f"{printable(name.path)}: {descriptor.digest} is {printable(descriptor.media_type)}, not an image",
+            "push a layer file with --as-blob",
         )
     root = parse_document(layout.document(descriptor), str(descriptor.digest), descriptor.media_type)
     return OpenedImage(name.path, layout.find, root, _origin(descriptor, name.path))
 
 
 def _choose(manifests: Iterable[Descriptor], name: LayoutName) -> Descriptor:
-    """Find the one image that is meant; raises LayerError."""
+    """Select the requested image; raises LayerError unless there is exactly one."""
     known = tuple(manifests)
     exact = [one for one in known if one.tag == name.tag]
     found = {one.digest: one for one in (exact or [one for one in known if not name.tag or one.is_named(name.tag)])}
@@ -199,14 +198,14 @@ def _choose(manifests: Iterable[Descriptor], name: LayoutName) -> Descriptor:
     if len(found) == 1:
         return found.popitem()[1]
     tags = sorted({one.tag for one in known} - {""})
-    listed = f"its tags are {', '.join(map(printable, tags[:10]))}" + (" and more" if len(tags) > 10 else "")
+    listed = f"available tags: {', '.join(map(printable, tags[:10]))}" + (" and more" if len(tags) > 10 else "")
     what = f"{printable(name.path)} has {len(found) or 'no'} image{'s' * (len(found) != 1)}"
     if name.tag:
         what += f" with the tag {printable(name.tag)}"
     raise LayerError(
         "layout-image",
         what,
-        listed if tags else "none has a tag" if known else "`detlayer image` makes an image of packed layers",
+        listed if tags else "no image has a tag" if known else "make an image of packed layers: `detlayer image`",
     )
 
 

@@ -1,1 +1,1 @@
-"""Digests, descriptors, references, documents and platforms of OCI, and images assembled from them. Pure."""
+"""OCI digests, descriptors, references, documents, platforms, and image assembly. Pure functions and values."""

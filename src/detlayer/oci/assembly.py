@@ -1,4 +1,4 @@
-"""Documents of an image: config, manifest, index. Layers of a base stay what they are, byte for byte."""
+"""Assemble the documents of an image: config, manifest, index. Base layers stay unchanged, byte for byte."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from detlayer.oci.media_types import CONFIGS, INDEXES, MANIFESTS, Format, layer_
 from detlayer.oci.runtime import Runtime
 from detlayer.oci.types import Descriptor, Digest, Platform, canonical_json, digest_of, parse_digest
 
-DEFAULT_CREATED = 946684800  # 2000-01-01T00:00:00Z, as SPEC 4.1 has it for files
+DEFAULT_CREATED = 946684800  # 2000-01-01T00:00:00Z, as for files (SPEC 4.1)
 
-# Of the container that the base was made in; it says nothing of this image (Docker image-spec 1.2).
+# Fields about the container that the base was built in; they do not describe this image (Docker image-spec 1.2).
 _OF_ANOTHER_BUILD = frozenset(
     ("container", "container_config", "docker_version", "id", "parent", "moby.buildkit.cache.v0")
 )
 
 
 class Part(msgspec.Struct, frozen=True):
-    """A layer of an image. `made_by` is for its history; empty for one that came with its own."""
+    """A layer of an image. `made_by` goes into the history; empty for a base layer, which has its own entry."""
 
     descriptor: Descriptor
     diff_id: Digest
@@ -32,7 +32,7 @@ class Part(msgspec.Struct, frozen=True):
 
 
 class Base(msgspec.Struct, frozen=True):
-    """What an image stands on, for one platform: the config of a base as it is, and its layers."""
+    """The base of an image for one platform: its unchanged config, and its layers."""
 
     platform: Platform
     config: Mapping[str, Any] = {}
@@ -40,18 +40,18 @@ class Base(msgspec.Struct, frozen=True):
 
 
 def scratch(platform: Platform) -> Base:
-    """Stand on nothing."""
+    """Return an empty base."""
     return Base(platform)
 
 
 def parse_base(manifest: Document, config: bytes) -> Base:
-    """Read the manifest of a base and its config; raises LayerError where they contradict each other."""
+    """Parse a base's manifest and config; raises LayerError if they contradict each other."""
     name = str(manifest.digest)
     facts = parse_config(config, name)
     if facts.platform is None:
-        raise _no_base(name, "does not say what it runs on")
+        raise _no_base(name, "has no platform")
     if len(facts.diff_ids) != len(manifest.layers):
-        raise _no_base(name, f"has {len(manifest.layers)} layers and {len(facts.diff_ids)} diff_ids")
+        raise _no_base(name, f"has {len(manifest.layers)} layers but {len(facts.diff_ids)} diff_ids")
     try:
         diff_ids = [parse_digest(one) for one in facts.diff_ids]
     except ValueError as error:
@@ -61,7 +61,7 @@ def parse_base(manifest: Document, config: bytes) -> Base:
 
 
 def runs_on(base: Base, wanted: Platform) -> Platform:
-    """Say what an image is for: what was wanted of its base. What is added may need more than a lesser variant has."""
+    """Return the platform of an image: the requested one, since added files may need more than a lesser variant."""
     return replace(base.platform, variant=wanted.variant or base.platform.variant)
 
 
@@ -73,9 +73,9 @@ def configure(
     platform: Platform | None = None,
     created: int = DEFAULT_CREATED,
 ) -> bytes:
-    """Make the config of an image (image-spec config.md).
+    """Return the config of an image (image-spec config.md).
 
-    `created` is in seconds since 1970. What the base's config has and nobody here knows stays as it is.
+    `created` is in seconds since 1970. Unknown fields of the base's config are kept.
     """
     time = datetime.fromtimestamp(created, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
     config = {key: value for key, value in base.config.items() if key not in _OF_ANOTHER_BUILD}
@@ -95,7 +95,7 @@ def configure(
 
 
 def _history(base: Base) -> list[dict[str, Any]]:
-    """Take the history of a base; readers want one entry for each layer, or none at all."""
+    """Return the history of a base, with one entry per layer, as readers expect, or empty."""
     found = base.config.get("history")
     entries = [one for one in found if isinstance(one, dict)] if isinstance(found, list) else []
     missing = len(base.parts) - sum(not one.get("empty_layer") for one in entries)
@@ -111,11 +111,11 @@ def assemble(
     format: Format = "oci",
     annotations: Mapping[str, str] | None = None,
 ) -> Document:
-    """Make the manifest of an image (image-spec manifest.md, or Docker's).
+    """Return the manifest of an image (image-spec manifest.md, or Docker's).
 
-    `parts` are all layers, those of the base first. Their descriptors lose annotations and platforms of ours: what a
-    layer was made with is no part of an image. Annotations are left out of Docker's format, which has none. Raises
-    ConfigError for a layer that the format has no name for.
+    `parts` are all layers, those of the base first. Annotations and platforms of their descriptors are dropped: they
+    describe how a layer was built. Docker's format has no annotations. Raises ConfigError for a layer without a media
+    type in the format.
     """
     layers = [
         Descriptor(
@@ -141,7 +141,7 @@ def index(
     format: Format = "oci",
     annotations: Mapping[str, str] | None = None,
 ) -> Document:
-    """Make the index over the manifests of an image for several platforms, in the given order."""
+    """Return the index of manifests for several platforms, in the given order."""
     document: dict[str, Any] = {
         "schemaVersion": 2,
         "mediaType": INDEXES[format],
@@ -153,8 +153,10 @@ def index(
 def _document(document: dict[str, Any], annotations: Mapping[str, str] | None, format: Format) -> Document:
     if annotations and format == "oci":
         document["annotations"] = dict(annotations)
-    return parse_document(canonical_json(document), "a manifest of ours")
+    return parse_document(canonical_json(document), "the new manifest")
 
 
 def _no_base(name: str, what: str) -> LayerError:
-    return LayerError("base-invalid", f"the base {name} {what}", "fetch or make the base image again, or use another")
+    return LayerError(
+        "base-invalid", f"the base {name} {what}", "pull or build the base image again, or use another one"
+    )

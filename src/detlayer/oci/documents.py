@@ -1,7 +1,7 @@
-"""Indexes, manifests and configs from untrusted sources: bytes to typed values, bounded and checked. Never where from.
+"""Parse indexes, manifests and configs from untrusted sources, bounded and validated.
 
-Sources: image-spec image-index.md, manifest.md, config.md; Docker's manifest v2 schema 2. Bytes are kept as they came:
-their digest is what counts, and JSON written again would have another.
+Sources: image-spec image-index.md, manifest.md, config.md; Docker's manifest v2 schema 2. The original bytes are kept,
+since encoding them again would change the digest.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ _Struct = TypeVar("_Struct")
 
 
 class Document(msgspec.Struct, frozen=True):
-    """An index or a manifest: its bytes, and what it names.
+    """An index or a manifest: its bytes, and the descriptors in it.
 
-    An index has `children` (manifests and indexes), a manifest has `config` and `layers`. `subject` is what it is about
-    (distribution-spec, "Referrers"); a registry need not have that.
+    An index has `children` (manifests and indexes), a manifest has `config` and `layers`. `subject` is the manifest it
+    refers to (distribution-spec, "Referrers"); a registry need not have it.
     """
 
     media_type: str
@@ -53,23 +53,23 @@ class Document(msgspec.Struct, frozen=True):
 
     @property
     def blobs(self) -> tuple[Descriptor, ...]:
-        """What it names that is no document: config and layers, in order, each once.
+        """The descriptors of config and layers, in order, each once.
 
-        Of an index, what is neither index nor manifest: that must be no error (image-index.md, "manifests"), and
-        BuildKit lists the layers of its caches so.
+        For an index, those of other types: they must not be an error (image-index.md, "manifests"), and
+        BuildKit lists the layers of its caches like this.
         """
         config = (self.config,) if self.config else ()
         return each_once((*config, *self.layers, *(one for one in self.children if not one.is_document)))
 
     def descriptor(self, platform: Platform | None = None) -> Descriptor:
-        """Describe it, as an index would name it."""
+        """Return its descriptor for an index."""
         return Descriptor(
             self.media_type, self.digest, len(self.data), platform=platform, artifact_type=self.artifact_type
         )
 
 
 def each_once(blobs: Iterable[Descriptor]) -> tuple[Descriptor, ...]:
-    """Leave out what was named before; a blob that is foreign for one and not for another is needed here."""
+    """Remove duplicates; a blob that is both foreign and regular counts as regular."""
     found: dict[Digest, Descriptor] = {}
     for one in blobs:
         if one.digest not in found or (found[one.digest].is_foreign and not one.is_foreign):
@@ -78,42 +78,42 @@ def each_once(blobs: Iterable[Descriptor]) -> tuple[Descriptor, ...]:
 
 
 def parse_document(data: bytes, name: str, media_type: str = "") -> Document:
-    """Read an index or a manifest. `media_type` is what it was called by whoever named it; `name` is for messages.
+    """Parse an index or a manifest. `media_type` is the type in its descriptor or header; `name` is for messages.
 
-    Raises LayerError (`document-too-long`, `document-invalid`), also where it says something else of itself.
+    Raises LayerError (`document-too-long`, `document-invalid`), also if the document has another media type.
     """
     if len(data) > MAX_DOCUMENT_BYTES:
         raise LayerError(
             "document-too-long",
             f"{printable(name)} has over {MAX_DOCUMENT_BYTES} bytes",
-            "registries refuse such manifests",
+            "registries reject such manifests",
         )
     raw = _decode(data, name)
     own = raw.get("mediaType") or ""
     if not isinstance(own, str):
-        raise _invalid(name, "has a mediaType that is no text")
+        raise _invalid(name, "has an invalid mediaType: expected a string")
     kind = media_type or own
     if not kind:
         kind = MEDIA_TYPE_INDEX if "manifests" in raw and raw.get("config") is None else MEDIA_TYPE_MANIFEST
     if own and own != kind:
-        raise _invalid(name, f"was named as {printable(kind)}, and says that it is {printable(own)}")
+        raise _invalid(name, f"has the media type {printable(own)}; expected {printable(kind)}")
     if kind.startswith(_SCHEMA1):
         raise LayerError(
             "document-schema1",
             f"{printable(name)} is a manifest of Docker's schema 1",
-            "push the image anew with a tool that is younger than 2017",
+            "push the image again with docker 17.06 or later",
         )
     if kind not in INDEX_TYPES | MANIFEST_TYPES:
-        raise _invalid(name, f"is {printable(kind)}: neither an index nor a manifest")
+        raise _invalid(name, f"is {printable(kind)}, not an index or a manifest")
     document = _index(raw, data, kind, name) if kind in INDEX_TYPES else _manifest(raw, data, kind, name)
     if len(document.children) + len(document.layers) > _MAX_DESCRIPTORS:
-        raise _invalid(name, f"names over {_MAX_DESCRIPTORS} blobs")
+        raise _invalid(name, f"lists over {_MAX_DESCRIPTORS} blobs")
     return document
 
 
 def _index(raw: dict[str, Any], data: bytes, media_type: str, name: str) -> Document:
     if raw.get("layers") is not None or raw.get("config") is not None:
-        # CVE-2021-41190: readers would not agree on what it is.
+        # CVE-2021-41190: readers would disagree on its kind.
         raise _invalid(name, "is an index with layers")
     index = _convert(raw, _Index, name)
     subject = _descriptor(index.subject, name) if index.subject else None
@@ -139,21 +139,21 @@ def _manifest(raw: dict[str, Any], data: bytes, media_type: str, name: str) -> D
         config=_descriptor(manifest.config, name),
         layers=tuple(_descriptor(one, name) for one in manifest.layers or ()),
         subject=_descriptor(manifest.subject, name) if manifest.subject else None,
-        # A manifest without artifactType is of the type of its config (distribution-spec, "Listing Referrers").
+        # Without artifactType, the type of the config is used (distribution-spec, "Listing Referrers").
         artifact_type=manifest.artifactType or "",
         annotations=manifest.annotations,
     )
 
 
 class ConfigFacts(msgspec.Struct, frozen=True):
-    """What the config of an image says that others need: the platform, and the diff_ids of its layers."""
+    """The platform and the diff_ids in an image's config."""
 
     platform: Platform | None
     diff_ids: tuple[str, ...]
 
 
 def parse_config(data: bytes, name: str) -> ConfigFacts:
-    """Read the config of an image; raises LayerError."""
+    """Parse the config of an image; raises LayerError."""
     raw = _decode(data, name)
     config = _convert(raw, _Config, name)
     platform = None
@@ -164,14 +164,14 @@ def parse_config(data: bytes, name: str) -> ConfigFacts:
 
 
 def parse_descriptor(document: Any, name: str) -> Descriptor:
-    """Read one descriptor; raises LayerError."""
+    """Parse one descriptor; raises LayerError."""
     if not isinstance(document, dict):
-        raise _invalid(name, "is no descriptor")
+        raise _invalid(name, "is not a descriptor")
     return _descriptor(_convert(document, _Descriptor, name), name)
 
 
 def decode_object(data: bytes, name: str) -> dict[str, Any]:
-    """Read a JSON object; raises LayerError."""
+    """Parse a JSON object; raises LayerError."""
     return _decode(data, name)
 
 
@@ -185,7 +185,7 @@ class _Descriptor(msgspec.Struct):
     urls: list[str] | None = None
 
 
-# Go writes null for an empty list: umoci does in the index of a new layout, others for an artifact without layers.
+# Go encodes an empty list as null: umoci does so in a new index, others in artifacts without layers.
 
 
 class _Index(msgspec.Struct):
@@ -219,9 +219,9 @@ def _decode(data: bytes, name: str) -> dict[str, Any]:
         document = msgspec.json.decode(data)
     except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
         reason = str(error).removeprefix("JSON is malformed: ")
-        raise _invalid(name, f"is no JSON: {reason}") from error
+        raise _invalid(name, f"is not valid JSON: {reason}") from error
     if not isinstance(document, dict):
-        raise _invalid(name, "is no JSON object")
+        raise _invalid(name, "is not a JSON object")
     return document
 
 
@@ -229,16 +229,16 @@ def _convert(document: dict[str, Any], kind: type[_Struct], name: str) -> _Struc
     try:
         return msgspec.convert(document, kind)
     except msgspec.MsgspecError as error:
-        raise _invalid(name, f"is no such document: {error}") from error
+        raise _invalid(name, f"is invalid: {error}") from error
 
 
 def _descriptor(raw: _Descriptor, name: str) -> Descriptor:
     try:
         digest = parse_digest(raw.digest)
     except ValueError as error:
-        raise _invalid(name, f"names {printable(raw.digest)}, which is no sha256 digest") from error
+        raise _invalid(name, f"has an invalid sha256 digest {printable(raw.digest)}") from error
     if not 0 <= raw.size < 1 << 63:
-        raise _invalid(name, f"gives {digest} the size {raw.size}")
+        raise _invalid(name, f"has an invalid size {raw.size} for {digest}")
     return Descriptor(
         raw.mediaType,
         digest,
@@ -257,11 +257,11 @@ def _platform(document: dict[str, Any]) -> Platform | None:
 
 
 def _invalid(name: str, what: str) -> LayerError:
-    return LayerError("document-invalid", f"{printable(name)} {printable(what)}", "fetch or make the image again")
+    return LayerError("document-invalid", f"{printable(name)} {printable(what)}", "build or pull the image again")
 
 
 class Wanted(msgspec.Struct, frozen=True):
-    """An image to push: its documents, children before parents and the root last, and their blobs, each once."""
+    """An image to push: its documents, children before parents and the root last, and its blobs, each once."""
 
     documents: tuple[Document, ...]
 

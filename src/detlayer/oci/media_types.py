@@ -1,4 +1,4 @@
-"""Media types of documents and layers in the two formats, and which of one is which of the other."""
+"""Media types of documents and layers in OCI's and Docker's format, and conversions between them."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _PAIRS = (
     (f"{_OCI}nondistributable.v1.tar+gzip", f"{_DOCKER}foreign.diff.tar.gzip"),
 )
 _TO_DOCKER = dict(_PAIRS)
-# containerd writes zstd layers into Docker manifests under this name; skopeo and Docker read none, so we only read it.
+# containerd writes this type into Docker manifests; skopeo and Docker reject it, so it is only read.
 _TO_OCI = {
     **{docker: oci for oci, docker in _PAIRS},
     f"{_DOCKER}diff.tar.zstd": f"{_OCI}v1.tar+zstd",
@@ -37,16 +37,16 @@ _TO_OCI = {
 
 
 def layer_type(media_type: str, wanted: Format) -> str:
-    """Say what a layer is called in an image of the wanted format; raises ConfigError where it has no name there.
+    """Return a layer's media type in a format; raises ConfigError if the format has none for it.
 
-    A type that neither format knows stays as it is: it may be an artifact's.
+    Types that neither format defines are kept: they may belong to an artifact.
     """
     if wanted == "oci":
         return _TO_OCI.get(media_type, media_type)
     if media_type.endswith("zstd"):
         raise ConfigError(
             "format-compression",
-            f"images of Docker's format have no {printable(media_type)}",
+            f"{printable(media_type)} is not supported in Docker's image format",
             'use format = "oci", or compress with gzip',
         )
     return _TO_DOCKER.get(media_type, media_type)

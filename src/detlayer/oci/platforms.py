@@ -1,6 +1,6 @@
-"""Which manifest of an index a platform gets: by os, architecture, variant and os.version.
+"""Select the manifest of an index for a platform by os, architecture, variant and os.version.
 
-Source: image-index.md; the variants of a processor that run what was made for lesser ones, as containerd has them.
+Source: image-index.md; containerd for the variants that a processor can run.
 """
 
 from __future__ import annotations
@@ -20,27 +20,29 @@ _ALIASES = {
     "armel": ("arm", "v6"),
     "i386": ("386", ""),
 }
-# What an image without a variant was made for.
+# The default variants of images without one.
 _USUAL_VARIANT = {"arm64": "v8", "arm": "v7", "amd64": "v1"}
 _VARIANT = re.compile(r"v([0-9]+)(?:\.([0-9]+))?\Z")
 
 
 def parse_platform(text: str) -> Platform:
-    """Read `os/architecture[/variant][:os.version]`; raises ConfigError."""
+    """Parse `os/architecture[/variant][:os.version]`; raises ConfigError."""
     match = _PLATFORM.match(text.lower())
     if match is None:
         raise ConfigError(
-            "platform-invalid", f"{printable(text)!r} is no platform", "write os/architecture[/variant]: linux/arm64"
+            "platform-invalid",
+            f"invalid platform {printable(text)!r}",
+            "expected os/architecture[/variant], such as linux/arm64",
         )
     architecture, variant = _ALIASES.get(match[2], (match[2], ""))
     return Platform(match[1], architecture, match[3] or variant, match[4] or "")
 
 
 def select(children: Iterable[Descriptor], wanted: Platform) -> Descriptor | None:
-    """Choose the manifest that suits a platform best; None if none does. The first of equals wins.
+    """Return the best manifest for a platform; None if none matches. The first of equals wins.
 
-    A variant takes what was made for itself or a lesser one of the same architecture, the greatest first; os.version
-    has to agree in the parts that both have, but for the last (Windows' revision).
+    A variant also runs manifests for lesser variants of the same architecture, the greatest preferred. The parts of
+    os.version must match where both have them, except the last one (Windows' revision).
     """
     ranked = [
         (rank, -index, child)
@@ -51,7 +53,7 @@ def select(children: Iterable[Descriptor], wanted: Platform) -> Descriptor | Non
 
 
 def listed(children: Iterable[Descriptor]) -> Sequence[Platform]:
-    """Name the platforms of an index, each once; what says it is for none (attestations) is left out."""
+    """Return the platforms of an index, each once, without those for no platform (attestations)."""
     found = {child.platform: None for child in children if child.platform is not None}
     return [one for one in found if (one.os, one.architecture) != ("unknown", "unknown")]
 
@@ -84,5 +86,5 @@ _MACHINES = {"x86_64": "amd64", "aarch64": "arm64", "armv7l": "arm/v7", "i686": 
 
 
 def host_platform(machine: str) -> Platform:
-    """Return the platform of a Linux machine by its name in uname(2), as engines on it name it."""
+    """Return the platform of a Linux machine by its uname(2) name, as container engines name it."""
     return parse_platform(f"linux/{_MACHINES.get(machine, machine)}")

@@ -1,4 +1,4 @@
-"""Where the documents and blobs of images come from, what is known of registries, and who is told of transfers."""
+"""Interfaces for sources of documents and blobs, for facts about registries, and for progress reports."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from detlayer.oci.types import Descriptor, Digest
 
 
 class Readable(Protocol):
-    """Something to read from, to the end."""
+    """A stream to read to its end."""
 
     def read(self, size: int, /) -> bytes:
         """Read up to `size` bytes, none at the end."""
 
 
 class Body(Protocol):
-    """A blob's bytes, which can be opened more than once, and from an offset: an upload may have to start again."""
+    """The bytes of a blob; can be opened repeatedly and from an offset, since an upload may restart."""
 
     @property
     def size_bytes(self) -> int: ...
@@ -28,20 +28,20 @@ class Body(Protocol):
 
 
 class ImageSource(Protocol):
-    """Where the manifests and blobs of an image come from: a layout, an archive, a registry."""
+    """A source of the manifests and blobs of an image: a layout, an archive, a registry."""
 
     def document(self, descriptor: Descriptor) -> bytes:
-        """Read a document whole, held against its digest and size; raises IntegrityError and LayerError."""
+        """Read and verify a document; raises IntegrityError and LayerError."""
 
     def body(self, descriptor: Descriptor) -> Body | None:
-        """Name a blob's bytes; None if they are not here."""
+        """Return a blob's bytes; None if they are not local."""
 
 
 Proof = Literal["uploaded", "mounted", "seen", "inferred"]
 
 
 class BlobLocation(NamedTuple):
-    """A repository that is known to have had a blob or manifest, and how that is known."""
+    """A repository known to have had a blob or manifest, with the proof."""
 
     name: RepositoryName
     digest: Digest
@@ -49,43 +49,43 @@ class BlobLocation(NamedTuple):
 
 
 class Session(NamedTuple):
-    """An upload that was begun: the newest Location of the registry, and how many bytes it has confirmed."""
+    """An open upload: the latest Location from the registry, and the number of confirmed bytes."""
 
     location: str
     offset: int
 
 
 class Memory(Protocol):
-    """What is remembered of registries from run to run: positive facts of bounded age, open uploads, documents.
+    """Facts about registries kept between runs: existing blobs, of bounded age, open uploads, documents.
 
-    It may forget anything at any time, and never fails: a memory that can't be written is one that forgets. `principal`
-    tells whom the registry took us for, without the secret. Safe to use from several threads and processes.
+    It may drop facts at any time and never fails: one that cannot be written drops them. `principal` is the user
+    name in the registry, without secrets. Safe for several threads and processes.
     """
 
     def locations(self, registry: str, principal: str, digests: Collection[Digest]) -> list[BlobLocation]:
-        """Say which repositories of a registry are known to have any of these."""
+        """Return the repositories of a registry known to have any of these digests."""
 
     def remember(self, principal: str, locations: Collection[BlobLocation]) -> None:
-        """Keep facts, as of now."""
+        """Store facts with the current time."""
 
     def forget(self, principal: str, name: RepositoryName, digests: Collection[Digest] | None = None) -> None:
-        """Drop facts that proved wrong; without `digests` all facts of the repository."""
+        """Drop wrong facts; without `digests`, all facts of the repository."""
 
     def session(self, principal: str, name: RepositoryName, digest: Digest) -> Session | None:
-        """Say what is known of an upload that did not end."""
+        """Return an open upload; None if there is none."""
 
     def keep_session(self, principal: str, name: RepositoryName, digest: Digest, session: Session | None) -> None:
-        """Keep the newest state of an upload; None when it is over."""
+        """Store the latest state of an upload; None removes it."""
 
     def document(self, digest: Digest) -> bytes | None:
-        """Recall a manifest, an index or a config: its bytes are what the digest says."""
+        """Return a stored manifest, index or config; its bytes match the digest."""
 
     def keep_document(self, data: bytes) -> None:
-        """Keep a document under its digest."""
+        """Store a document under its digest."""
 
 
 class Amnesia:
-    """A memory that forgets everything (`--no-cache`)."""
+    """A memory that stores nothing (`--no-cache`)."""
 
     def locations(self, registry: str, principal: str, digests: Collection[Digest]) -> list[BlobLocation]:
         return []
@@ -110,23 +110,23 @@ class Amnesia:
 
 
 class TransferReporter(Protocol):
-    """Is told of transfers and of what was done; called from several threads."""
+    """Receives the progress of transfers; called from several threads."""
 
     def transfer(self, name: str, total_bytes: int) -> None:
-        """Say that a blob of this size is on its way."""
+        """Report the start of a blob's transfer."""
 
     def advance(self, name: str, count_bytes: int) -> None:
-        """Say that so many more bytes of it went; a negative number takes back what has to be sent again."""
+        """Report transferred bytes; negative if they must be sent again."""
 
     def done(self, name: str, how: str) -> None:
-        """Say that it has arrived, and how: `uploaded`, `mounted`, `pulled`."""
+        """Report the end of a transfer and its kind: `uploaded`, `mounted`, `pulled`."""
 
     def warning(self, code: str, message: str) -> None:
-        """Say something that the user should know though it is no error."""
+        """Report a warning."""
 
 
 class SilentTransfers:
-    """A reporter of transfers that says nothing."""
+    """A reporter of transfers that prints nothing."""
 
     def transfer(self, name: str, total_bytes: int) -> None:
         return

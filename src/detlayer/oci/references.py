@@ -1,6 +1,6 @@
-"""References to images in registries: `registry/repository:tag@digest`, parsed and printed. Never HTTP.
+"""Parse and format references to images in registries: `registry/repository:tag@digest`.
 
-Sources: the grammar of github.com/distribution/reference, which every other tool follows; distribution-spec 1.1,
+Sources: the grammar of github.com/distribution/reference, which all other tools follow; distribution-spec 1.1,
 "Pulling manifests" (names and tags).
 """
 
@@ -29,7 +29,7 @@ _MAX_REPOSITORY = 255
 
 
 class RepositoryName(msgspec.Struct, frozen=True, order=True):
-    """A repository of a registry. `registry` is as people write it: `docker.io`, `127.0.0.1:5000`."""
+    """A repository of a registry. `registry` is the public name: `docker.io`, `127.0.0.1:5000`."""
 
     registry: str
     repository: str
@@ -39,12 +39,12 @@ class RepositoryName(msgspec.Struct, frozen=True, order=True):
 
     @property
     def host(self) -> str:
-        """Where the registry answers, with a port if it is not the usual one."""
+        """The host of the registry's API, with the port unless it is the default."""
         return host_of(self.registry)
 
 
 class Reference(msgspec.Struct, frozen=True):
-    """An image in a registry: by tag, by digest, or by a digest that also had a tag."""
+    """An image in a registry: by tag, by digest, or by both, where the digest counts."""
 
     name: RepositoryName
     tag: str = ""
@@ -56,44 +56,44 @@ class Reference(msgspec.Struct, frozen=True):
 
     @property
     def target(self) -> str:
-        """What a registry is asked for: the digest, or else the tag."""
+        """The digest, or else the tag, for requests."""
         return str(self.digest) if self.digest else self.tag
 
 
 def host_of(registry: str) -> str:
-    """Say where a registry answers: Docker Hub does not do so under its name. Hosts are compared in lower case."""
+    """Return the host of a registry's API, in lower case: that of Docker Hub differs from its name."""
     return _HUB_HOST if registry == DEFAULT_REGISTRY else registry.lower()
 
 
 def parse_reference(text: str) -> Reference:
-    """Read `[registry/]repository[:tag][@digest]`; raises ConfigError.
+    """Parse `[registry/]repository[:tag][@digest]`; raises ConfigError.
 
-    Without a registry it is Docker Hub, and without tag and digest the tag is `latest`, as for everybody else. What
-    comes first is a registry if it has a dot or a colon, is `localhost`, or has upper-case letters.
+    The default registry is Docker Hub, and the default tag without a digest is `latest`, as in other tools. The first
+    component is a registry if it has a dot or a colon, is `localhost`, or has upper-case letters.
     """
     if "://" in text:
-        raise _invalid(text, "leave out the scheme: registry/repository:tag")
+        raise _invalid(text, "remove the scheme: registry/repository:tag")
     rest, at, digest_text = text.partition("@")
     digest = None
     if at:
         try:
             digest = parse_digest(digest_text)
         except ValueError as error:
-            raise _invalid(text, "a digest is sha256: and 64 lower-case hexadecimal digits") from error
+            raise _invalid(text, "invalid digest: expected sha256: and 64 lower-case hexadecimal digits") from error
     tag = ""
     path, colon, last = rest.rpartition(":")
     if colon and "/" not in last:
         rest, tag = path, last
         if not _TAG.match(tag):
             raise _invalid(
-                text, "a tag has up to 128 letters, digits, '.', '_' and '-', and starts with none of . and -"
+                text, "invalid tag: expected up to 128 letters, digits, '.', '_' and '-', not starting with . or -"
             )
     name = parse_repository(rest, text)
     return Reference(name, tag or ("" if digest else DEFAULT_TAG), digest)
 
 
 def parse_repository(text: str, whole: str = "") -> RepositoryName:
-    """Read `[registry/]repository`; raises ConfigError, which shows `whole` if that is what it was in."""
+    """Parse `[registry/]repository`; raises ConfigError, which shows `whole` if given."""
     whole = whole or text
     first, slash, rest = text.partition("/")
     if slash and ("." in first or ":" in first or first == "localhost" or first != first.lower()):
@@ -104,14 +104,16 @@ def parse_repository(text: str, whole: str = "") -> RepositoryName:
         registry = DEFAULT_REGISTRY
         repository = repository if "/" in repository else f"library/{repository}"
     if not is_host(registry):
-        raise _invalid(whole, f"{printable(registry)!r} is no host")
+        raise _invalid(whole, f"invalid host {printable(registry)!r}")
     if not _REPOSITORY.match(repository) or len(repository) > _MAX_REPOSITORY:
-        raise _invalid(whole, "a repository is lower-case words with '/' between them, as in registry/team/app:tag")
+        raise _invalid(
+            whole, "invalid repository: expected lower-case words separated by '/', as in registry/team/app:tag"
+        )
     return RepositoryName(registry, repository)
 
 
 def is_host(text: str) -> bool:
-    """Tell whether a text can be a host, with a port or without."""
+    """Tell whether a string is a valid host, with or without a port."""
     match = _HOST.match(text)
     if match is None or len(text) > _MAX_HOST:
         return False
@@ -126,9 +128,9 @@ def is_host(text: str) -> bool:
 
 
 def is_tag(text: str) -> bool:
-    """Tell whether a text can be a tag."""
+    """Tell whether a string is a valid tag."""
     return _TAG.match(text) is not None
 
 
 def _invalid(text: str, hint: str) -> ConfigError:
-    return ConfigError("reference-invalid", f"{printable(text)!r} is no reference to an image", hint)
+    return ConfigError("reference-invalid", f"invalid image reference {printable(text)!r}", hint)

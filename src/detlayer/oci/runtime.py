@@ -1,4 +1,4 @@
-"""What a container of the image does: the settings that go into its config, and how they meet those of the base."""
+"""Container settings for an image's config, and how they merge with those of the base."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _NS = 1_000_000_000
 
 
 class EnvChange(msgspec.Struct, frozen=True):
-    """A variable: its value, or what comes before and after the base's, with `separator` between."""
+    """A variable: its value, or a prefix and suffix to the base's value, joined by `separator`."""
 
     name: str
     value: str | None = None
@@ -20,14 +20,14 @@ class EnvChange(msgspec.Struct, frozen=True):
     separator: str = ":"
 
     def of(self, base: str | None) -> str:
-        """Give the value where the base has `base`; None if it has none. What is empty is left out."""
+        """Return the value, given the base's value or None; empty parts are dropped."""
         if self.value is not None:
             return self.value
         return self.separator.join(part for part in (self.prepend, base or "", self.append) if part)
 
 
 class HealthCheck(msgspec.Struct, frozen=True):
-    """How Docker learns that a container is well. Only images of Docker's format have it; times are in seconds."""
+    """Docker's health check; only Docker's image format has it. Times are in seconds."""
 
     test: tuple[str, ...]
     interval_s: float = 0
@@ -50,7 +50,7 @@ class HealthCheck(msgspec.Struct, frozen=True):
 
 
 class Runtime(msgspec.Struct, frozen=True):
-    """Settings of a config. None, and what is empty, leaves what the base has."""
+    """Settings of a config. None and empty values keep those of the base."""
 
     entrypoint: tuple[str, ...] | None = None
     cmd: tuple[str, ...] | None = None
@@ -64,9 +64,9 @@ class Runtime(msgspec.Struct, frozen=True):
     healthcheck: HealthCheck | None = None
 
     def apply(self, base: Mapping[str, Any]) -> dict[str, Any]:
-        """Merge with the `config` of a base's config.
+        """Merge into the `config` of a base's config.
 
-        An entrypoint of one's own drops the base's command, which was meant for another, as in a Dockerfile.
+        A new entrypoint drops the base's command, which belongs to the old one, as in a Dockerfile.
         """
         config = {key: value for key, value in base.items() if key not in _OF_ANOTHER_BUILD}
         if self.entrypoint is not None:
@@ -90,13 +90,13 @@ class Runtime(msgspec.Struct, frozen=True):
         return {key: value for key, value in config.items() if value not in (None, "", [], {})}
 
 
-# Docker runs ONBUILD when the image is built upon, which is not done here, and no child inherits it; the others are of
-# the container that the base was made in.
+# Docker runs ONBUILD triggers in the next build, which does not happen here, and they are not inherited; the others
+# describe the container that the base was built in.
 _OF_ANOTHER_BUILD = frozenset(("OnBuild", "Hostname", "Domainname", "Image"))
 
 
 def merge_env(base: Sequence[str], changes: Iterable[EnvChange]) -> list[str]:
-    """Change the variables of a base in place, and add new ones behind, in their order."""
+    """Override variables of the base in place, and append new ones in order."""
     values = dict(one.partition("=")[::2] for one in base)
     for change in changes:
         values[change.name] = change.of(values.get(change.name))

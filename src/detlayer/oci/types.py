@@ -1,4 +1,4 @@
-"""OCI nouns: digests, platforms, descriptors, and the canonical bytes of JSON documents. Never where bytes live.
+"""OCI value types: digests, platforms, descriptors, and canonical JSON. No I/O.
 
 Sources: image-spec descriptor.md (descriptor, digest grammar), layer.md (media types), image-index.md (platforms);
 SPEC 7.
@@ -30,7 +30,9 @@ _LAYER_TYPES = (
     "application/vnd.docker.image.rootfs.diff.tar",
     "application/vnd.docker.image.rootfs.foreign.diff.tar",
 )
-MAX_DOCUMENT_BYTES = 4 << 20  # what registries take for a manifest (distribution-spec, "Pushing manifests")
+MAX_DOCUMENT_BYTES = (
+    4 << 20
+)  # the size of manifests that registries must accept (distribution-spec, "Pushing manifests")
 REF_NAME = "org.opencontainers.image.ref.name"
 _CONTAINERD_NAME = "io.containerd.image.name"
 BASE_NAME = "org.opencontainers.image.base.name"
@@ -41,7 +43,7 @@ _SHA256 = re.compile(r"sha256:([0-9a-f]{64})\Z")
 
 
 class Digest(msgspec.Struct, frozen=True):
-    """A sha256 digest; `str()` gives the public form `sha256:HEX`."""
+    """A sha256 digest; `str()` returns `sha256:HEX`."""
 
     hex: str
 
@@ -50,7 +52,7 @@ class Digest(msgspec.Struct, frozen=True):
 
 
 def parse_digest(text: str) -> Digest:
-    """Read `sha256:` and 64 lower-case hex digits; raises ValueError on anything else."""
+    """Parse `sha256:` and 64 lower-case hex digits; raises ValueError."""
     match = _SHA256.match(text)
     if match is None:
         raise ValueError(f"{text!r} is not a sha256 digest")
@@ -58,12 +60,12 @@ def parse_digest(text: str) -> Digest:
 
 
 def digest_of(data: bytes | bytearray | memoryview) -> Digest:
-    """Compute the digest of bytes."""
+    """Return the digest of bytes."""
     return Digest(hashlib.sha256(data).hexdigest())
 
 
 class Platform(msgspec.Struct, frozen=True):
-    """What an image runs on (image-index.md): `linux/arm64/v8`; `os.version` is for Windows."""
+    """The platform of an image (image-index.md): `linux/arm64/v8`; `os.version` is for Windows."""
 
     os: str
     architecture: str
@@ -84,7 +86,7 @@ class Platform(msgspec.Struct, frozen=True):
 
 
 class Descriptor(msgspec.Struct, frozen=True):
-    """Names a blob: media type, digest, size in bytes, annotations; `urls` are other places that have it."""
+    """Describes a blob: media type, digest, size in bytes, annotations; `urls` are other locations."""
 
     media_type: str
     digest: Digest
@@ -100,12 +102,12 @@ class Descriptor(msgspec.Struct, frozen=True):
 
     @property
     def is_manifest(self) -> bool:
-        """Whether it is an image manifest (also an artifact's), not an index."""
+        """Whether it is an image manifest (including artifacts), not an index."""
         return self.media_type in MANIFEST_TYPES
 
     @property
     def is_document(self) -> bool:
-        """Whether it is to be read as an index or a manifest, also where an index leaves that open."""
+        """Whether to parse it as an index or manifest, also if its media type is unspecific."""
         return (
             self.is_index
             or self.is_manifest
@@ -115,26 +117,26 @@ class Descriptor(msgspec.Struct, frozen=True):
 
     @property
     def is_config(self) -> bool:
-        """Whether it is the config of an image; artifacts have others."""
+        """Whether it is the config of an image, not of an artifact."""
         return self.media_type in CONFIG_TYPES
 
     @property
     def is_layer(self) -> bool:
-        """Whether it is a tar to unpack; what attestations call layers is not."""
+        """Whether it is a tar to unpack; the layers of attestations are not."""
         return self.media_type.startswith(_LAYER_TYPES)
 
     @property
     def is_foreign(self) -> bool:
-        """Whether it may lie elsewhere, and registries don't want it (nondistributable, Docker's foreign layers)."""
+        """Whether registries do not store it (nondistributable, or Docker's foreign layers)."""
         return "nondistributable" in self.media_type or "rootfs.foreign" in self.media_type
 
     @property
     def tag(self) -> str:
-        """The name that a layout has for it."""
+        """The image's tag in a layout."""
         return self.annotations.get(REF_NAME, "")
 
     def is_named(self, tag: str) -> bool:
-        """Tell whether a layout knows it by a tag, which may stand behind the name of a repository."""
+        """Tell whether a layout has it under a tag, which may follow a repository name."""
         names = [self.annotations.get(name, "") for name in (REF_NAME, _CONTAINERD_NAME)]
         return any(name == tag or name.endswith(":" + tag) for name in names)
 
@@ -159,5 +161,5 @@ class Descriptor(msgspec.Struct, frozen=True):
 
 
 def canonical_json(document: Any) -> bytes:
-    """Encode JSON with one spelling (SPEC 7.1): keys sorted, no blanks, UTF-8, no trailing newline."""
+    """Encode canonical JSON (SPEC 7.1): keys sorted, no whitespace, UTF-8, no trailing newline."""
     return msgspec.json.encode(document, order="sorted")

@@ -1,4 +1,4 @@
-"""Registries: the distribution API, tokens, retries, uploads. Never plans, never what an image means."""
+"""Registry client: distribution API, tokens, retries, uploads. Does not plan or interpret images."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Addresses, those too that registries hand out: joined, checked, compared, shown. Never what is asked there.
+"""Join, check, compare and show URLs, including those from registries. Sends no requests.
 
-A URL from a response has to be one that every library reads alike: no user, no backslash, no letter that
-needs another alphabet, a port that there is. Sources: RFC 3986; RFC 9110 10.2.2 (Location).
+A URL from a response must be parsed alike by every library: no user, backslash or non-ASCII letter, and a valid port.
+Sources: RFC 3986; RFC 9110 10.2.2 (Location).
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ _MAX_HOST = 253
 
 
 def checked(url: str, said_by: str) -> str:
-    """Give an address back, without a fragment, if it is one of HTTP; raises RegistryError, which names `said_by`."""
+    """Return an HTTP URL without its fragment; raises RegistryError, which names `said_by`, for an invalid one."""
     try:
         parts = urlsplit(url)
         match = _NETLOC.match(parts.netloc)
         if parts.scheme in _PORTS and match and len(match["host"]) <= _MAX_HOST and parts.port != 0:
             return urldefrag(url).url
-    except ValueError:  # no address of IPv6, a port beyond all ports
+    except ValueError:  # invalid IPv6 address or port out of range
         pass
-    raise garbage(said_by, f"with an address that is none: {shown_url(url)}")
+    raise garbage(said_by, f"invalid URL {shown_url(url)}")
 
 
 def join(base: str, location: str) -> str:
-    """Resolve what a Location says; raises RegistryError for what is no address."""
+    """Resolve a Location header; raises RegistryError for an invalid URL."""
     try:
         joined = urljoin(base, location)
     except ValueError:
@@ -41,19 +41,19 @@ def join(base: str, location: str) -> str:
 
 
 def with_query(url: str, query: str) -> str:
-    """Add to the query of an address, as text: what is there belongs to somebody else, and must stay as it is."""
+    """Append to a URL's query as text, so that the existing query, which may be signed, stays unchanged."""
     joint = "&" if "?" in url else "?"
     return f"{url}{joint}{query}"
 
 
 def origin(url: str) -> tuple[str, str, int]:
-    """Say whom a checked address leads to, in the one spelling that can be compared: scheme, host and port."""
+    """Return scheme, host and port of a checked URL, normalized for comparison."""
     parts = urlsplit(url)
     return parts.scheme, parts.hostname or "", parts.port or _PORTS.get(parts.scheme, 0)
 
 
 def is_loopback(host: str) -> bool:
-    """Tell whether a host (with a port or not) is this machine by its name."""
+    """Tell whether a host, with or without a port, is loopback by its name or address."""
     match = _NETLOC.match(host)
     name = match["host"].strip("[]") if match else host
     try:
@@ -63,10 +63,10 @@ def is_loopback(host: str) -> bool:
 
 
 def shown_url(url: str) -> str:
-    """Show a URL without what may be secret: signatures and sessions are in queries, passwords before the host."""
+    """Show a URL without its secrets: the query (signatures, sessions) and the password."""
     try:
         parts = urlsplit(url)
     except ValueError:
-        return "one that can't be read"
+        return "unparsable URL"
     host = parts.netloc.rpartition("@")[2]
     return printable(f"{parts.scheme}://{host}{parts.path}" + ("?…" if parts.query else ""))

@@ -1,4 +1,4 @@
-"""Error responses of registries as our errors: the codes of the distribution-spec, bounded and shown on one line."""
+"""Error responses of registries as DetlayerErrors: distribution-spec error codes, bounded, on one line."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from detlayer.errors import (
 )
 from detlayer.oci.types import Digest, parse_digest
 
-MAX_ERROR_BYTES = 4 << 20  # a registry may name each missing blob of a manifest
+MAX_ERROR_BYTES = 4 << 20  # a registry may list each missing blob of a manifest
 _MAX_SHOWN = 300
 _MAX_ERRORS = 20_000
 
 
 class Fault(msgspec.Struct, frozen=True):
-    """One error of an error body (distribution-spec, "Error Codes"): its code, and the digests that it names."""
+    """One error of an error body (distribution-spec, "Error Codes") with the digests in its detail."""
 
     code: str
     message: str
@@ -32,7 +32,7 @@ class Fault(msgspec.Struct, frozen=True):
 
 
 class Refusal(msgspec.Struct, frozen=True):
-    """An error response: its status, and the errors in its body if that follows the specification."""
+    """An error response; `faults` is empty unless the body follows the specification."""
 
     url: str
     status: int
@@ -43,12 +43,12 @@ class Refusal(msgspec.Struct, frozen=True):
 
     @property
     def is_passing(self) -> bool:
-        """Whether trying again may help."""
+        """Whether a retry may help."""
         return self.status == 429 or 500 <= self.status < 600
 
     @property
     def digests(self) -> tuple[Digest, ...]:
-        """All blobs that it names, as a registry does which misses some."""
+        """All digests in the errors, such as those of missing blobs."""
         return tuple({digest: None for fault in self.faults for digest in fault.digests})
 
     def __str__(self) -> str:
@@ -77,7 +77,7 @@ def _fault(item: dict[str, object], secrets: Sequence[str]) -> Fault:
 
 
 def _texts(value: object, depth: int) -> list[str]:
-    """All texts in an error's detail: every registry structures it differently."""
+    """Collect all strings in an error's detail: every registry structures it differently."""
     if isinstance(value, str):
         return [value]
     if depth > 3:
@@ -87,7 +87,7 @@ def _texts(value: object, depth: int) -> list[str]:
 
 
 def read_digest(text: str) -> Digest | None:
-    """Read a digest that a registry names; None if it is invalid."""
+    """Parse a digest from a registry; None if it is invalid."""
     try:
         return parse_digest(text)
     except ValueError:
@@ -95,7 +95,7 @@ def read_digest(text: str) -> Digest | None:
 
 
 class RefusalReason(Enum):
-    """Why a registry refuses, as the codes of errors name it."""
+    """The reason for a refusal; the value is the error code."""
 
     UNSPECIFIED = "registry-refused"
     MISSING_PARTS = "blobs-missing"
@@ -106,12 +106,12 @@ class RefusalReason(Enum):
 
     @property
     def may_mean_missing_parts(self) -> bool:
-        """Whether the registry may lack what the document names. Registries agree on no code for that."""
+        """Whether blobs or manifests may be missing. Registries use different codes for that."""
         return self in (self.MISSING_PARTS, self.UNSPECIFIED, self.MISSING_REPOSITORY)
 
 
 class RefusedError(RejectedError):
-    """A registry refuses a request."""
+    """The registry refuses a request."""
 
     def __init__(self, refusal: Refusal, reason: RefusalReason, message: str, hint: str) -> None:
         super().__init__(reason.value, message, hint)
@@ -127,7 +127,7 @@ class RefusedError(RejectedError):
 
 
 class RepositoryMissingError(NotFoundError):
-    """There is no such repository, or the registry does not say so to us."""
+    """The repository does not exist, or the registry hides it from this user."""
 
     reason = RefusalReason.MISSING_REPOSITORY
     digests: tuple[Digest, ...] = ()
@@ -137,25 +137,25 @@ class RepositoryMissingError(NotFoundError):
 
 
 class DeniedError(AuthError):
-    """A registry knows who we are, and does not let us."""
+    """The credentials are valid but lack the permission."""
 
 
 class BlobRefusedError(IntegrityError):
-    """A registry says that the bytes that were sent do not have the blob's digest."""
+    """The registry reports that the received bytes do not match the blob's digest."""
 
 
 def error_of(refusal: Refusal, what: str, host: str) -> RegistryError:
-    """Make an error of a refusal. `what` says what was wanted, as in `push to acme/app`."""
+    """Turn a refusal into an error. `what` is the request as a verb phrase, such as `push to acme/app`."""
     status = refusal.status
     if status < 400:
-        return garbage(host, f"{status} to a request to {what}")
+        return garbage(host, f"status {status} for a request to {what}")
     said = f"{host} refused to let you {what} ({refusal})"
     if status == 400 and refusal.url.startswith("http:") and not refusal.faults:
         return RefusedError(
             refusal,
             RefusalReason.UNSPECIFIED,
-            f"{host} does not take what it was asked over plain HTTP ({refusal})",
-            "if it has TLS, name the CA that signed its certificate: --ca-file FILE",
+            f"{host} rejected a request over plain HTTP ({refusal})",
+            "if the registry has TLS, pass the CA that signed its certificate: --ca-file FILE",
         )
     if status == 401:
         return AuthError(
@@ -166,50 +166,48 @@ def error_of(refusal: Refusal, what: str, host: str) -> RegistryError:
     if status == 404 and (refusal.says("NAME_UNKNOWN") or what.startswith("push")):
         return RepositoryMissingError(
             "repository-missing",
-            f"can't {what}: {host} has no such repository ({refusal})",
-            "create the repository first: this registry does not do so by itself (ECR: aws ecr create-repository)",
+            f"can't {what}: repository not found on {host} ({refusal})",
+            "create the repository first (ECR: aws ecr create-repository --repository-name NAME)",
         )
     if refusal.says("TAG_INVALID", "TAG_IMMUTABLE", "ImageTagAlreadyExistsException") or (
         "immutable" in str(refusal).lower()
     ):
-        return RefusedError(
-            refusal, RefusalReason.IMMUTABLE_TAG, said, "the registry lets no tag move: push under a new tag"
-        )
+        return RefusedError(refusal, RefusalReason.IMMUTABLE_TAG, said, "the tag is immutable: push under a new tag")
     if status == 403 or refusal.says("DENIED"):
         return denied(refusal, what, host)
     if status == 404:
-        return NotFoundError("not-found", f"can't {what}: it is not there ({refusal})", "check the name and the tag")
+        return NotFoundError("not-found", f"can't {what}: not found ({refusal})", "check the name and the tag")
     if what.startswith("push") and (status == 405 or refusal.says("UNSUPPORTED")):
-        return RefusedError(refusal, RefusalReason.READ_ONLY, said, "is the registry read-only, or a mirror?")
+        return RefusedError(refusal, RefusalReason.READ_ONLY, said, "read-only or a mirror: push to another one")
     if refusal.is_passing:
         return UnavailableError(
             "registry-busy",
-            f"can't {what}: {host} has no time now ({refusal})",
+            f"can't {what}: {host} is busy ({refusal})",
             "try again later, or raise --retries and --timeout",
         )
     if status == 413:
         return RefusedError(
-            refusal, RefusalReason.TOO_LARGE, said, "the registry, or a proxy before it, takes no body of this size"
+            refusal, RefusalReason.TOO_LARGE, said, "raise the body size limit of the registry, or of its proxy"
         )
-    return RefusedError(refusal, RefusalReason.UNSPECIFIED, said, "see what the registry says, and its log")
+    return RefusedError(refusal, RefusalReason.UNSPECIFIED, said, "read the registry's answer above and its log")
 
 
 def login_hint(host: str) -> str:
-    """Say how to log in to a registry."""
+    """Return the hint that says how to log in to a registry."""
     return f"run `docker login {host}`, or set DETLAYER_USERNAME and DETLAYER_PASSWORD"
 
 
 def denied(refusal: Refusal, what: str, host: str) -> DeniedError:
-    """Make an error of a refusal although the registry knows who we are."""
+    """Make the error for valid credentials that lack the permission."""
     return DeniedError(
         "registry-denied",
         f"{host} refused to let you {what} ({refusal})",
-        f"ask for the right to {what}, or `docker login {host}` as somebody who has it",
+        f"ask for permission to {what}, or run `docker login {host}` as another user",
     )
 
 
 def garbage(host: str, what: str) -> RegistryError:
-    """Make an error of an answer that no registry should give."""
+    """Make the error for a response that violates the protocol."""
     return RejectedError(
-        "registry-garbage", f"{host} answers {printable(what)}", "is this a registry? check the address, and any proxy"
+        "registry-garbage", f"invalid response from {host}: {printable(what)}", "check the address and any proxy"
     )

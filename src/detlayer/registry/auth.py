@@ -1,7 +1,7 @@
-"""Who we are, for one registry: challenges, tokens with their scopes and lifetimes, Basic. Never what is asked.
+"""Authentication to one registry: challenges, bearer tokens with scopes and lifetimes, Basic.
 
 Sources: RFC 9110 11.6.1 (challenges); distribution's "Token Authentication Specification" and "OAuth2 Token
-Authentication". Nothing secret goes into a message, a log or a representation.
+Authentication". No secret appears in a message, log or repr.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _NO_GET = frozenset((400, 401, 404, 405))
 
 
 class Scope(NamedTuple):
-    """What may be done with a repository: `repository:NAME:pull,push`."""
+    """Actions on a repository: `repository:NAME:pull,push`."""
 
     repository: str
     actions: frozenset[str]
@@ -54,14 +54,14 @@ def push(name: RepositoryName) -> Scope:
 
 
 class Challenge(msgspec.Struct, frozen=True):
-    """One challenge of a WWW-Authenticate header: the scheme in lower case, and its parameters."""
+    """One challenge of a WWW-Authenticate header; `scheme` is in lower case."""
 
     scheme: str
     parameters: dict[str, str]
 
 
 def parse_challenges(headers: Iterable[str]) -> list[Challenge]:
-    """Read WWW-Authenticate headers, each with one challenge or more; what can't be read is left out."""
+    """Parse WWW-Authenticate headers, each with one or more challenges; skips invalid ones."""
     found = []
     for header in headers:
         at = 0
@@ -80,7 +80,7 @@ def parse_challenges(headers: Iterable[str]) -> list[Challenge]:
 class _Token(NamedTuple):
     scopes: frozenset[Scope]
     text: str
-    expires: float  # by the pace's clock
+    expires: float  # by the clock of `Pace`
 
     def covers(self, wanted: frozenset[Scope]) -> bool:
         return all(
@@ -97,7 +97,7 @@ class _Reply(msgspec.Struct):
 
 
 class Authorizer:
-    """Knows how one registry wants to be convinced. Safe to use from several threads; one asks, the others wait."""
+    """Authorizes requests to one registry. Thread-safe: one thread fetches a token while the others wait."""
 
     def __init__(
         self,
@@ -106,7 +106,7 @@ class Authorizer:
         find: Callable[[], Credentials | None],
         challenges: dict[str, Challenge],
     ) -> None:
-        """`challenges` holds what hosts asked for; it is shared, so that each has to ask only once."""
+        """Create it. `challenges` caches the last challenge by host; it is shared between repositories."""
         self._transport = transport
         self._host = host
         self._find = find
@@ -118,7 +118,7 @@ class Authorizer:
 
     @property
     def credentials(self) -> Credentials | None:
-        """What was found for this registry; looked for once."""
+        """The credentials for this registry, looked up once."""
         with self._lock:
             if self._found is None:
                 self._found = (self._find(),)
@@ -132,17 +132,17 @@ class Authorizer:
 
     @property
     def principal(self) -> str:
-        """Whom the registry takes us for, without a secret; empty if it has not asked, or knows no name of ours."""
+        """The user name that the registry knows, without secrets; empty before a challenge or for anonymous access."""
         if self._challenge is None:
             return ""
         found = self.credentials
         return found.principal if found is not None else ""
 
     def header(self, scopes: frozenset[Scope], *, times: int = 0) -> str:
-        """Make the value of Authorization for a request; empty as long as the registry has not asked for one.
+        """Return the Authorization header for a request; empty until the registry has sent a challenge.
 
-        A token that is about to expire is renewed first. A request that was refused `times` gets one that nobody else
-        uses up, from the second time on. Raises RegistryError.
+        Tokens that are about to expire are renewed first. A request refused more than
+        once (`times`) gets a new token, not shared with other threads. Raises RegistryError.
         """
         with self._lock:
             if self._challenge is None:
@@ -161,9 +161,9 @@ class Authorizer:
             return f"Bearer {token.text}"
 
     def learn(self, answer: Answer, used: str, times: int) -> bool:
-        """Take in a 401; tells whether to ask again.
+        """Process a 401 response; tells whether to retry.
 
-        `used` is the value of Authorization that was refused, `times` how often this request was refused before.
+        `used` is the Authorization header that was refused; `times` counts the earlier refusals of this request.
         """
         challenges = parse_challenges(answer.headers("www-authenticate"))
         with self._lock:
@@ -175,17 +175,17 @@ class Authorizer:
                 if scheme == "basic":
                     return not used
                 self._tokens = [token for token in self._tokens if f"Bearer {token.text}" != used]
-                # A token may have expired, and the next one before its turn came; a scope does not grow.
+                # A token may expire before its request is sent: retry once more. Its scope does not grow.
                 return not used or (times < 2 or chosen.parameters.get("error") != "insufficient_scope")
             return False
 
     def refused(self, refusal: Refusal, what: str) -> AuthError:
-        """Make an error of a 401 to a request that said who we are."""
+        """Make the error for a 401 response to an authorized request."""
         if self._challenge is None or self._challenge.scheme == "basic":
             return AuthError(
                 "registry-auth", f"{self._host} refused the credentials ({refusal})", login_hint(self._host)
             )
-        return denied(refusal, what, self._host)  # the service took them, and gave a token that is not enough
+        return denied(refusal, what, self._host)  # the credentials are valid; the token lacks the permission
 
     def _can_basic(self) -> bool:
         found = self.credentials
@@ -195,7 +195,7 @@ class Authorizer:
         found = self.credentials
         if found is None:
             return ""
-        # Bytes of the environment that are no UTF-8 go as they are.
+        # Variables that are not valid UTF-8 are sent as their original bytes.
         pair = f"{found.username}:{found.password}".encode("utf-8", "surrogateescape")
         return f"Basic {base64.b64encode(pair).decode()}"
 
@@ -207,7 +207,7 @@ class Authorizer:
             if not _is_token(found.registry_token):
                 raise AuthError(
                     "registry-auth",
-                    f"the registrytoken for {self._host} in the file of credentials is none",
+                    f"invalid registrytoken for {self._host} in the credentials file",
                     f"log in again: `docker login {self._host}`",
                 )
             return _Token(scopes, found.registry_token, float("inf"))
@@ -218,7 +218,7 @@ class Authorizer:
         reply = self._ask(realm, challenge.parameters.get("service", ""), scopes)
         text = reply.token or reply.access_token or ""
         if not _is_token(text):
-            raise garbage(urlsplit(realm).netloc, "a request for a token without one")
+            raise garbage(urlsplit(realm).netloc, "token response without a token")
         if reply.refresh_token and self._identity_token:
             self._identity_token = reply.refresh_token
         lifetime_s = _lifetime_s(reply.expires_in)
@@ -226,7 +226,7 @@ class Authorizer:
         return _Token(scopes, text, expires)
 
     def _ask(self, realm: str, service: str, scopes: frozenset[Scope]) -> _Reply:
-        # What may be pushed to comes first: some services look at the first scope only.
+        # Push scopes come first: some services read only the first scope.
         ordered = sorted(scopes, key=lambda scope: ("push" not in scope.actions, scope.repository))
         texts = list(map(str, ordered))
         found = self.credentials
@@ -258,7 +258,7 @@ class Authorizer:
         return self._read(answer)
 
     def _send(self, request: Request) -> Answer:
-        """Ask the token service; it may redirect within its host only."""
+        """Send a request to the token service, following redirects only within its host."""
         for _ in range(3):
             answer = self._transport.send(request)
             target = follow(answer, allow_other_hosts=False)
@@ -266,14 +266,14 @@ class Authorizer:
                 return answer
             answer.drain()
             request = request._replace(url=target)
-        raise garbage(urlsplit(request.url).netloc, "redirects without end")
+        raise garbage(urlsplit(request.url).netloc, "too many redirects")
 
     def _read(self, answer: Answer) -> _Reply:
         data = answer.read(_MAX_TOKEN_BYTES)
         try:
             return msgspec.json.decode(data or b"", type=_Reply)
         except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
-            raise garbage(answer.host, "a request for a token with something else") from error
+            raise garbage(answer.host, "invalid token response") from error
 
     def _refused(self, answer: Answer) -> RegistryError:
         refusal = answer.refusal()
@@ -282,39 +282,39 @@ class Authorizer:
             who = "the credentials" if self.credentials is not None else "anonymous access"
             return AuthError(
                 "registry-auth",
-                f"{service}, which gives tokens for {self._host}, refused {who} ({refusal})",
+                f"{service}, the token service of {self._host}, refused {who} ({refusal})",
                 login_hint(self._host),
             )
-        return error_of(refusal, f"have a token for {self._host}", service)
+        return error_of(refusal, f"get a token for {self._host}", service)
 
     def _checked_realm(self, said: str) -> str:
-        """Refuse a realm that would take credentials where nobody wants them; raises RegistryError."""
+        """Check that it is safe to send credentials to a realm; raises RegistryError."""
         realm = checked(said, self._host)
         parts = urlsplit(realm)
         plain = self._transport.base_url(self._host).startswith("http:")
         if parts.scheme == "http" and not plain and parts.netloc not in self._transport.network.insecure:
             raise RejectedError(
                 "realm-insecure",
-                f"{self._host} sends you to plain HTTP for a token: {shown_url(realm)}",
-                f"if that is meant, add --insecure-registry {parts.netloc}",
+                f"the token service of {self._host} uses plain HTTP: {shown_url(realm)}",
+                f"if this is intended, add --insecure-registry {parts.netloc}",
             )
         own = urlsplit(f"//{self._host}").hostname
         if parts.hostname != own and _is_inside(parts.hostname or "", own or ""):
             raise RejectedError(
                 "realm-private",
-                f"{printable(self._host)} sends you to a private address for a token: {shown_url(realm)}",
-                "a registry has its token service on its own host, or on a public one",
+                f"the token service of {printable(self._host)} has a private address: {shown_url(realm)}",
+                "serve tokens on the registry's own host, or on a public one",
             )
         return realm
 
 
 def _is_token(text: str) -> bool:
-    """Tell whether a text can stand in a header."""
+    """Tell whether a string is valid in a header."""
     return bool(text) and text.isascii() and text.isprintable()
 
 
 def _lifetime_s(said: object) -> float:
-    """Read expires_in, which some services write as text; what is no time at all is the usual one."""
+    """Read expires_in in seconds, which some services send as a string; invalid values yield the default."""
     try:
         lifetime_s = float(said) if isinstance(said, int | float | str) else 0.0
     except (ValueError, OverflowError):
@@ -323,10 +323,10 @@ def _lifetime_s(said: object) -> float:
 
 
 def _is_inside(host: str, registry: str) -> bool:
-    """Tell whether a host is a private address in disguise or not, that a registry elsewhere should not send us to.
+    """Tell whether a host is a private address that a registry must not redirect credentials to.
 
-    An address is judged as it stands. A name may well mean a private address, as in a company's network; but never one
-    of this machine or its link, where cloud providers keep secrets.
+    IP addresses are checked as given. A DNS name may resolve to a private address, as in company networks, but not to
+    loopback or link-local ones, where cloud providers serve secrets.
     """
     if is_loopback(host):
         return True
@@ -344,5 +344,5 @@ def _resolve(host: str) -> list[ipaddress.IPv4Address | ipaddress.IPv6Address]:
     try:
         found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError):
-        return []  # behind a proxy names may mean nothing here; else connecting will fail, too
+        return []  # behind a proxy, local DNS may not resolve it; otherwise connecting fails too
     return [ipaddress.ip_address(str(item[4][0]).partition("%")[0]) for item in found]

@@ -1,7 +1,7 @@
-"""The connections under httpx: each holds its peer to time limits that no slow trickle of bytes can renew.
+"""Network backend under httpx: enforces time limits that a slow trickle of bytes cannot extend.
 
-A timeout of a socket is renewed by each byte. Here the head of an answer has to come within the timeout as a whole, and
-so has each MIN_BYTES of a body, both ways.
+A socket timeout restarts with each byte. Here the head of a response must arrive within one timeout as a whole, and
+each MIN_BYTES of a body too, in both directions.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _TLS_RECORD_BYTES = 16 << 10
 
 
 class Backend(httpcore.NetworkBackend):
-    """Makes connections as the backend that it is made of does."""
+    """Wraps the connections of another backend in `Stream`."""
 
     def __init__(self, inner: httpcore.NetworkBackend) -> None:
         self._inner = inner
@@ -41,7 +41,7 @@ class Backend(httpcore.NetworkBackend):
 
 
 class Stream(httpcore.NetworkStream):
-    """A connection. httpx uses it for one request and its answer at a time, from one thread."""
+    """A connection, used by one thread for one request and response at a time."""
 
     def __init__(self, stream: httpcore.NetworkStream, tls_layers: int = 0) -> None:
         self._stream = stream
@@ -51,12 +51,12 @@ class Stream(httpcore.NetworkStream):
         self._unsent_bytes = 0
 
     def begin_body(self) -> None:
-        """Start to count the body of an answer; `advance` says how much of it has come."""
+        """Start to count the body of a response; `advance` counts its bytes."""
         self._phase = "body"
         self._allowance.renew()
 
     def advance(self, count_bytes: int) -> None:
-        """Count bytes of a body that have come or gone."""
+        """Count transferred bytes of a body."""
         self._allowance.advance(count_bytes)
 
     def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
@@ -69,7 +69,7 @@ class Stream(httpcore.NetworkStream):
                 with self._spending(httpcore.ReadTimeout) as left_s:
                     return self._stream.read(max_bytes, left_s)
             except httpcore.ReadTimeout:
-                # The system may still be sending what was written. Until that is done, it is a transfer like others.
+                # The kernel may still be sending buffered data. Until it is done, the limit for transfers applies.
                 before = self._unsent_bytes
                 if self._phase != "head" or not before or before - self._unsent() < min(MIN_BYTES, before):
                     raise
@@ -95,8 +95,8 @@ class Stream(httpcore.NetworkStream):
             view = view[count:]
 
     def _send(self, view: memoryview, timeout_s: float) -> int:
-        """Send what the system takes at once: the stream's own `write` gives each part the whole time again."""
-        if self._tls_layers > 1:  # TLS in the TLS of a proxy is written as a whole, and within the time
+        """Send what the kernel accepts at once: the stream's own `write` restarts the timeout for each part."""
+        if self._tls_layers > 1:  # TLS inside a proxy's TLS can only be written as a whole
             piece = bytes(view[:_TLS_RECORD_BYTES])
             self._stream.write(piece, timeout_s)
             return len(piece)
@@ -111,7 +111,7 @@ class Stream(httpcore.NetworkStream):
 
     @contextmanager
     def _spending(self, too_late: type[Exception]) -> Iterator[float]:
-        """Say how many seconds are left, and count those that the block takes."""
+        """Yield the seconds left, and count those that the block takes."""
         if self._allowance.left_s <= 0:
             raise too_late
         began = time.monotonic()
@@ -121,7 +121,7 @@ class Stream(httpcore.NetworkStream):
             self._allowance.spend(time.monotonic() - began)
 
     def _unsent(self) -> int:
-        """Say how many written bytes the peer has not acknowledged; 0 where the system does not tell."""
+        """Return the number of written bytes not yet acknowledged by the peer; 0 if unknown."""
         if not sys.platform.startswith("linux"):
             return 0
         count = bytearray(4)
@@ -144,6 +144,6 @@ class Stream(httpcore.NetworkStream):
 
 
 def body_stream(extensions: dict[str, Any]) -> Stream | None:
-    """Find the connection of an answer; None where a later httpx does not say."""
+    """Return the connection of a response; None if httpx does not expose it."""
     stream = extensions.get("network_stream")
     return stream if isinstance(stream, Stream) else None

@@ -1,7 +1,7 @@
-"""The distribution API, one repository at a time: manifests, blobs, tags. `upload` and `referrers` are beside it.
+"""Client for the distribution API of one repository: manifests, blobs, tags. See also `upload` and `download`.
 
-Source: distribution-spec 1.1. Never plans, and never remembers from run to run. Answers are not trusted: sizes are
-bounded, digests computed here, credentials stay with the host that they are for.
+Source: distribution-spec 1.1. Keeps nothing between runs. Does not trust responses: sizes are bounded, digests are
+computed here, and credentials are sent only to the host they are for.
 """
 
 from __future__ import annotations
@@ -34,30 +34,30 @@ from detlayer.registry.transport import Answer, Method, Request, Transport, foll
 if TYPE_CHECKING:
     from detlayer.registry.credentials import Credentials
 
-# All of them, always: docker-registry answers 404 to a HEAD that does not accept what the tag names.
+# Always send all types: docker-registry answers 404 to a HEAD that does not accept the type of the manifest.
 ACCEPT = ", ".join(sorted(INDEX_TYPES | MANIFEST_TYPES))
 _MAX_REDIRECTS = 5
 _KEEPING_REDIRECTS = frozenset((307, 308))  # those that keep method and body (RFC 9110 15.4)
-_MAX_REFUSALS = 5  # threads may use up each other's tokens, where these are short-lived
+_MAX_REFUSALS = 5  # threads may use up each other's short-lived tokens
 _MAX_PAGES = 10_000
 _MAX_PAGE_BYTES = 16 << 20
 _MAX_TAGS = 1_000_000
 
 
 class Listing(NamedTuple):
-    """What this process adds to the referrers of one subject: JSON by digest. `lock` is held by whoever does so."""
+    """What this process adds to the referrers of one subject: JSON by digest. Hold `lock` to change it."""
 
     lock: threading.Lock
     own: dict[Digest, bytes]
 
 
 class Registries:
-    """All registries that a run talks to; what is learnt of one is shared. Close it at the end."""
+    """All registries of a run, with shared connections and tokens. Close it at the end."""
 
     def __init__(
         self, transport: Transport, find: Callable[[RepositoryName], Credentials | None] | None = None
     ) -> None:
-        """`find` looks credentials up when a registry asks for them; without it there are none."""
+        """Create it. `find` looks up credentials when a registry asks for them; None means anonymous access."""
         self.transport = transport
         self._find = find or (lambda name: None)
         self._challenges: dict[str, Challenge] = {}
@@ -68,9 +68,9 @@ class Registries:
     def from_environment(
         cls, environment: Mapping[str, str] | None = None, *, given_for: Iterable[Reference] = ()
     ) -> Registries:
-        """Open registries with the proxies and credentials of the environment, by default that of the process.
+        """Create it with proxies and credentials from the environment, by default that of the process.
 
-        DETLAYER_USERNAME and DETLAYER_PASSWORD are sent to the registries of `given_for` only. Raises ConfigError.
+        DETLAYER_USERNAME and DETLAYER_PASSWORD are sent only to the registries in `given_for`. Raises ConfigError.
         """
         from detlayer.registry.user import open_user_registries
 
@@ -98,7 +98,7 @@ class Registries:
 
 
 class Repository:
-    """One repository of a registry. Safe to use from several threads."""
+    """One repository of a registry. Thread-safe."""
 
     def __init__(self, name: RepositoryName, transport: Transport, authorizer: Authorizer) -> None:
         self.name = name
@@ -110,30 +110,30 @@ class Repository:
         self._listings: dict[Digest, Listing] = {}
         self._lock = threading.Lock()
         self.lists_referrers: bool | None = None
-        """Whether the registry keeps the lists of referrers itself; None if that is not known yet."""
+        """Whether the registry maintains the lists of referrers itself; None if unknown."""
 
     @property
     def principal(self) -> str:
-        """Whom the registry takes us for, without a secret; empty if it has not asked."""
+        """The user name that the registry knows, without secrets; empty before a challenge."""
         return self._authorizer.principal
 
     def expect_push(self, sources: Iterable[RepositoryName] = ()) -> None:
-        """Say that blobs will be pushed, and mounted from `sources`: so one token does for all."""
+        """Request one token for pushing and for mounting from `sources`."""
         self._wants_push = True
         self._sources |= {pull(source) for source in sources if source != self.name}
 
     # -- manifests
 
     def head_manifest(self, target: str) -> Descriptor | None:
-        """Ask what a tag or digest names; None if the registry has no such thing, or does not say so.
+        """Look up a tag or digest; None if it is not found, or hidden from this user.
 
-        The digest is the registry's word. Raises RegistryError.
+        The digest comes from the registry, unverified. Raises RegistryError.
         """
         answer = self.fetch("HEAD", f"manifests/{target}", {"accept": ACCEPT})
         try:
             if answer.status in (405, 501):
                 return self._head_by_get(target)
-            if answer.status in (403, 404):  # Artifactory and GHCR say 403 of what they do not have
+            if answer.status in (403, 404):  # Artifactory and GHCR answer 403 for a missing manifest
                 return None
             if answer.status != 200:
                 raise error_of(answer.refusal(), f"look up {self._named(target)}", self.name.registry)
@@ -144,7 +144,7 @@ class Repository:
                 return self._head_by_get(target)
             return Descriptor(media_type, digest, length)
         finally:
-            answer.drain()  # to its end, though there is nothing: so the connection can be used again
+            answer.drain()  # read the empty body, so that the connection can be reused
 
     def _head_by_get(self, target: str) -> Descriptor | None:
         try:
@@ -153,18 +153,18 @@ class Repository:
             return None
 
     def get_manifest(self, target: str) -> Document:
-        """Fetch an index or manifest by tag or digest, held against the digest if there is one.
+        """Fetch an index or manifest by tag or digest, and verify the digest if given.
 
-        Raises RegistryError, IntegrityError, and LayerError for what is no such document.
+        Raises RegistryError, IntegrityError, and LayerError for an invalid document.
         """
         data, media_type = self.get_manifest_data(target)
         if media_type == "text/html":
-            raise garbage(self.name.registry, "a request for a manifest with a web page")
+            raise garbage(self.name.registry, "web page instead of a manifest")
         known = media_type in INDEX_TYPES | MANIFEST_TYPES or media_type.startswith("application/vnd.docker.dist")
         return parse_document(data, f"{self.name}:{target}", media_type if known else "")
 
     def get_manifest_data(self, target: str) -> tuple[bytes, str]:
-        """Fetch an index or manifest as it is, and its media type; raises RegistryError and IntegrityError."""
+        """Fetch the bytes of an index or manifest and its media type; raises RegistryError and IntegrityError."""
         what = f"pull {self._named(target)}"
         attempts = Attempts(self.transport.network.retries + 1)
         while True:
@@ -182,21 +182,21 @@ class Repository:
             raise RejectedError(
                 "manifest-too-long",
                 f"the manifest of {self._named(target)} has over {MAX_DOCUMENT_BYTES:,} bytes",
-                "no honest image has such a manifest",
+                "do not trust this image; if it is yours, remove large annotations",
             )
         wanted = read_digest(target) or read_digest(answer.header("docker-content-digest"))
         if wanted is not None and digest_of(data) != wanted:
             raise IntegrityError(
                 "manifest-digest",
                 f"{self.name.registry} sent {digest_of(data)} as {self.name}@{wanted}",
-                "the registry, or something before it, changes manifests",
+                "the registry, or a proxy in front of it, modifies manifests",
             )
         return data, answer.media_type
 
     def put_manifest(self, target: str, document: Document) -> RefusedError | RepositoryMissingError | None:
-        """Put a document under a tag or its own digest; returns a refusal, which may say what is missing.
+        """Put a document under a tag or its digest; returns a refusal that may mean missing parts.
 
-        Of one with a subject it is learned whether the registry lists it ("Pushing Manifests with Subject"). Raises
+        For a document with a subject, `lists_referrers` is updated ("Pushing Manifests with Subject"). Raises
         RegistryError and IntegrityError.
         """
         headers = {"content-type": document.media_type}
@@ -208,9 +208,9 @@ class Repository:
                 return RefusedError(
                     refusal,
                     RefusalReason.MISSING_PARTS,
-                    f"{self.name} lacks parts of {document.digest}, though all of them were sent or found there"
+                    f"{self.name} lacks parts of {document.digest}, although all of them were sent or found"
                     f"{f': {named}' if named else ''} ({refusal})",
-                    "see the registry's log, and whether garbage collection runs now; then push again",
+                    "check the registry's log, and that garbage collection is not running; then push again",
                 )
             error = error_of(refusal, f"push {self._named(target)}", self.name.registry)
             if isinstance(error, RefusedError | RepositoryMissingError):
@@ -223,7 +223,7 @@ class Repository:
             raise IntegrityError(
                 "manifest-digest",
                 f"{self.name.registry} took {document.digest} for {said}",
-                "the registry, or something before it, changes manifests",
+                "the registry, or a proxy in front of it, modifies manifests",
             )
         if document.subject is not None:
             with self._lock:
@@ -233,18 +233,18 @@ class Repository:
     # -- blobs
 
     def head_blob(self, digest: Digest) -> int | None:
-        """Ask for a blob: its size in bytes, or None if it is not there. Raises RegistryError."""
+        """Return the size of a blob in bytes, or None if it is not found. Raises RegistryError."""
         answer = self.fetch("HEAD", f"blobs/{digest}")
         if answer.status in (200, 403, 404, 405):
             answer.drain()
         if answer.status == 200:
             return answer.length or 0
-        if answer.status in (403, 404, 405):  # after a redirect to a signed address, 403 may mean that, too
+        if answer.status in (403, 404, 405):  # 403 may mean not found after a redirect to a signed URL
             return None
         raise error_of(answer.refusal(), f"look up {self.name}@{digest}", self.name.registry)
 
     def get_blob(self, digest: Digest, offset: int = 0) -> Answer:
-        """Start to fetch a blob, from an offset if the registry can: then the status is 206. Raises RegistryError."""
+        """Start to fetch a blob, from an offset if the status is 206. Raises RegistryError."""
         headers = {"range": f"bytes={offset}-"} if offset else {}
         answer = self.fetch("GET", f"blobs/{digest}", headers)
         if answer.status in (200, 206) or (answer.status == 416 and offset):
@@ -252,7 +252,7 @@ class Repository:
         raise self._refused(answer, f"pull {self.name}@{digest}")
 
     def listing(self, subject: Digest) -> Listing:
-        """Find what this process adds to the referrers of a subject."""
+        """Return what this process adds to the referrers of a subject."""
         with self._lock:
             return self._listings.setdefault(subject, Listing(threading.Lock(), {}))
 
@@ -268,13 +268,13 @@ class Repository:
             try:
                 found += msgspec.json.decode(data or b"", type=_Tags).tags or []
             except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-                raise garbage(self.name.registry, "a list of tags with something else") from error
+                raise garbage(self.name.registry, "invalid list of tags") from error
             if len(found) > _MAX_TAGS:
-                raise garbage(self.name.registry, f"with over {_MAX_TAGS:,} tags")
+                raise garbage(self.name.registry, f"over {_MAX_TAGS:,} tags")
         return found
 
     def pages(self, path: str, what: str, headers: Mapping[str, str] | None = None) -> Iterator[Answer]:
-        """GET a list page by page (RFC 8288), each answer yet to be read; raises RegistryError."""
+        """GET a list page by page (RFC 8288); yields responses with unread bodies. Raises RegistryError."""
         url = self.url(path)
         for _ in range(_MAX_PAGES):
             answer = self.call(Request("GET", url, headers or {}))
@@ -284,23 +284,23 @@ class Repository:
                 return
             after = self.trusted(join(url, link))
             if not self._is_own(after) or after == url:
-                raise garbage(self.name.registry, f"{what} that goes on elsewhere")
+                raise garbage(self.name.registry, f"{what} with an invalid next page")
             url = after
-        raise garbage(self.name.registry, f"{what} without end")
+        raise garbage(self.name.registry, f"{what} with too many pages")
 
     # -- requests
 
     def _refused(self, answer: Answer, what: str) -> RegistryError:
-        """Make an error of a GET that was refused, here or where we were sent."""
+        """Make the error for a refused GET, by the registry or by the target of a redirect."""
         refusal = answer.refusal()
         is_own = self._is_own(answer.url)
         if is_own or refusal.is_passing:
             return error_of(refusal, what, self.name.registry if is_own else printable(answer.host))
-        # Credentials would not help: none go there. Such addresses are signed, mostly, for a short time.
+        # Logging in would not help: no credentials are sent there. Such URLs are signed for a short time.
         return RejectedError(
             "redirect-refused",
-            f"{printable(answer.host)}, where {self.name.registry} sent us, refused to let you {what} ({refusal})",
-            "try again; if it stays so, the registry hands out addresses that do not work",
+            f"{printable(answer.host)}, a redirect from {self.name.registry}, refused to let you {what} ({refusal})",
+            "try again, and check the clock of this machine; else report it to the operator of the registry",
         )
 
     def _named(self, target: str) -> str:
@@ -310,13 +310,13 @@ class Repository:
         return f"{self._base}/v2/{self.name.repository}/{path}"
 
     def fetch(self, method: Method, path: str, headers: Mapping[str, str] | None = None) -> Answer:
-        """GET or HEAD what the repository has; raises RegistryError."""
+        """Send GET or HEAD for a path of the repository; raises RegistryError."""
         return self.call(Request(method, self.url(path), headers or {}))
 
     def call(self, request: Request) -> Answer:
-        """Send a request, and follow where it is sent on: GET and HEAD always, others if method and body stay.
+        """Send a request and follow redirects: always for GET and HEAD, otherwise only if method and body are kept.
 
-        Credentials go along only where it goes to the registry itself. Returns any answer but the registry's 401.
+        Credentials are sent only to the registry itself. Returns any response except the registry's 401.
         Raises RegistryError.
         """
         for _ in range(_MAX_REDIRECTS):
@@ -328,10 +328,10 @@ class Repository:
                 return answer
             answer.drain()
             request = request._replace(url=target)
-        raise garbage(self.name.registry, "redirects without end")
+        raise garbage(self.name.registry, "too many redirects")
 
     def _authorized(self, request: Request) -> Answer:
-        """Send a request to the registry, again with (other) credentials where it says 401."""
+        """Send a request to the registry; retries with (other) credentials after a 401."""
         own = frozenset((push(self.name) if self._wants_push else pull(self.name),))
         what = f"{'push to' if self._wants_push else 'pull'} {self.name.repository}"
         for times in range(_MAX_REFUSALS):
@@ -340,7 +340,7 @@ class Repository:
             except AuthError:
                 if not self._sources:
                     raise
-                # Some token services give nothing at all where they would not give all; mounts may fail.
+                # Some token services refuse all scopes if one is not allowed. Drop those for mounts, which may fail.
                 self._sources = frozenset()
                 used = self._authorizer.header(own, times=times)
             signed = {**request.headers, "authorization": used} if used else request.headers
@@ -356,16 +356,16 @@ class Repository:
         raise error_of(answer.refusal(), what, self.name.registry)
 
     def location(self, answer: Answer) -> str:
-        """Read where an upload continues: relative or not, on this host by HTTPS if that is how we speak to it."""
+        """Return the URL where an upload continues, absolute, and by HTTPS on this host if the registry uses HTTPS."""
         text = answer.header("location")
         if not text:
-            raise garbage(self.name.registry, "an upload without a Location")
+            raise garbage(self.name.registry, "upload without a Location")
         return self.trusted(join(answer.url, text))
 
     def trusted(self, url: str) -> str:
-        """Check an address that this registry gave once. Raises RegistryError.
+        """Check a URL from this registry. Raises RegistryError.
 
-        A registry behind a proxy that ends TLS may believe that it speaks plain HTTP: then it is spoken to by HTTPS.
+        A registry behind a TLS proxy may name itself with plain HTTP; HTTPS is used instead.
         """
         url = checked(url, self.name.registry)
         parts, base = urlsplit(url), urlsplit(self._base)
@@ -373,8 +373,8 @@ class Repository:
             if parts.hostname != base.hostname:
                 raise RejectedError(
                     "redirect-insecure",
-                    f"{self.name.registry} sends uploads to plain HTTP on another host: {printable(parts.netloc)}",
-                    "the registry, or a proxy before it, is set up wrongly",
+                    f"{self.name.registry} redirects uploads to plain HTTP on another host: {printable(parts.netloc)}",
+                    "configure the registry, or the proxy in front of it, for HTTPS",
                 )
             return urlunsplit(parts._replace(scheme="https", netloc=base.netloc))
         return url
@@ -388,6 +388,6 @@ class _Tags(msgspec.Struct):
 
 
 def _next_link(header: str) -> str:
-    """Read the address of the next page (RFC 8288)."""
+    """Return the URL of the next page (RFC 8288); empty on the last one."""
     start, _, rest = header.partition(">")
     return start.partition("<")[2] if 'rel="next"' in rest or "rel=next" in rest else ""

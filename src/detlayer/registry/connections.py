@@ -1,6 +1,6 @@
-"""Clients of httpx for hosts: TLS, time limits, and its errors as ours. Does not know what is requested.
+"""httpx clients for hosts: TLS, time limits, and translated errors.
 
-Only this module, `pool`, `backend` and `transport` know httpx. Source: `truststore` for what the system trusts.
+Only this module, `pool`, `backend` and `transport` import httpx. `truststore` provides the system's trust store.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ _ERRNO = re.compile(r"^\[Errno -?[0-9]+\] ")
 
 
 class Network(msgspec.Struct, frozen=True):
-    """How hosts are reached. Times in seconds.
+    """How to reach hosts. Times in seconds.
 
-    `insecure` names hosts (with ports) that are spoken to over plain HTTP. `retries` bounds how often a request is sent
-    again, `max_wait_s` how long one wait may be, whatever the registry asks for. `read_s` is the time for the head
-    of an answer, and for each 64 KiB of a body, either way.
+    `insecure` lists hosts (with ports) that use plain HTTP. `retries` limits the retries of a request, and `max_wait_s`
+    each wait, even if the registry asks for longer. `read_s` limits the time for the head of a response, and for each
+    64 KiB of a body, in both directions.
     """
 
     insecure: frozenset[str] = frozenset()
@@ -47,12 +47,12 @@ class Network(msgspec.Struct, frozen=True):
     connect_s: float = 15.0
     read_s: float = 60.0
     proxies: Mapping[str, str] = {}
-    """Variables such as HTTPS_PROXY and NO_PROXY, from `os.environ` for example. Loopback is never proxied."""
+    """Variables such as HTTPS_PROXY and NO_PROXY, usually `os.environ`. Loopback is never proxied."""
     user_agent: str = "detlayer"
 
 
 class ClientKind(NamedTuple):
-    """What connections depend on: TLS, the proxy (empty for none), and whether to send a client certificate."""
+    """The properties that connections depend on: TLS, proxy URL (empty for none), client certificate."""
 
     has_tls: bool
     proxy: str
@@ -60,19 +60,19 @@ class ClientKind(NamedTuple):
 
 
 def make_client(network: Network, kind: ClientKind) -> httpx.Client:
-    """Make what sends requests of one kind; raises ConfigError for unusable certificates and proxies."""
+    """Create a client; raises ConfigError for unusable certificates and proxies."""
     load_httpx()
     import httpx
 
-    from detlayer.registry.pool import Pool  # it imports httpcore, which `load_httpx` has to come before
+    from detlayer.registry.pool import Pool  # imports httpcore, so `load_httpx` must run first
 
-    # No cookies: those of a load balancer would tie requests together that have nothing to do with each other.
+    # No cookies: those of a load balancer would tie unrelated requests together.
     return httpx.Client(
         transport=Pool(_context(network, kind), kind.proxy),
         follow_redirects=False,
         timeout=httpx.Timeout(network.read_s, connect=network.connect_s, pool=None),
         cookies=_no_cookies(),
-        # httpx reads where a redirect leads, though it does not follow: what it could not read is refused before.
+        # httpx parses redirects even if it does not follow them: reject those that it fails to parse first.
         event_hooks={"response": [_check_location]},
     )
 
@@ -83,9 +83,9 @@ def _check_location(response: httpx.Response) -> None:
 
 
 def load_httpx() -> None:
-    """Import httpx without its command line, which would load rich and pygments and take half of the time.
+    """Import httpx without its command line, which would load rich and pygments and double the import time.
 
-    httpx is made to do without it: it is an extra.
+    The command line is an optional extra of httpx.
     """
     if "httpx" not in sys.modules:
         sys.modules["httpx._main"] = None  # type: ignore[assignment]
@@ -102,9 +102,9 @@ def _no_cookies() -> CookieJar:
 
 
 def _context(network: Network, kind: ClientKind) -> ssl.SSLContext:
-    """Make the TLS context of a kind of client: the system's trust store, and what was named beside it."""
+    """Create the TLS context: the system's trust store plus the configured CA."""
     if not kind.has_tls:
-        return ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # never used; loading certificates would take time
+        return ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # never used; loading certificates is slow
     import truststore
 
     context: ssl.SSLContext = truststore.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
@@ -112,72 +112,72 @@ def _context(network: Network, kind: ClientKind) -> ssl.SSLContext:
         if network.ca_file is not None:
             context.load_verify_locations(cafile=network.ca_file)
         if network.client_cert is not None and kind.is_registry:
-            # Without a password, so that OpenSSL does not ask the terminal for one.
+            # An empty password keeps OpenSSL from prompting on the terminal.
             context.load_cert_chain(network.client_cert, network.client_key, password="")
     except (OSError, ssl.SSLError, ValueError) as error:
         named = ", ".join(filter(None, (network.ca_file, network.client_cert, network.client_key)))
         raise ConfigError(
-            "certificate-unreadable", f"{printable(named)}: {_plain(error)}", "name certificates in PEM files"
+            "certificate-unreadable", f"{printable(named)}: {_plain(error)}", "pass readable certificates in PEM format"
         ) from error
     return context
 
 
 @contextmanager
 def translated(url: str, timeout_s: float, *, in_body: bool = False) -> Iterator[None]:
-    """Turn httpx's errors into ours. `timeout_s` is for messages, and so is `in_body`: an answer's body is read."""
+    """Translate httpx's errors. `timeout_s` and `in_body` (reading a response's body) are for messages."""
     load_httpx()
     import httpcore
     import httpx
 
     parts = urlsplit(url)
     shown = printable(parts.netloc)
-    hint = "try again; is this a registry?"
+    hint = "try again, and check the address"
     if parts.scheme == "http":
-        hint += " if it has TLS, name the CA of its certificate: --ca-file FILE"
+        hint += "; if the registry has TLS, pass its CA: --ca-file FILE"
     try:
         yield
     except httpcore.ConnectError as error:
         if (tls := _tls_error(error)) is not None:
-            what = f"no TLS with {shown}: {printable(str(tls.reason or tls))}"
+            what = f"TLS handshake with {shown} failed: {printable(str(tls.reason or tls))}"
             if isinstance(tls, ssl.SSLCertVerificationError):
-                what = f"the certificate of {shown} does not hold: {printable(tls.verify_message)}"
+                what = f"certificate verification for {shown} failed: {printable(tls.verify_message)}"
             raise RejectedError(
                 "registry-tls",
                 what,
-                f"name the CA that signed it with --ca-file; if it has no TLS, add --insecure-registry {shown}",
+                f"pass the CA that signed it: --ca-file FILE; without TLS, add --insecure-registry {shown}",
             ) from error
         raise UnavailableError(
             "registry-unreachable",
-            f"{shown} can't be reached: {_plain(error)}",
+            f"can't connect to {shown}: {_plain(error)}",
             "check the name, the port and the network",
         ) from error
     except httpcore.TimeoutException as error:
-        what = "takes too long to answer"
+        what = "timed out"
         if in_body or isinstance(error, httpcore.WriteTimeout):
             verb = "sends" if in_body else "accepts"
             what = f"{verb} data too slowly: less than {MIN_BYTES >> 10} KiB in {timeout_s:g} s"
         raise UnavailableError("registry-timeout", f"{shown} {what}", "try again later, or raise --timeout") from error
     except httpcore.ProxyError as error:
         raise UnavailableError(
-            "proxy-failed", f"the proxy did not lead to {shown}: {_plain(error)}", "check HTTPS_PROXY and NO_PROXY"
+            "proxy-failed", f"the proxy can't connect to {shown}: {_plain(error)}", "check HTTPS_PROXY and NO_PROXY"
         ) from error
     except (httpcore.UnsupportedProtocol, httpx.UnsupportedProtocol) as error:
-        raise garbage(shown, "with an address that is none") from error
+        raise garbage(shown, "invalid URL") from error
     except (httpcore.LocalProtocolError, httpx.LocalProtocolError) as error:
-        # What it says has the header in it, which may be a credential.
-        raise garbage(shown, "so that no request can be made of it") from error
+        # The error's text contains the header, which may be a credential.
+        raise garbage(shown, "URL or token with invalid characters") from error
     except (httpcore.RemoteProtocolError, httpx.RemoteProtocolError) as error:
-        raise UnavailableError("registry-broke-off", f"{shown} broke off: {_plain(error)}", hint) from error
+        raise UnavailableError("registry-broke-off", f"{shown} closed the connection: {_plain(error)}", hint) from error
     except (httpcore.NetworkError, httpcore.ProtocolError, httpx.TransportError, httpx.StreamError) as error:
         raise UnavailableError(
-            "registry-broke-off", f"the connection to {shown} broke: {_plain(error)}", hint
+            "registry-broke-off", f"the connection to {shown} failed: {_plain(error)}", hint
         ) from error
     except httpx.InvalidURL as error:
-        raise garbage(shown, f"with an address that is none: {error}") from error
+        raise garbage(shown, f"invalid URL: {error}") from error
 
 
 def _tls_error(error: BaseException) -> ssl.SSLError | None:
-    """Find what TLS said among the causes of an error."""
+    """Find a TLS error among the causes of an error."""
     seen: BaseException | None = error
     while seen is not None and not isinstance(seen, ssl.SSLError):
         seen = seen.__cause__ or seen.__context__
@@ -185,5 +185,5 @@ def _tls_error(error: BaseException) -> ssl.SSLError | None:
 
 
 def _plain(error: Exception) -> str:
-    """Show an error without the number that the system has for it, bounded, since a host may have sent it."""
+    """Show an error without its errno, bounded, since a host may have sent it."""
     return printable(_ERRNO.sub("", str(error))[:_MAX_SHOWN])

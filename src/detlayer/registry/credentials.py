@@ -1,7 +1,7 @@
-"""Credentials for registries, where docker, podman and their helper programs keep them. Never HTTP, never the terminal.
+"""Credentials for registries from docker's and podman's files and their helper programs. Sends no requests.
 
-The environment is handed in. Files are read when they are first needed, and once. Sources: docker's config.json
-(docker/cli, cli/config), containers-auth.json(5), docker-credential-helpers' protocol.
+Files are read once, on first use. Sources: docker's config.json (docker/cli, cli/config), containers-auth.json(5),
+docker-credential-helpers' protocol.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from blake3 import blake3
 from detlayer.errors import ConfigError, printable
 from detlayer.oci.references import DEFAULT_REGISTRY, RepositoryName, host_of
 
-_HUB_KEY = "https://index.docker.io/v1/"  # what docker has called Docker Hub from the beginning
+_HUB_KEY = "https://index.docker.io/v1/"  # docker's key for Docker Hub, for historical reasons
 _HUB_HOSTS = frozenset((DEFAULT_REGISTRY, "index.docker.io", host_of(DEFAULT_REGISTRY)))
-_TOKEN_USER = "<token>"  # a helper's user whose secret is an identity token
+_TOKEN_USER = "<token>"  # the user name that marks a helper's secret as an identity token
 _NOT_FOUND = "credentials not found"
 _HELPER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")
 _HELPER_TIMEOUT_S = 60.0
@@ -36,7 +36,7 @@ _SHOWN = 200
 
 @dataclass(frozen=True, slots=True)
 class Credentials:
-    """What convinces a registry: a name and a password, or a token to get tokens by, or one to show as it is."""
+    """A user name and password, or a token: `identity_token` to get others by, `registry_token` to send as is."""
 
     username: str = ""
     password: str = field(default="", repr=False)
@@ -45,17 +45,17 @@ class Credentials:
 
     @property
     def principal(self) -> str:
-        """A short name for who this is, in which no secret is."""
+        """A short name for this user, without secrets."""
         kind = "registry-token" if self.registry_token else "identity-token" if self.identity_token else "password"
         return blake3(f"{kind}\n{self.username}".encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
 @dataclass(frozen=True, slots=True)
 class CredentialSources:
-    """Where credentials are looked for, in order: `given` ones, then files.
+    """Where to look for credentials, in order: `given` ones, then files.
 
-    `given` ones are for `given_for` only, if that is not None: registries by their names. `required` is a file that
-    was named by somebody, and so has to be there. `environment` is what helper programs get, PATH among it.
+    `given` ones apply only to the registries in `given_for`, unless it is None. `required` is a file that must exist.
+    `environment` is passed to helper programs, including PATH.
     """
 
     given: Credentials | None = None
@@ -68,7 +68,7 @@ class CredentialSources:
 def read_environment(
     environment: Mapping[str, str], username: str = "", password: str = "", *, given_for: frozenset[str] | None = None
 ) -> CredentialSources:
-    """Say where credentials are, going by the environment of a process: as docker does, then as podman does."""
+    """Find the credential files as docker does, then as podman does, by the environment of a process."""
     home = environment.get("HOME", "")
     docker = environment.get("DOCKER_CONFIG") or _below(home, ".docker")
     run = environment.get("XDG_RUNTIME_DIR") or f"/run/containers/{os.getuid()}"
@@ -85,7 +85,7 @@ def read_environment(
 
 
 class CredentialStore:
-    """Finds credentials for repositories. Safe to use from several threads."""
+    """Finds credentials for repositories. Thread-safe."""
 
     def __init__(self, sources: CredentialSources, *, helper_timeout_s: float = _HELPER_TIMEOUT_S) -> None:
         self._sources = sources
@@ -95,9 +95,9 @@ class CredentialStore:
         self._lock = threading.RLock()
 
     def find(self, name: RepositoryName) -> Credentials | None:
-        """Find the most specific credentials for a repository; None if there are none.
+        """Return the most specific credentials for a repository; None if there are none.
 
-        Raises ConfigError for a file or a helper program that should have an answer and does not give it.
+        Raises ConfigError for an invalid file or a failing helper program.
         """
         sources = self._sources
         if sources.given is not None and (sources.given_for is None or name.registry in sources.given_for):
@@ -116,14 +116,14 @@ class CredentialStore:
             if data is None and path == self._sources.required:
                 raise ConfigError(
                     "credentials-file",
-                    f"there is no {printable(path)}, which REGISTRY_AUTH_FILE names",
-                    "log in again, or unset it",
+                    f"{printable(path)} not found, which is set in REGISTRY_AUTH_FILE",
+                    "log in again, or run `unset REGISTRY_AUTH_FILE`",
                 )
             self._files[path] = _AuthFile(path, data) if data is not None else None
         return self._files[path]
 
     def _find_in(self, file: _AuthFile, name: RepositoryName) -> Credentials | None:
-        """Look at the keys for a repository, the most specific first; each may have a helper, or be in the file."""
+        """Look up the keys for a repository, most specific first, each with its helper or in the file itself."""
         for key in _keys(name):
             helper = file.helper(key)
             found = self._ask(file, helper, key) if helper else None
@@ -131,7 +131,7 @@ class CredentialStore:
                 try:
                     found = self._ask(file, file.store, key)
                 except ConfigError:
-                    # As on a machine that a config was copied to; what stands in it may still do.
+                    # As with a config copied from another machine; its own entries may still work.
                     if file.entry(key) is None:
                         raise
             found = found or file.entry(key)
@@ -146,14 +146,14 @@ class CredentialStore:
         return self._answers[helper, server]
 
     def _run(self, file: _AuthFile, helper: str, server: str) -> Credentials | None:
-        """Ask a helper program; None if it knows nothing. Raises ConfigError."""
+        """Run a helper program; None if it has no credentials. Raises ConfigError."""
         program = f"docker-credential-{helper}"
         path = shutil.which(program, path=self._sources.environment.get("PATH", "")) if _HELPER.match(helper) else None
         if path is None:
             raise ConfigError(
                 "credential-helper",
-                f"{printable(file.path)} names the helper program {printable(program)}, which is not on PATH",
-                "install it, or take it out of that file and log in again",
+                f"{printable(file.path)} needs the helper program {printable(program)}, which is not on PATH",
+                "install it, or remove it from that file and run `docker login`",
             )
         try:
             done = subprocess.run(
@@ -165,20 +165,20 @@ class CredentialStore:
                 check=False,
             )
         except subprocess.TimeoutExpired as error:
-            raise _helper_failed(program, server, f"no answer in {self._helper_timeout_s:g} s") from error
+            raise _helper_failed(program, server, f"timed out after {self._helper_timeout_s:g} s") from error
         except OSError as error:
             raise _helper_failed(program, server, str(error.strerror)) from error
         said = done.stdout.decode("utf-8", "replace").strip()
         if done.returncode:
             if _NOT_FOUND in said.lower():
                 return None
-            # What it says of a failure stands on stdout; a secret would stand in an object.
-            why = said.partition("\n")[0][:_SHOWN] if said and not said.startswith("{") else "it does not say why"
+            # Helpers print errors as plain text on stdout, and secrets as JSON, which must not be shown.
+            why = said.partition("\n")[0][:_SHOWN] if said and not said.startswith("{") else "no error message"
             raise _helper_failed(program, server, why)
         try:
             answer = msgspec.json.decode(done.stdout, type=_Answer)
         except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError):
-            raise _helper_failed(program, server, "its answer is none of the protocol") from None
+            raise _helper_failed(program, server, "invalid output") from None
         return _from_pair(answer.Username, answer.Secret)
 
 
@@ -188,38 +188,36 @@ class _Answer(msgspec.Struct):
 
 
 class _AuthFile:
-    """A config.json or auth.json. Only the entries that are asked for have to be sound."""
+    """A config.json or auth.json. Only the entries that are looked up must be valid."""
 
     def __init__(self, path: str, data: bytes) -> None:
         self.path = path
         try:
             document = msgspec.json.decode(data) if data.strip() else {}
         except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError):
-            raise self._invalid("is no JSON") from None
+            raise self._invalid("is not valid JSON") from None
         if not isinstance(document, dict):
-            raise self._invalid("is no JSON object")
+            raise self._invalid("is not a JSON object")
         self._auths: dict[str, tuple[str, Any]] = {}
         auths = self._mapping(document, "auths")
-        for key in sorted(
-            auths, key=lambda key: key == _plain(key)
-        ):  # what is spelt as it should be comes last, and counts
-            if auths[key]:  # docker leaves an empty one where a helper has the rest
+        for key in sorted(auths, key=lambda key: key == _plain(key)):  # the exactly spelt key is last and wins
+            if auths[key]:  # docker leaves an empty entry if a helper has the secret
                 self._auths[_plain(key)] = key, auths[key]
         self._helpers = {_plain(key): name for key, name in self._mapping(document, "credHelpers").items()}
         store = document.get("credsStore") or ""
         if not isinstance(store, str):
-            raise self._invalid("has a credsStore that is no text")
+            raise self._invalid("has an invalid credsStore: expected a string")
         self.store = store
 
     def helper(self, key: str) -> str:
-        """Name the helper program for a key; empty if it has none of its own."""
+        """Return the helper program for a key; empty if it has none of its own."""
         name = self._helpers.get(key, "")
         if not isinstance(name, str):
-            raise self._invalid(f"has something else than a name as credHelpers[{key!r}]")
+            raise self._invalid(f"has an invalid credHelpers[{key!r}]: expected a string")
         return name
 
     def entry(self, key: str) -> Credentials | None:
-        """Read what stands in the file itself; raises ConfigError, which shows the key and nothing of the entry."""
+        """Read an entry of the file itself; raises ConfigError, which shows the key but not the entry."""
         written, entry = self._auths.get(key, ("", None))
         if entry is None:
             return None
@@ -227,18 +225,18 @@ class _AuthFile:
         for name in ("auth", "username", "password", "identitytoken", "registrytoken"):
             value = entry.get(name) if isinstance(entry, dict) else 0
             if not isinstance(value, str | None):
-                raise self._invalid(f"has something else than text in auths[{written!r}]")
+                raise self._invalid(f"has an invalid auths[{written!r}]: expected strings")
             fields[name] = value or ""
         username, password = fields["username"], fields["password"]
         if fields["auth"]:
             try:
                 pair = base64.b64decode(fields["auth"].strip(), validate=True).decode()
-            except (binascii.Error, ValueError):  # which hold what they are about, and so are not kept
-                raise self._invalid(f"has no base64 of a name and a password in auths[{written!r}]") from None
+            except (binascii.Error, ValueError):  # these errors contain their input, so they are not chained
+                raise self._invalid(f"has an invalid auths[{written!r}]: expected base64 of NAME:PASSWORD") from None
             username, colon, password = pair.partition(":")
             if not colon:
-                raise self._invalid(f"has no base64 of a name and a password in auths[{written!r}]")
-            password = password.strip("\0")  # docker pads it
+                raise self._invalid(f"has an invalid auths[{written!r}]: expected base64 of NAME:PASSWORD")
+            password = password.strip("\0")  # docker pads it with NUL bytes
         found = _from_pair(username, password) or Credentials()
         found = Credentials(
             found.username,
@@ -251,17 +249,19 @@ class _AuthFile:
     def _mapping(self, document: dict[str, Any], name: str) -> dict[str, Any]:
         found = document.get(name) or {}
         if not isinstance(found, dict):
-            raise self._invalid(f"has something else than an object as {name}")
+            raise self._invalid(f"has an invalid {name}: expected an object")
         return found
 
     def _invalid(self, what: str) -> ConfigError:
         return ConfigError(
-            "credentials-file", f"{printable(self.path)} {printable(what)}", "correct it, or log in again"
+            "credentials-file",
+            f"{printable(self.path)} {printable(what)}",
+            "correct it, or remove it and run `docker login`",
         )
 
 
 def _keys(name: RepositoryName) -> Iterator[str]:
-    """`host/team/app`, `host/team`, `host`."""
+    """Yield `host/team/app`, `host/team`, `host`."""
     key = str(name)
     while key != name.registry:
         yield key
@@ -270,7 +270,7 @@ def _keys(name: RepositoryName) -> Iterator[str]:
 
 
 def _plain(key: str) -> str:
-    """Bring a key to `registry[/path]`: docker writes URLs for some, with the API's version behind them."""
+    """Normalize a key to `registry[/path]`: docker writes some as URLs with the API version."""
     text = re.sub(r"\A[a-z]+://", "", key).rstrip("/")
     host, slash, path = text.partition("/")
     if path in ("v1", "v2"):
@@ -289,14 +289,14 @@ def _below(directory: str, name: str) -> str:
 
 
 def _read(path: str) -> bytes | None:
-    """Read a file of credentials; None if it is not there. Raises ConfigError."""
+    """Read a credentials file; None if it is not found. Raises ConfigError."""
     try:
         with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
             if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-                raise OSError(0, "it is no regular file")
+                raise OSError(0, "not a regular file")
             data = file.read(_MAX_FILE_BYTES + 1)
             if len(data) > _MAX_FILE_BYTES:
-                raise OSError(0, f"it has over {_MAX_FILE_BYTES} bytes")
+                raise OSError(0, f"over {_MAX_FILE_BYTES} bytes")
             return data
     except (FileNotFoundError, NotADirectoryError):
         return None
@@ -308,5 +308,7 @@ def _read(path: str) -> bytes | None:
 
 def _helper_failed(program: str, server: str, why: str) -> ConfigError:
     return ConfigError(
-        "credential-helper", f"{program} failed for {printable(server)}: {printable(why)}", "run it by hand, or log in"
+        "credential-helper",
+        f"{program} failed for {printable(server)}: {printable(why)}",
+        "run it by hand: echo {printable(server)} | {program} get",
     )

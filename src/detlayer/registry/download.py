@@ -1,4 +1,4 @@
-"""One blob out of a repository: resumed where it broke off, held against size and digest while it is read."""
+"""Download one blob: resumed when the connection breaks, checked against size and digest on the way."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from detlayer.registry.client import Repository
 from detlayer.registry.retry import Attempts
 from detlayer.registry.transport import Answer
 
-_MAX_ATTEMPTS = 6  # without any byte in between
+_MAX_ATTEMPTS = 6  # without any progress in between
 _PIECE_BYTES = 1 << 20
 
 
 class RemoteBody(msgspec.Struct, frozen=True):
-    """A blob in a registry, as a body to send elsewhere: it streams through, and is checked on the way."""
+    """A blob in a registry as the body of an upload: streamed, and verified on the way."""
 
     repository: Repository
     blob: Descriptor
@@ -32,7 +32,7 @@ class RemoteBody(msgspec.Struct, frozen=True):
 
     @contextmanager
     def open(self, offset: int = 0) -> Iterator[Readable]:
-        """Open for reading; raises RegistryError. What is read from an offset can't be held against the digest."""
+        """Open for reading; raises RegistryError. The digest is verified only from offset 0."""
         reader = RemoteReader(self.repository, self.blob, offset)
         try:
             yield reader
@@ -41,7 +41,7 @@ class RemoteBody(msgspec.Struct, frozen=True):
 
 
 class SpooledBody(msgspec.Struct, frozen=True):
-    """A blob in an open file, as a body to send."""
+    """A blob in an open file as the body of an upload."""
 
     fd: int
     size_bytes: int
@@ -64,10 +64,10 @@ class _FileReader:
 
 @contextmanager
 def spooled(body: RemoteBody) -> Iterator[SpooledBody]:
-    """Fetch a blob whole into an unnamed temporary file, which is gone after the block.
+    """Download a blob into an unnamed temporary file that is deleted after the block.
 
-    A blob that goes back to the host that it comes from must not be read while it is written: a server that handles one
-    request at a time would answer neither. Raises RegistryError, IntegrityError, and OutputError (`spool-full`).
+    Use it for a blob that is uploaded to the host it comes from: a server that handles one request at a time would
+    deadlock otherwise. Raises RegistryError, IntegrityError, and OutputError (`spool-full`).
     """
     import tempfile
 
@@ -81,7 +81,7 @@ def spooled(body: RemoteBody) -> Iterator[SpooledBody]:
         except OSError as error:
             raise OutputError(
                 "spool-full",
-                f"{body.blob.digest} can't be kept in a temporary file: {error.strerror}",
+                f"can't write {body.blob.digest} to a temporary file: {error.strerror}",
                 "set TMPDIR to a directory with more room",
             ) from error
         yield SpooledBody(file.fileno(), body.size_bytes)
@@ -90,8 +90,8 @@ def spooled(body: RemoteBody) -> Iterator[SpooledBody]:
 class RemoteReader:
     """Reads a blob from an offset to its end.
 
-    The last byte comes only after the digest was found right, if reading began at 0, so that whoever passes the bytes
-    on never completes a wrong blob. Raises IntegrityError and RegistryError.
+    From offset 0, the last byte is returned only after the digest is verified, so that a caller that forwards the
+    bytes never completes a wrong blob. Raises IntegrityError and RegistryError.
     """
 
     def __init__(self, repository: Repository, blob: Descriptor, offset: int = 0) -> None:
@@ -112,7 +112,7 @@ class RemoteReader:
         return piece
 
     def _next(self) -> bytes:
-        """Read the next piece, connecting again where the last one broke off; empty at the end."""
+        """Read the next piece, reconnecting if the connection broke; empty at the end."""
         left = self._blob.size_bytes - self._at
         if not left:
             if self._sha is not None and self._at == 0:
@@ -132,7 +132,7 @@ class RemoteReader:
         return piece
 
     def _try(self) -> bytes:
-        """Read the next piece; empty where another connection may bring it. Raises the error of the last attempt."""
+        """Read the next piece; empty if a new connection may help. Raises the error of the last attempt."""
         began = self._pace.now()
         piece = b""
         error: DetlayerError | None = None
@@ -146,18 +146,18 @@ class RemoteReader:
         if not piece and (self._attempts.are_used_up or self._attempts.is_too_slow):
             raise error or UnavailableError(
                 "blob-cut-off",
-                f"{self._repository.name.registry} sends only a part of {self._blob.digest}",
-                "try again; what has come is kept",
+                f"{self._repository.name.registry} sent only a part of {self._blob.digest}",
+                "run the command again: `pull` resumes",
             )
         return piece
 
     def _connect(self) -> IntegrityError | None:
-        """Request what is left; returns an error if the answer has another length: the next may be right."""
+        """Request the rest; returns an error for a wrong length, since the next response may be right."""
         answer = self._repository.get_blob(self._blob.digest, self._at)
         if answer.status == 416:
             answer.close()
             raise self._wrong("too few bytes")
-        skip = self._at if answer.status == 200 else 0  # it does not know of ranges
+        skip = self._at if answer.status == 200 else 0  # the registry does not support ranges
         said = answer.length
         if said is not None and said != self._blob.size_bytes - (self._at - skip):
             answer.close()
@@ -176,7 +176,7 @@ class RemoteReader:
         return IntegrityError(
             "blob-digest",
             f"{self._repository.name} sends {what} for {self._blob.digest}",
-            "the blob is corrupt in the registry, or on the way: push it anew",
+            "the blob is corrupt in the registry or on the way: push the image again",
         )
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""The connections of one httpx client: httpcore's pool over sockets with time limits of our own."""
+"""Connection pool of one httpx client: httpcore's, over sockets with the time limits of `backend`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _IDLE_S = 20.0
 
 
 class Pool(httpx.BaseTransport):
-    """Sends requests directly, or through a proxy. Errors are httpcore's. Safe to use from several threads."""
+    """Sends requests directly or through a proxy. Raises httpcore's errors. Thread-safe."""
 
     def __init__(self, context: ssl.SSLContext, proxy: str = "") -> None:
         self._pool = httpcore.ConnectionPool(
@@ -65,12 +65,12 @@ class _Body(httpx.SyncByteStream):
 
 
 def _proxy(url: str, context: ssl.SSLContext) -> httpcore.Proxy:
-    """Take user and password out of a proxy's URL: they are sent as credentials."""
+    """Move user and password from a proxy's URL into its credentials."""
     parts = urlsplit(url)
     if parts.scheme.startswith("socks") and find_spec("socksio") is None:
         raise ConfigError(
             "proxy-invalid",
-            "the environment names a SOCKS proxy, and the package socksio is not installed",
+            "the environment sets a SOCKS proxy, but the package socksio is not installed",
             "pip install 'httpx[socks]'",
         )
     host = parts.netloc.rpartition("@")[2]

@@ -1,6 +1,6 @@
-"""Which proxy a URL is reached through: HTTPS_PROXY, HTTP_PROXY, ALL_PROXY and NO_PROXY, as curl and Go read them.
+"""Select the proxy for a URL from HTTPS_PROXY, HTTP_PROXY, ALL_PROXY and NO_PROXY, as curl and Go do.
 
-Opens no connection. Sources: curl(1) "ENVIRONMENT"; Go's golang.org/x/net/http/httpproxy.
+Sources: curl(1) "ENVIRONMENT"; Go's golang.org/x/net/http/httpproxy.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ _DEFAULT_PORTS = {"http": 80, "https": 443}
 def find_proxy(url: str, environment: Mapping[str, str]) -> str | None:
     """Return the URL of the proxy for a URL, or None for a direct connection.
 
-    Lower case wins over upper case, and the variable of the scheme over ALL_PROXY. A proxy without a scheme is an HTTP
-    proxy. Raises ConfigError for a proxy that cannot be used, without showing its password.
+    Lower case overrides upper case, and the variable of the scheme overrides ALL_PROXY. A proxy without a scheme is an
+    HTTP proxy. Raises ConfigError for an invalid proxy, without showing its password.
     """
     parts = urlsplit(url)
     proxy = _variable(f"{parts.scheme}_proxy", environment) or _variable("all_proxy", environment)
@@ -35,8 +35,8 @@ def find_proxy(url: str, environment: Mapping[str, str]) -> str | None:
     if not is_usable:
         raise ConfigError(
             "proxy-invalid",
-            "the environment names a proxy that cannot be used",
-            "check HTTPS_PROXY, HTTP_PROXY and ALL_PROXY: http://HOST:PORT",
+            "invalid proxy in the environment",
+            "check HTTPS_PROXY, HTTP_PROXY and ALL_PROXY; expected http://HOST:PORT",
         )
     return proxy
 
@@ -46,7 +46,7 @@ def _variable(name: str, environment: Mapping[str, str]) -> str:
 
 
 def _is_exempt(parts: SplitResult, no_proxy: str) -> bool:
-    """Tell whether NO_PROXY lists a host: by name, domain, address or network, each with a port or without."""
+    """Tell whether NO_PROXY lists a host: by name, domain, address or network, with or without a port."""
     host = (parts.hostname or "").rstrip(".").lower()
     port = parts.port or _DEFAULT_PORTS.get(parts.scheme, 0)
     return any(_matches(entry.strip().lower(), host, port) for entry in no_proxy.split(",") if entry.strip())

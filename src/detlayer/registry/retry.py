@@ -1,4 +1,4 @@
-"""Whether and when to send again: one policy for requests that fail, and for transfers that break off or are slow."""
+"""Retry policy, for requests that fail and for transfers that break off or are slow."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from email.utils import parsedate_to_datetime
 from math import inf
 
 MIN_BYTES = 64 << 10
-"""What has to move within each `Network.read_s`: 1.1 KB/s by default, so that four workers on a link of 10 KB/s do."""
+"""Bytes that must move within each `Network.read_s`: 1.1 KB/s by default, so four workers can share 10 KB/s."""
 _BUSY = frozenset((429, 500, 502, 503, 504))
 _FIRST_WAIT_S = 0.25
 _LONGEST_WAIT_S = 30.0
 
 
 class Cancelled(BaseException):
-    """Somebody asked to stop. No Exception: nothing along the way may take it for a failure to recover from."""
+    """The run is cancelled. Not an Exception, so that no handler tries to recover from it."""
 
 
 class Pace:
-    """Waits that end at once when the run is cancelled, and the clock that they go by."""
+    """Clock and waits; waits end at once when the run is cancelled."""
 
     def __init__(self) -> None:
         self._cancelled = threading.Event()
@@ -30,7 +30,7 @@ class Pace:
         return time.monotonic()
 
     def wall(self) -> float:
-        """Seconds since 1970: dates in headers go by it."""
+        """Return the seconds since 1970, for dates in headers."""
         return time.time()
 
     def jitter(self) -> float:
@@ -50,7 +50,7 @@ class Pace:
 
 
 class RetryPolicy:
-    """Decides for all requests of a run. What hits one request to a host would hit the others, so all of them wait."""
+    """Decides on retries for all requests of a run. All requests to a host wait together."""
 
     def __init__(self, pace: Pace, max_wait_s: float) -> None:
         self._pace = pace
@@ -59,12 +59,12 @@ class RetryPolicy:
         self._lock = threading.Lock()
 
     def wait(self, host: str) -> None:
-        """Wait until a host may be asked; raises Cancelled."""
+        """Wait until a host accepts requests again; raises Cancelled."""
         while (wait_s := self._state(host).not_before - self._pace.now()) > 0:
             self._pace.wait(wait_s)
 
     def may_repeat(self, host: str, status: int, retry_after: str) -> bool:
-        """Tell after an answer whether sending again may help; if so, the host is left alone for a while."""
+        """Tell after a response whether to retry; if so, requests to the host are delayed."""
         if status not in _BUSY:
             self._state(host).failures = 0
             return False
@@ -73,7 +73,7 @@ class RetryPolicy:
         return asked_s is None or asked_s <= self._max_wait_s
 
     def back_off(self, host: str, asked_s: float | None = None) -> None:
-        """Hold requests to a host back for as long as it asks for, otherwise longer after each failure."""
+        """Delay requests to a host by the time that it asks for, otherwise longer after each failure."""
         state = self._state(host)
         with self._lock:
             grown = min(_FIRST_WAIT_S * 2 ** min(state.failures, 20), _LONGEST_WAIT_S) * self._pace.jitter()
@@ -103,9 +103,9 @@ class _Host:
 
 
 class Allowance:
-    """The time that the next MIN_BYTES of a transfer may take.
+    """The time limit for the next MIN_BYTES of a transfer.
 
-    Only time that is spent waiting for the peer counts, not what happens between two waits.
+    Only the time spent waiting for the peer counts.
     """
 
     def __init__(self, limit_s: float) -> None:
@@ -120,14 +120,14 @@ class Allowance:
         self.left_s -= seconds
 
     def advance(self, count_bytes: int) -> None:
-        """Count what has moved; MIN_BYTES of it renew the time."""
+        """Count transferred bytes; each MIN_BYTES restart the limit."""
         self._moved_bytes += count_bytes
         if self._moved_bytes >= MIN_BYTES:
             self.renew()
 
 
 class Attempts:
-    """The attempts of a transfer that may break off: a number of them, and `limit_s` for each MIN_BYTES that move."""
+    """Limits for retrying a transfer: the number of attempts, and `limit_s` for each MIN_BYTES."""
 
     def __init__(self, count: int, limit_s: float = inf) -> None:
         self._count = count
@@ -143,6 +143,6 @@ class Attempts:
         return self._allowance.left_s <= 0
 
     def advance(self, count_bytes: int, seconds: float) -> None:
-        """Count bytes that have moved, and the time that was spent waiting for that."""
+        """Count transferred bytes and the seconds spent waiting for them."""
         self._allowance.spend(seconds)
         self._allowance.advance(count_bytes)

@@ -1,6 +1,6 @@
-"""HTTP to hosts: requests and answers, sent again as `retry` decides; where redirects lead. Never what is asked.
+"""HTTP requests and responses, with retries (`retry`) and checked redirects.
 
-Every answer is bounded in size and time.
+Every response is bounded in size and time.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ Method = Literal["GET", "HEAD", "POST", "PUT", "PATCH"]
 
 
 class Stretch(NamedTuple):
-    """Bytes of a blob to send, from `start` to before `end`; `progress` is told how many were sent, each time."""
+    """Bytes of a blob to send, from `start` to before `end`; `progress` is called with each count of bytes sent."""
 
     body: Body
     start: int
@@ -45,9 +45,9 @@ class Stretch(NamedTuple):
 
 
 class Request(NamedTuple):
-    """What a host is asked. With `repeat` it is sent again where the host is busy or the connection breaks.
+    """A request. With `repeat` it is retried if the host is busy or the connection breaks.
 
-    With `auth` it is for a token, and does not count.
+    Requests with `auth` are for tokens and are not counted.
     """
 
     method: Method
@@ -58,12 +58,12 @@ class Request(NamedTuple):
     auth: bool = False
 
     def __repr__(self) -> str:
-        """Show it without what may be secret: headers and forms are, too."""
+        """Show it without headers and body, which may contain secrets."""
         return f"{self.method} {shown_url(self.url)}"
 
 
 class Counts(msgspec.Struct):
-    """What was sent, for reports and tests. Requests for tokens, and those answered by 401, do not count."""
+    """Numbers of requests, for reports and tests. Requests for tokens and those answered by 401 are excluded."""
 
     requests: int = 0
     sent_bytes: int = 0
@@ -76,7 +76,7 @@ class Counts(msgspec.Struct):
 
 
 class Answer:
-    """An answer whose body is yet to be read. Close it, or use it up."""
+    """A response with an unread body. Close it, or read it to the end."""
 
     def __init__(self, response: httpx.Response, transport: Transport, url: str) -> None:
         self._response = response
@@ -86,7 +86,7 @@ class Answer:
         self.status = response.status_code
 
     def header(self, name: str) -> str:
-        """Look a header up; empty if it is not there, or too long to mean anything."""
+        """Return a header; empty if it is missing or too long."""
         value = str(self._response.headers.get(name, ""))
         return value if len(value) <= _MAX_HEADER else ""
 
@@ -95,17 +95,17 @@ class Answer:
 
     @property
     def length(self) -> int | None:
-        """What the body's length is said to be."""
+        """The Content-Length; None if it is missing or invalid."""
         text = self.header("content-length")
         return int(text) if text.isascii() and text.isdigit() and len(text) < 20 else None
 
     @property
     def media_type(self) -> str:
-        """What the body is said to be, without parameters such as a charset."""
+        """The media type, without parameters such as a charset."""
         return self.header("content-type").partition(";")[0].strip()
 
     def pieces(self) -> Iterator[bytes]:
-        """Read the body as it comes, undecoded; raises UnavailableError when it breaks off."""
+        """Yield the undecoded body in pieces; raises UnavailableError if the connection breaks."""
         from detlayer.registry.backend import body_stream
 
         stream = body_stream(self._response.extensions)
@@ -130,31 +130,31 @@ class Answer:
             if self._transport.pace.now() > ends:
                 self.close()
                 raise UnavailableError(
-                    "registry-timeout", f"{self.host} takes too long to answer", "try again later, or raise --timeout"
+                    "registry-timeout", f"{self.host} timed out", "try again later, or raise --timeout"
                 )
         return bytes(data)
 
     def refusal(self) -> Refusal:
-        """Read what a refusal says, and close it."""
+        """Read the error body, and close the response."""
         body = b""
-        with suppress(RegistryError):  # the status is enough
+        with suppress(RegistryError):  # the status suffices
             body = self.read(MAX_ERROR_BYTES) or b""
         self.close()
         return Refusal(self.url, self.status, read_faults(body, _secrets(self._response.request)))
 
     def drain(self) -> None:
-        """Read a short body to its end, so that the connection can be used again; a long one is cut off."""
+        """Read a short body to its end, so that the connection can be reused; closes it for a long one."""
         with suppress(RegistryError):
             self.read(_MAX_DRAINED_BYTES)
         self.close()
 
     def close(self) -> None:
-        with suppress(Exception):  # whatever the library thinks of a connection that is being given up
+        with suppress(Exception):  # the connection is being dropped anyway
             self._response.close()
 
 
 def _secrets(request: httpx.Request) -> list[str]:
-    """What a request said of who we are, in all its forms: some servers say it back in their errors."""
+    """Return the credentials of a request in all encodings: some servers repeat them in their errors."""
     scheme, _, value = request.headers.get("authorization", "").partition(" ")
     found = [value]
     if scheme == "Basic":
@@ -166,7 +166,7 @@ def _secrets(request: httpx.Request) -> list[str]:
 
 
 class Transport:
-    """Sends requests to any host. Safe to use from several threads."""
+    """Sends requests to any host. Thread-safe."""
 
     def __init__(self, network: Network, *, pace: Pace | None = None, log: Callable[[str], None] | None = None) -> None:
         self.network = network
@@ -183,20 +183,20 @@ class Transport:
         with self._lock:
             clients, self._clients = list(self._clients.values()), {}
         for client in clients:
-            with suppress(Exception):  # connections in use by threads that are being left behind
+            with suppress(Exception):  # abandoned threads may still use connections
                 client.close()
 
     def base_url(self, host: str) -> str:
-        """Say how a registry is spoken to: plain HTTP only on loopback, or where it was asked for."""
+        """Return the base URL of a registry: plain HTTP only for loopback and `insecure` hosts."""
         with self._lock:
             self._registries.add(host)
         plain = host in self.network.insecure or (is_loopback(host) and not self.network.ca_file)
         return f"{'http' if plain else 'https'}://{host}"
 
     def send(self, request: Request) -> Answer:
-        """Send a request and return its answer, whatever its status, following no redirect.
+        """Send a request and return its response, whatever the status, without following redirects.
 
-        429 and 5xx come back only after the last try. Raises RegistryError.
+        429 and 5xx are returned only after the last retry. Raises RegistryError.
         """
         host = urlsplit(request.url).netloc
         for left in range(self.network.retries if request.repeat else 0, -1, -1):
@@ -211,7 +211,7 @@ class Transport:
             if not self._retries.may_repeat(host, answer.status, answer.header("retry-after")) or not left:
                 return answer
             answer.drain()
-        raise AssertionError("the last try returns or raises")
+        raise AssertionError("the last attempt returns or raises")
 
     def _send_once(self, request: Request) -> Answer:
         self.pace.check()
@@ -220,8 +220,8 @@ class Transport:
             length = 0 if request.content is None and request.method in ("POST", "PUT", "PATCH") else None
             return self._exchange(request, request.content, length)
         with closing(self._stream(request.content)) as pieces:
-            # The source is asked first. While the request is open, a server that handles one at a time, and that the
-            # source may be on, too, would not answer; and a source that fails leaves no request half sent.
+            # Read from the source first: it may be on the same server, which may handle one request at a time,
+            # and a failing source then leaves no request half sent.
             first = next(pieces, b"")
             return self._exchange(request, chain((first,), pieces), request.content.end - request.content.start)
 
@@ -245,7 +245,7 @@ class Transport:
                 piece = source.read(min(PIECE_BYTES, left))
                 if not piece:
                     raise IntegrityError(
-                        "blob-short", f"a blob ends {left} bytes before its size", "make or fetch the image again"
+                        "blob-short", f"a blob ends {left} bytes before its size", "build or pull the image again"
                     )
                 left -= len(piece)
                 yield piece
@@ -266,23 +266,22 @@ class Transport:
 
 
 def follow(answer: Answer, *, allow_other_hosts: bool) -> str | None:
-    """Say where a redirect leads; None if the answer is none. Raises RegistryError for one that must not be followed.
+    """Return the target of a redirect; None for other responses. Raises RegistryError if it must not be followed.
 
-    From HTTPS nothing leads to HTTP. Whether the host is another, and credentials must stay behind, is for the caller
-    to see.
+    HTTPS is never redirected to HTTP. The caller must drop credentials if the host changes.
     """
     if answer.status not in _REDIRECTS:
         return None
     location = answer.header("location")
     if not location:
-        raise garbage(answer.host, f"{answer.status} without a Location")
+        raise garbage(answer.host, f"status {answer.status} without a Location")
     target = join(answer.url, location)
     here, there = urlsplit(answer.url), urlsplit(target)
     if here.scheme == "https" and there.scheme == "http":
         raise RejectedError(
             "redirect-insecure",
             f"{answer.host} redirects to plain HTTP: {shown_url(target)}",
-            "the registry, or a proxy before it, is set up wrongly",
+            "configure the registry, or the proxy in front of it, for HTTPS",
         )
     if not allow_other_hosts and origin(answer.url) != origin(target):
         raise RejectedError(

@@ -1,8 +1,8 @@
-"""One blob into one repository: mount, POST and PUT, or chunks, which a later process can resume.
+"""Upload one blob: mount, POST and PUT, or chunks, which a later process can resume.
 
     UNKNOWN -> PRESENT | MOUNTING -> PRESENT | SESSION(location, offset) -> COMMITTING -> PRESENT
 
-Source: distribution-spec 1.1, "Pushing blobs". What is told of a session is kept by whoever calls (`on_session`).
+Source: distribution-spec 1.1, "Pushing blobs". The caller stores sessions (`on_session`).
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ _MAX_STARTS = 3
 _BYTES = {"content-type": "application/octet-stream"}
 _RANGE = re.compile(r"(?:bytes=)?([0-9]{1,19})-([0-9]{1,19})\Z")
 
-# The longest body of a ranged PATCH that a host takes, in bytes, as its documentation or its errors say.
+# The longest body of a ranged PATCH that a host accepts, in bytes, from its documentation or errors.
 _LONGEST_CHUNK_BYTES = {"ghcr.io": 4 << 20}
-_WHOLE_ONLY = frozenset(("gcr.io", "pkg.dev"))  # Artifact Registry: no chunks; these and all below them
+_WHOLE_ONLY = frozenset(("gcr.io", "pkg.dev"))  # Artifact Registry rejects chunks; includes all subdomains
 
 UploadResult = Literal["uploaded", "mounted"]
 
 
 class Progress(msgspec.Struct, frozen=True):
-    """What is told of an upload: bytes sent, negative where they have to be sent again, and its session."""
+    """Callbacks of an upload: bytes sent (negative if they must be sent again) and its session."""
 
     advance: Callable[[int], None] = lambda count_bytes: None
     on_session: Callable[[Session | None], None] = lambda session: None
@@ -53,16 +53,16 @@ def upload(
     resume: Session | None = None,
     progress: Progress | None = None,
 ) -> UploadResult:
-    """Bring a blob into a repository, and say how it got there.
+    """Upload a blob to a repository; returns how it got there.
 
-    `body` is asked for only when bytes have to flow. `resume` is a session that an earlier run began. Raises
-    RegistryError, and IntegrityError where the registry says that the bytes are not what the digest says.
+    `body` is called only if bytes must be sent. `resume` is a session of an earlier run. Raises RegistryError, and
+    IntegrityError if the registry reports a digest mismatch.
     """
     return _Upload(repository, blob, body, progress or Progress()).run(mount_from, resume)
 
 
 class _SessionError(Exception):
-    """The blob starts again in a new session: this one is gone, or the registry takes no body of this size."""
+    """The upload must start again in a new session: the session is lost, or the body is too large."""
 
     def __init__(self, refusal: Refusal | None = None, *, is_too_large: bool = False) -> None:
         self.refusal = refusal
@@ -85,7 +85,7 @@ class _Upload:
         self._chunk_bytes = min(_CHUNK_BYTES, _LONGEST_CHUNK_BYTES.get(repository.name.host, _CHUNK_BYTES))
 
     def run(self, mount_from: RepositoryName | None, resume: Session | None) -> UploadResult:
-        # A session that was not sent in chunks can't be resumed.
+        # Only a chunked session can be resumed.
         session = self._recover(resume) if resume is not None and self._in_chunks else None
         failure: DetlayerError
         while True:
@@ -99,7 +99,7 @@ class _Upload:
                 self._send(session)
                 return self._finish("uploaded")
             except UnavailableError as error:
-                # The answer to the last request may be all that was lost.
+                # Perhaps only the response to the last request was lost.
                 if self._repository.head_blob(self._blob.digest) is not None:
                     return self._finish("uploaded")
                 failure, before = error, self._reached
@@ -115,7 +115,7 @@ class _Upload:
             except BlobRefusedError as error:
                 if not self._is_resumed:
                     raise
-                # What an earlier run sent, or the registry kept of it, is corrupt: once from the beginning.
+                # The bytes of an earlier run may be corrupt in the registry: start again once.
                 self._is_resumed = False
                 session, failure = None, error
                 self._attempts.failures += 1
@@ -129,30 +129,30 @@ class _Upload:
         return result
 
     def _start_again(self, error: _SessionError) -> RegistryError:
-        """Choose how to send next; returns the error for the case that this was the last attempt, or raises it."""
+        """Choose how to send next; returns the error to raise if no attempt is left, or raises at once."""
         failure = self._refused(error.refusal)
         if not error.is_too_large or not self._in_chunks:
             self._attempts.failures += 1
         elif self._chunk_bytes <= _SMALLEST_CHUNK_BYTES:
             raise failure
-        else:  # as often as it takes to find a size that is taken
+        else:  # retry until a size is accepted
             self._chunk_bytes = max(self._chunk_bytes // 4, _SMALLEST_CHUNK_BYTES)
         self._in_chunks |= error.is_too_large
         return failure
 
     def _refused(self, refusal: Refusal | None) -> RegistryError:
-        if refusal is not None and refusal.status != 404:  # the repository is there, or there was no session
+        if refusal is not None and refusal.status != 404:  # the repository exists, or there was no session
             return error_of(refusal, f"push to {self._repository.name.repository}", self._repository.name.registry)
         return RejectedError(
             "upload-lost",
             f"{self._repository.name.registry} lost the upload of {self._blob.digest} {_MAX_STARTS} times",
-            "if several servers answer under this name, they must share their uploads",
+            "if several servers share this name, give them common storage or sticky sessions",
         )
 
     # -- sessions
 
     def _begin(self, mount_from: RepositoryName | None) -> Session | None:
-        """Open a session; None if the blob was mounted instead. A mount that fails never fails a push."""
+        """Open a session; None if the blob was mounted instead. A failing mount does not fail the push."""
         post = self._repository.url("blobs/uploads/")
         if mount_from is not None:
             answer = self._mount(f"{post}?mount={self._blob.digest}&from={mount_from.repository}")
@@ -171,7 +171,7 @@ class _Upload:
     def _mount(self, url: str) -> Answer | None:
         try:
             return self._repository.call(Request("POST", url))
-        except (AuthError, RejectedError):  # we may push here, and not pull there
+        except (AuthError, RejectedError):  # the user may push here without being allowed to pull from the source
             return None
 
     def _opened(self, answer: Answer) -> Session:
@@ -181,15 +181,15 @@ class _Upload:
         return self._session(answer, 0)
 
     def _session(self, answer: Answer, offset: int, last: str = "") -> Session:
-        """Take the newest Location; without one it is the `last`, if there was one."""
+        """Read the next Location of a session; without one, `last` remains valid if given."""
         location = last if last and not answer.header("location") else self._repository.location(answer)
         answer.drain()
         return Session(location, offset)
 
     def _recover(self, session: Session) -> Session | None:
-        """Ask how far an earlier session came; None if the registry does not know it any more."""
+        """Ask for the offset of an earlier session; None if the registry has dropped it."""
         try:
-            # It may be from another run, when this registry was spoken to otherwise.
+            # An earlier run may have used another scheme for this registry.
             location = self._repository.trusted(session.location)
             answer = self._repository.call(Request("GET", location))
         except (RejectedError, AuthError):
@@ -207,7 +207,7 @@ class _Upload:
         self._reached = max(self._reached, offset)
         self._advance(offset)
         recovered = self._session(answer, offset, location)
-        self._progress.on_session(recovered)  # asking may have made its Location the newest
+        self._progress.on_session(recovered)  # the request may have changed its Location
         return recovered
 
     # -- bytes
@@ -253,7 +253,7 @@ class _Upload:
     def _call(
         self, method: Literal["PUT", "PATCH"], url: str, headers: dict[str, str], span: tuple[int, int]
     ) -> Answer:
-        """Send a stretch of the blob; what a refusal makes of it is not counted as sent."""
+        """Send a range of the blob; bytes of a refused request are not counted as sent."""
         before = self._sent
         if self._body is None:
             self._body = self._make_body()
@@ -263,18 +263,18 @@ class _Upload:
         except BaseException:
             self._take_back(self._sent - before)
             raise
-        self._take_back(self._sent - before - (span[1] - span[0]))  # it was sent twice, for want of a token
+        self._take_back(self._sent - before - (span[1] - span[0]))  # sent twice because the token was missing
         return answer
 
     def _error(self, answer: Answer, method: str) -> Exception:
-        """Read a refusal: what to do about it, or an error."""
+        """Turn a refusal into the error that selects the next step, or ends the upload."""
         refusal = answer.refusal()
         if refusal.says("DIGEST_INVALID"):
             self._progress.on_session(None)
             return BlobRefusedError(
                 "blob-refused",
-                f"{self._repository.name.registry} says that the bytes sent are not {self._blob.digest}",
-                "the blob, or something on the way to the registry, is corrupt",
+                f"{self._repository.name.registry} reports that the received bytes do not match {self._blob.digest}",
+                "try again; then check proxies on the way and the registry's storage",
             )
         if refusal.status == 413 or refusal.says("SIZE_INVALID"):
             return _SessionError(refusal, is_too_large=True)
@@ -285,7 +285,7 @@ class _Upload:
         return error_of(refusal, f"push to {self._repository.name.repository}", self._repository.name.registry)
 
     def _confirm(self, count_bytes: int) -> None:
-        """Count what the registry has confirmed, and the time that it took."""
+        """Count bytes confirmed by the registry, and the time they took."""
         now_s = self._repository.transport.pace.now()
         self._attempts.advance(count_bytes, now_s - self._confirmed_at_s)
         self._confirmed_at_s = now_s
@@ -304,9 +304,9 @@ class _Upload:
 
 
 def _reached(answer: Answer) -> int | None:
-    """Read how many bytes a session has; None if the registry does not say so.
+    """Read how many bytes a session has; None if the registry does not say.
 
-    docker-registry says 0-0 of a session with nothing in it, so that one byte can't be told from none.
+    docker-registry answers 0-0 for an empty session, so that one byte and none look the same.
     """
     told = _RANGE.match(answer.header("range"))
     return int(told[2]) + 1 if told is not None and int(told[1]) == 0 and int(told[2]) else None

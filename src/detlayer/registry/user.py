@@ -1,4 +1,4 @@
-"""Registries as the user has set them up: proxies of the environment, credentials of `docker login`."""
+"""Registries with the user's settings: proxies from the environment, credentials from `docker login`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def user_network(environment: Mapping[str, str] | None = None) -> Network:
-    """Return the settings of the network without options: proxies of the environment."""
+    """Return the default network settings with proxies from the environment."""
     return Network(proxies=os.environ if environment is None else environment, user_agent=f"detlayer/{__version__}")
 
 
@@ -30,8 +30,8 @@ def open_user_registries(
 ) -> Registries:
     """Open registries with the user's credentials; close them at the end, or use them as a context manager.
 
-    Credentials are those of `docker login` and `podman login`. DETLAYER_USERNAME and DETLAYER_PASSWORD are sent to the
-    registries of `given_for` only. Raises ConfigError where one of them is missing.
+    Uses the credentials of `docker login` and `podman login`. DETLAYER_USERNAME and DETLAYER_PASSWORD are sent only to
+    the registries in `given_for`. Raises ConfigError if one of the two is missing.
     """
     environment = os.environ if environment is None else environment
     given = given_credentials(environment)
@@ -40,9 +40,9 @@ def open_user_registries(
 
 
 def given_credentials(environment: Mapping[str, str], username: str = "", password: str = "") -> tuple[str, str]:
-    """Return user name and password as they were given, or from DETLAYER_USERNAME and DETLAYER_PASSWORD.
+    """Return the given user name and password, or those from DETLAYER_USERNAME and DETLAYER_PASSWORD.
 
-    Both are empty if there are none; raises ConfigError where one of them is missing.
+    Empty if not set; raises ConfigError if one of the two is missing.
     """
     from_option = bool(username), bool(password)
     username = username or environment.get("DETLAYER_USERNAME", "")
@@ -51,13 +51,13 @@ def given_credentials(environment: Mapping[str, str], username: str = "", passwo
         raise ConfigError(
             "password-missing",
             f"{'--username' if from_option[0] else 'DETLAYER_USERNAME'} without a password",
-            "set DETLAYER_PASSWORD, or pipe one in with --password-stdin",
+            "set DETLAYER_PASSWORD, or pipe the password in: --password-stdin",
         )
     if password and not username:
         raise ConfigError(
             "username-missing",
-            f"{'--password-stdin' if from_option[1] else 'DETLAYER_PASSWORD'} without a name",
-            "set the name with --username or DETLAYER_USERNAME; for an identity token it is '<token>'",
+            f"{'--password-stdin' if from_option[1] else 'DETLAYER_PASSWORD'} without a user name",
+            "add --username NAME, or set DETLAYER_USERNAME; for an identity token the name is '<token>'",
         )
     return username, password
 
@@ -65,7 +65,7 @@ def given_credentials(environment: Mapping[str, str], username: str = "", passwo
 def find_credentials(
     environment: Mapping[str, str], given: tuple[str, str], given_for: Iterable[Reference]
 ) -> Callable[[RepositoryName], Credentials | None]:
-    """Return what looks up credentials when a registry asks for them: for most requests none does."""
+    """Return a function that looks up credentials lazily: most requests need none."""
     from detlayer.registry.credentials import CredentialStore, read_environment
 
     meant = frozenset(reference.name.registry for reference in given_for)

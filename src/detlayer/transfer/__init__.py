@@ -1,1 +1,1 @@
-"""Plans, pushes, pulls and copies between images on disk and registries."""
+"""Plan, push, pull and copy images between disk and registries."""

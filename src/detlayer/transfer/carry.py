@@ -1,4 +1,4 @@
-"""Carries a plan out: blobs, then manifests, then tags. At every moment, what a tag names is complete (SPEC 11.1)."""
+"""Execute a plan: blobs, then manifests, then tags. Tags only ever name complete images (SPEC 11.1)."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ from detlayer.transfer.results import TagResult
 from detlayer.transfer.survey import Survey
 from detlayer.transfer.workers import Job, work_off
 
-_SMALL_BYTES = 64 << 10  # what is larger takes a worker for data
+_SMALL_BYTES = 64 << 10  # larger blobs take a data worker
 _PIECE_BYTES = 1 << 20
-_MAX_SUBJECTS = 32  # that have to be brought, each for the one before
+_MAX_SUBJECTS = 32  # the maximum length of a chain of subjects to push
 
 Refused = RefusedError | RepositoryMissingError
 
 
 class Carrier:
-    """Carries out one plan for one image."""
+    """Executes one plan for one image."""
 
     def __init__(
         self,
@@ -42,7 +42,7 @@ class Carrier:
         reporter: TransferReporter,
         origins: Sequence[Repository],
     ) -> None:
-        """`survey` has what is known of the repository; `origins` are repositories that may have the image's blobs."""
+        """Create it. `survey` has the known facts of the repository; `origins` may have the image's blobs."""
         self._repository = survey.repository
         self._image = image
         self._wanted = wanted
@@ -58,9 +58,9 @@ class Carrier:
         self._subjects: set[Digest] = set()
 
     def carry_out(self, plan: Plan) -> list[TagResult]:
-        """Do what the plan says; a tag that fails does not keep the others from being pushed.
+        """Execute the plan; a tag that fails does not stop the others.
 
-        Raises RegistryError, IntegrityError and LayerError for what concerns all tags.
+        Raises RegistryError, IntegrityError and LayerError for failures that affect all tags.
         """
         if plan.is_done:
             confirm_referrers(self._repository, self._wanted.documents)
@@ -85,7 +85,7 @@ class Carrier:
     # -- blobs
 
     def _find_bodies(self, plan: Plan) -> dict[Digest, Body]:
-        """Find all that is to be uploaded before anything is sent: where one is missing, nothing is sent."""
+        """Find the bytes of all uploads before sending any: if one is missing, nothing is sent."""
         uploads = [self._descriptors[one.digest] for one in plan.sends if one.action == "upload"]
         found = work_off([Job(lambda blob=blob: self._body(blob)) for blob in uploads])  # type: ignore[misc]
         return dict(zip((blob.digest for blob in uploads), found, strict=True))
@@ -98,7 +98,7 @@ class Carrier:
         label = str(blob.digest)
 
         def keep(session: Session | None) -> None:
-            # That it is over is kept when what it brought is: a run that ends in between would send that again.
+            # Remember it before the session is dropped: otherwise a run that is killed here would send it again.
             if session is not None:
                 self._memory.keep_session(principal, name, blob.digest, session)
 
@@ -123,7 +123,7 @@ class Carrier:
         self._reporter.done(label, outcome)
 
     def _at_rest(self, body: Body, stack: ExitStack) -> Body:
-        """Fetch a blob that comes from the registry that it goes to: a mount that is refused is no reason to stream."""
+        """Download a blob that comes from the target registry itself: some servers handle one request at a time."""
         if isinstance(body, RemoteBody) and body.repository.name.host == self._repository.name.host:
             return stack.enter_context(spooled(body))
         return body
@@ -134,26 +134,26 @@ class Carrier:
             raise LayerError(
                 "blob-missing",
                 f"the image lacks {blob.digest}, and {self._repository.name} does not have it",
-                "fetch the whole image, or name a repository that has its layers: --source REPOSITORY",
+                "pull the whole image, or name a repository that has its layers: --source REPOSITORY",
             )
         if body.size_bytes != blob.size_bytes:
             raise IntegrityError(
                 "blob-size",
-                f"{blob.digest} has {body.size_bytes} bytes, and its manifest says {blob.size_bytes}",
-                "make or fetch the image again",
+                f"{blob.digest} has {body.size_bytes} bytes, but its manifest says {blob.size_bytes}",
+                "build or pull the image again",
             )
         return body
 
     def _remote_body(self, blob: Descriptor) -> Body | None:
-        """Find a repository that has what is not here; the last one that may is not asked, since it will say so."""
+        """Find a repository for a blob that is not local; the last candidate is not checked, since GET will fail."""
         for origin in self._origins:
-            with suppress(AuthError):  # it may be good for mounts only
+            with suppress(AuthError):  # may still be good for mounts
                 if origin is self._origins[-1] or origin.head_blob(blob.digest) is not None:
                     return RemoteBody(origin, blob)
         return None
 
     def _blame(self, blob: Descriptor, error: IntegrityError) -> None:
-        """The registry got other bytes than the digest says: read ours again, to tell who is to blame."""
+        """After a digest mismatch in the registry, verify the local blob to find the cause."""
         sha = hashlib.sha256()
         with self._body(blob).open() as source:
             while piece := source.read(_PIECE_BYTES):
@@ -161,8 +161,8 @@ class Carrier:
         if sha.hexdigest() != blob.digest.hex:
             raise IntegrityError(
                 "blob-digest",
-                f"the image's {blob.digest} is corrupt: it has the digest sha256:{sha.hexdigest()}",
-                "make or fetch the image again",
+                f"blob {blob.digest} of the image is corrupt: found sha256:{sha.hexdigest()}",
+                "build or pull the image again",
             ) from error
 
     # -- documents
@@ -180,42 +180,44 @@ class Carrier:
             except RefusedError as refused:
                 if refused.reason is not RefusalReason.IMMUTABLE_TAG or step.seen != root.digest:
                     raise
-                self._put(root, str(root.digest))  # the tag names it already: the registry sees it again all the same
+                self._put(
+                    root, str(root.digest)
+                )  # the tag names it already; put it again so that the registry restores it
         except DetlayerError as error:
             return TagResult(step.tag, "failed", error)
         return TagResult(step.tag, "pushed")
 
     def _put(self, document: Document, target: str) -> None:
-        """Put a document; where the registry refuses it and lacks its subject or parts, bring these, while it helps."""
+        """Put a document; if the registry misses its subject or parts, restore them while that makes progress."""
         needed = self._needed(document)
         restored = self._restored.intersection(needed)
         may_lack_subject = True
         while (refused := self._repository.put_manifest(target, document)) is not None:
             still = self._bring_subject(document, refused) if may_lack_subject else refused
             if still is None:
-                may_lack_subject = False  # it is put, so once is enough until something else has been restored
+                may_lack_subject = False  # put once; try again only after restoring something else
                 continue
             if not still.reason.may_mean_missing_parts:
                 raise still
             with self._restoring:
                 self._restore(self._find_lost(needed, still))
             before, restored = restored, self._restored.intersection(needed)
-            if restored == before:  # another document may have needed the same
+            if restored == before:  # another document may have needed the same parts
                 raise still
             may_lack_subject = True
         self._learn({document.digest: "uploaded"})
 
     def _needed(self, document: Document) -> list[Digest]:
-        """Name what the registry may want to have before a document."""
+        """Return the digests that the registry may require before a document."""
         named = [one.digest for one in (*document.children, *document.blobs) if not one.is_foreign]
         if document.subject is not None and document.subject.digest in self._wanted.by_digest:
             named.append(document.subject.digest)
         return list(dict.fromkeys(named))
 
     def _find_lost(self, needed: Collection[Digest], refused: Refused) -> list[Digest]:
-        """Tell which of these the registry lost: those that it names, and those that it lacks when asked.
+        """Return the digests that the registry lost: those in the refusal, and those not found by HEAD.
 
-        A refusal may have any code, and name all of them, one, or none. Nothing is asked for or restored twice.
+        A refusal may have any code and name all, one or none of them. Each digest is checked and restored once.
         """
         said = set(refused.digests)
         sent = self._knowledge.known(self._repository.name)
@@ -225,7 +227,7 @@ class Carrier:
         lost = {digest for digest, is_there in zip(doubtful, answers, strict=True) if not is_there}
         self._found.update(set(doubtful) - lost)
         if refused.reason is RefusalReason.MISSING_PARTS and not lost and not said.intersection(needed):
-            return unsent  # its HEAD knows less than its PUT
+            return unsent  # HEAD finds blobs that PUT rejects
         return [one for one in needed if one not in self._restored and (one in said or one in lost)]
 
     def _is_there(self, digest: Digest) -> bool:
@@ -234,7 +236,7 @@ class Carrier:
         return self._repository.head_blob(digest) is not None
 
     def _restore(self, missing: Collection[Digest]) -> None:
-        """Send again what the registry lost, whatever was known of it."""
+        """Upload missing blobs again, ignoring what is known about them."""
         self._knowledge.forget(self._repository, missing)
         self._facts.demote(missing)
         documents = self._wanted.by_digest
@@ -253,13 +255,13 @@ class Carrier:
     # -- subjects
 
     def _bring_subject(self, document: Document, refused: Refused) -> Refused | None:
-        """Put the subject of a document that was refused; None if that document is worth another try.
+        """Put the subject of a refused document; None if the document can be retried.
 
-        Otherwise returns the refusal, which says so if there is no subject to put.
+        Otherwise returns the refusal, amended if the subject was not found.
         """
         subject, named = document.subject, refused.digests
         if subject is None or not refused.reason.may_mean_missing_parts:
-            return refused  # a subject would not help against an immutable tag, for example
+            return refused  # a subject does not help with an immutable tag, for example
         if subject.digest not in named and any(one.digest in named for one in (*document.children, *document.blobs)):
             return refused
         with self._restoring:
@@ -268,26 +270,26 @@ class Carrier:
             try:
                 found = self._find_subject(subject)
             except (LayerError, NotFoundError, AuthError) as error:
-                message = f"{refused.message}; it has no subject {subject.digest} either ({error.message})"
+                message = f"{refused.message}; subject {subject.digest} not found either ({error.message})"
                 hint = "push the subject first"
                 if subject.digest in named:
                     raise RejectedError("subject-missing", message, hint) from error
-                return refused.with_message(message, hint)  # other parts may be missing, too
+                return refused.with_message(message, hint)  # other parts may be missing too
             self._subjects.add(subject.digest)
             self._carry(found)
         return None
 
     def _find_subject(self, subject: Descriptor) -> Wanted:
-        """Read a subject and all that it lists; raises what the image raises where that does not have it."""
+        """Read a subject and its contents; raises the source's errors if it is not found."""
         known = self._wanted.by_digest.get(subject.digest)
         if known is None:
             if len(self._subjects) == _MAX_SUBJECTS:
-                raise LayerError("document-invalid", "subjects have subjects without end", "push them one by one")
+                raise LayerError("document-invalid", "over {_MAX_SUBJECTS} nested subjects", "push them one by one")
             known = parse_document(self._image.document(subject), str(subject.digest), subject.media_type)
         return gather(self._image, known)
 
     def _carry(self, found: Wanted) -> None:
-        """Bring documents and blobs that the plan does not have, or that it takes for present."""
+        """Push documents and blobs that are not in the plan, or that it takes for present."""
         here = self._repository.name
         sources = [one.name for one in self._origins if one.name.registry == here.registry and one.name != here]
         self._repository.expect_push(sources[:1])
@@ -309,10 +311,9 @@ class Carrier:
 
 
 def _levels(wanted: Wanted) -> Iterator[Sequence[Digest]]:
-    """Documents below the root in groups that can go at the same time.
+    """Yield the documents below the root in groups that can be put in parallel.
 
-    What a document lists is in an earlier group, and so is its subject, where the image has that. Digests make a cycle
-    impossible.
+    Children come in an earlier group than their parents, and subjects before their referrers. Digests rule out cycles.
     """
     below = {one.digest: one for one in wanted.documents[:-1]}
     sorter = TopologicalSorter[Digest]()

@@ -1,4 +1,4 @@
-"""Transfers from Python: push, plan, pull and resolve; one call each, with texts as on the command line."""
+"""Python API for transfers: push, plan, pull and resolve, with the same strings as on the command line."""
 
 from __future__ import annotations
 
@@ -34,12 +34,11 @@ def push(
     store: Store | None = None,
     reporter: TransferReporter | None = None,
 ) -> PushReport:
-    """Push an image under references such as `registry.example/team/app:1.2`, sending only what is not there.
+    """Push an image under references such as `registry.example/team/app:1.2`, sending only missing blobs.
 
     The image is `oci:DIR[:TAG]`, `oci-archive:FILE[:TAG]`, `docker-archive:FILE[:NAME]`, `docker://REFERENCE`, or an
-    image that is open already. By default the user's proxies and credentials are used; with a `store`, what earlier
-    pushes learned of the registries counts. Errors of repositories and tags are in the report. Raises ConfigError, and
-    what the image raises.
+    open image. Uses the user's proxies and credentials by default. A `store` keeps facts about registries between
+    pushes. Errors of repositories and tags are in the report. Raises ConfigError, and the source's errors.
     """
     parsed = _parse(references)
     memory = store.memory if store is not None else None
@@ -55,7 +54,7 @@ def plan(
     registries: Registries | None = None,
     store: Store | None = None,
 ) -> list[Plan]:
-    """Plan a push, one plan for each repository, changing nothing; raises RegistryError and as `push`."""
+    """Plan a push without changing anything; returns one plan per repository. Raises RegistryError, and as `push`."""
     parsed = _parse(references)
     memory = store.memory if store is not None else None
     with _opened(registries, parsed) as opened, open_push_source(image, opened, memory) as source:
@@ -71,10 +70,10 @@ def pull(
     store: Store | None = None,
     reporter: TransferReporter | None = None,
 ) -> Pulled:
-    """Fetch an image into a layout, `oci:DIR` or `oci:DIR:TAG`.
+    """Pull an image into a layout, `oci:DIR` or `oci:DIR:TAG`.
 
-    Existing blobs are not fetched; an interrupted one is resumed. Raises ConfigError, RegistryError, IntegrityError,
-    OutputError and LayerError.
+    Skips existing blobs and resumes interrupted ones. Raises ConfigError, RegistryError, IntegrityError, OutputError,
+    LayerError.
     """
     (parsed,) = _parse(reference)
     path, tag = parse_layout_target(target)
@@ -91,7 +90,7 @@ def resolve(
     registries: Registries | None = None,
     reporter: TransferReporter | None = None,
 ) -> Resolved:
-    """Return what a reference names now: digest, media type and platforms; with a platform, the manifest for that.
+    """Return digest, media type and platforms of a reference; with a platform, those of its manifest.
 
     Raises ConfigError, RegistryError, IntegrityError and LayerError.
     """
@@ -107,9 +106,9 @@ def parse_layout_target(text: str) -> tuple[str, str]:
     """Split `oci:DIR[:TAG]` into directory and tag, which may be empty; raises ConfigError."""
     path, _, tag = text.removeprefix(_LAYOUT).partition(":")
     if not text.startswith(_LAYOUT) or not path:
-        raise ConfigError("output-invalid", f"{printable(text)!r} is no OCI layout", "write oci:DIR or oci:DIR:TAG")
+        raise ConfigError("output-invalid", f"invalid OCI layout {printable(text)!r}", "write oci:DIR or oci:DIR:TAG")
     if tag and not is_tag(tag):
-        raise ConfigError("output-invalid", f"{printable(tag)!r} can't be a tag", "write oci:DIR:TAG")
+        raise ConfigError("output-invalid", f"invalid tag {printable(tag)!r}", "write oci:DIR:TAG")
     return path, tag
 
 
@@ -132,7 +131,7 @@ def open_push_source(
 
         for is_set, flag in ((whole_index, "--index"), (as_blob, "--as-blob")):
             if is_set:
-                raise ConfigError("usage", f"{flag} is not for {REMOTE}", "leave it out")
+                raise ConfigError("usage", f"{flag} cannot be used with {REMOTE}", "remove {flag}")
         reference = parse_reference(image.removeprefix(REMOTE))
         repository = registries.repository(reference.name)
         yield RemoteImage(repository, repository.get_manifest(reference.target), memory or Amnesia())

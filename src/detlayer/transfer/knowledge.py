@@ -1,4 +1,4 @@
-"""What one run knows of registries: what it saw and sent itself, and whether what earlier runs remembered holds."""
+"""Facts about registries in one run: those seen, and whether the remembered ones are confirmed."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ _KEPT: tuple[Proof, ...] = ("uploaded", "mounted")
 
 
 class Knowledge:
-    """Shared by all pushes of a run, and safe in threads. `memory` is what outlives the run.
+    """Facts shared by all pushes of a run. Thread-safe. `memory` outlives the run.
 
-    A registry may have lost everything since the last run, and some take manifests without looking at blobs. So what is
-    remembered of a repository counts only once a request in this run has confirmed a part of it.
+    A registry may have lost data since the last run, and some accept manifests without checking blobs. Remembered facts
+    of a repository therefore count only after a request in this run has confirmed one of them.
     """
 
     def __init__(self, memory: Memory | None = None) -> None:
@@ -32,30 +32,30 @@ class Knowledge:
         self._lock = Lock()
 
     def known(self, name: RepositoryName) -> dict[Digest, Proof]:
-        """Give what this run saw in a repository, or brought there."""
+        """Return the facts that this run has about a repository."""
         with self._lock:
             return dict(self._known[name])
 
     def learn(self, repository: Repository, found: Mapping[Digest, Proof]) -> None:
-        """Take note of what is in a repository; what was brought there is remembered for later runs."""
+        """Record facts about a repository; uploads and mounts are remembered for later runs."""
         with self._lock:
             self._known[repository.name].update(found)
         kept = [BlobLocation(repository.name, digest, proof) for digest, proof in found.items() if proof in _KEPT]
         self.memory.remember(repository.principal, kept)
 
     def forget(self, repository: Repository, digests: Collection[Digest]) -> None:
-        """Drop what proved wrong, whoever knew it."""
+        """Drop wrong facts, from this run and from memory."""
         with self._lock:
             for digest in digests:
                 self._known[repository.name].pop(digest, None)
         self.memory.forget(repository.principal, repository.name, digests)
 
     def holds(self, name: RepositoryName) -> bool | None:
-        """Tell whether what is remembered of a repository holds; None if this run has not asked."""
+        """Whether the remembered facts of a repository are confirmed; None if not checked yet."""
         return self._holds.get(name)
 
     def confirm(self, repository: Repository, is_there: Callable[[], bool]) -> bool:
-        """Ask for a thing that is remembered, once for each repository, and tell whether what is remembered holds."""
+        """Confirm or refute the remembered facts of a repository, with one request in each run."""
         with self._lock:
             asking = self._asking[repository.name]
         with asking:
@@ -67,7 +67,7 @@ class Knowledge:
             return self._holds[repository.name]
 
     def refute(self, repository: Repository) -> None:
-        """Drop all that is remembered of a repository: a part of it is gone."""
+        """Drop all remembered facts of a repository, because one proved wrong."""
         if self._holds.get(repository.name) is not False:
             self._holds[repository.name] = False
             self.memory.forget(repository.principal, repository.name)

@@ -1,12 +1,11 @@
-"""What a push will do to one repository, blob by blob, each with a reason: a pure function over facts.
+"""Plan a push to one repository, blob by blob, each step with a reason. Pure functions over facts.
 
     while questions := ask(wanted, facts): learn the answers
     plan(wanted, facts)
 
-`ask` names only questions that cost less than they are expected to save; so a push that changes nothing asks one. What
-earlier runs remembered counts only once the registry has confirmed a part of it. How a fact was learned, and how a plan
-is carried out, is not known here. Carries out SPEC 11: what a tag names is complete at every moment, since blobs come
-before manifests, manifests before indexes, and tags last.
+`ask` returns only questions that cost less than they are expected to save; a push that changes nothing needs one. Facts
+from earlier runs count only once the registry has confirmed one of them. Plans keep SPEC 11: blobs come before
+manifests, manifests before indexes, and tags last, so a tag never names an incomplete image.
 """
 
 from __future__ import annotations
@@ -21,11 +20,11 @@ from detlayer.oci.ports import Proof
 from detlayer.oci.references import RepositoryName
 from detlayer.oci.types import Descriptor, Digest, parse_digest
 
-# From here on a blob is worth a question before it is sent. Where an old image of the same tag is known, what it does
-# not have is most likely new, and only a large blob is worth one.
+# The sizes from which a blob is checked before it is sent. If an old image of the same tag is known, blobs that it
+# lacks are most likely new, so only large ones are checked.
 ASK_FROM_BYTES = 1 << 20
 ASK_NEW_FROM_BYTES = 16 << 20
-TELLING_FROM_BYTES = 128  # smaller ones, such as empty layers and configs, are in images that share nothing else
+TELLING_FROM_BYTES = 128  # smaller blobs, such as empty layers and configs, are shared by unrelated images
 
 _LAST_TAGS = frozenset(("latest", "stable", "main", "master", "edge", "nightly", "current"))
 
@@ -33,34 +32,34 @@ Action = Literal["present", "inferred", "mount", "upload", "foreign"]
 
 
 class Facts(msgspec.Struct):
-    """What this run knows of one repository, and how; and apart from that, what earlier runs remembered of it."""
+    """Facts about one repository: those of this run, and separately those remembered from earlier runs."""
 
     tags: dict[str, Descriptor | None] = {}
-    """What each destination tag names now; None if nothing."""
+    """The current image of each destination tag; None if the tag does not exist."""
     proofs: dict[Digest, Proof] = {}
-    """Blobs and manifests that are there."""
+    """Blobs and manifests that exist."""
     remembered: dict[Digest, Proof] = {}
-    """Blobs and manifests that were there in earlier runs: no plan depends on them until one is confirmed."""
+    """Blobs and manifests from earlier runs; unused by plans until one is confirmed."""
     absent: set[Digest] = set()
-    """What was asked for in this run and is not there."""
+    """Blobs and manifests that were not found in this run."""
     documents: dict[Digest, Document | None] = {}
-    """Old manifests of the destination tags; None if one could not be had."""
+    """Old manifests of the destination tags; None if one could not be fetched."""
     elsewhere: dict[Digest, RepositoryName] = {}
     """Repositories of the same registry that blobs can be mounted from."""
     guessed: set[Digest] = set()
-    """Those of them of which it was only said that they may be there: a mount that fails is an upload."""
+    """The part of `elsewhere` that is a guess: a mount that fails becomes an upload."""
     begun: set[Digest] = set()
-    """Blobs whose upload an earlier run began: they may have arrived."""
+    """Blobs whose upload an earlier run began, and may have completed."""
 
     def demote(self, digests: Iterable[Digest]) -> None:
-        """Take back what proved wrong: these are not there, whatever was inferred."""
+        """Mark digests as missing, and drop the facts about them."""
         for digest in digests:
             self.proofs.pop(digest, None)
             self.elsewhere.pop(digest, None)
             self.absent.add(digest)
 
     def settle(self, *, holds: bool) -> None:
-        """Believe what is remembered, or drop it."""
+        """Accept the remembered facts, or drop them."""
         for digest, proof in self.remembered.items() if holds else ():
             if digest not in self.absent:
                 self.proofs.setdefault(digest, proof)
@@ -68,10 +67,10 @@ class Facts(msgspec.Struct):
 
 
 class Question(msgspec.Struct, frozen=True):
-    """Something to ask the registry: what a tag names, whether it has a manifest or a blob, or what a manifest says.
+    """A question to the registry: what a tag names, whether a manifest or blob exists, or a manifest's contents.
 
-    `free` allows no request: it is to be answered from memory, or not at all. `confirms` asks for something that is
-    remembered: by the answer all that is remembered is believed, or dropped (`Facts.settle`).
+    A `free` question is answered from memory or not at all, without a request. A `confirms` question asks for a
+    remembered fact; its answer accepts or drops all of them (`Facts.settle`).
     """
 
     about: Literal["tag", "manifest", "blob", "document"]
@@ -85,7 +84,7 @@ class Question(msgspec.Struct, frozen=True):
 
 
 class BlobStep(msgspec.Struct, frozen=True):
-    """What is done about a blob. `source` is where it is mounted from."""
+    """The action for a blob. `source` is the repository to mount it from."""
 
     digest: Digest
     size_bytes: int
@@ -96,7 +95,7 @@ class BlobStep(msgspec.Struct, frozen=True):
 
 
 class ManifestStep(msgspec.Struct, frozen=True):
-    """What is done about a manifest or index by its digest."""
+    """The action for a manifest or index, by its digest."""
 
     digest: Digest
     size_bytes: int
@@ -106,7 +105,7 @@ class ManifestStep(msgspec.Struct, frozen=True):
 
 
 class TagStep(msgspec.Struct, frozen=True):
-    """What is done about a tag. `seen` is what it named when the plan was made."""
+    """The action for a tag. `seen` is the digest that it named when the plan was made."""
 
     tag: str
     action: Literal["present", "put"]
@@ -115,9 +114,9 @@ class TagStep(msgspec.Struct, frozen=True):
 
 
 class Plan(msgspec.Struct, frozen=True):
-    """What a push to one repository does, in order: blobs, manifests by digest, tags.
+    """The steps of a push to one repository, in order: blobs, manifests by digest, tags.
 
-    `asked` counts the requests that making the plan took.
+    `asked` counts the requests made for planning.
     """
 
     name: RepositoryName
@@ -135,7 +134,7 @@ class Plan(msgspec.Struct, frozen=True):
 
     @property
     def is_repair(self) -> bool:
-        """Whether it restores parts of an image that a tag names already."""
+        """Whether it restores parts of an image that a tag already names."""
         return any(one.seen == self.root for one in self.tag_puts)
 
     @property
@@ -152,19 +151,19 @@ class Plan(msgspec.Struct, frozen=True):
 
     @property
     def requests(self) -> int:
-        """How many requests carrying it out takes: a mount is one, an upload two (more in chunks)."""
+        """The number of requests to execute it: one for a mount, two for an upload (more in chunks)."""
         per_blob = sum(2 if one.action == "upload" else 1 for one in self.sends)
         return per_blob + len(self.puts) + len(self.tag_puts)
 
     @property
     def upload_bytes(self) -> int:
-        """Bytes of blobs and documents that are sent."""
+        """Bytes of blobs and documents to send."""
         blobs = sum(one.size_bytes for one in self.blobs if one.action == "upload")
         return blobs + sum(one.size_bytes for one in self.puts) + len(self.tag_puts) * self.root_bytes
 
     @property
     def all_bytes(self) -> int:
-        """Bytes of the whole image, with documents."""
+        """Bytes of the whole image, including documents."""
         blobs = sum(one.size_bytes for one in self.blobs)
         return blobs + sum(one.size_bytes for one in self.manifests) + self.root_bytes
 
@@ -214,9 +213,9 @@ class Plan(msgspec.Struct, frozen=True):
 
 
 def ask(wanted: Wanted, tags: Sequence[str], facts: Facts, *, check: bool = False) -> tuple[Question, ...]:
-    """Say what is worth asking next, all of it at once; nothing when a plan can be made.
+    """Return the questions to ask next, all at once; empty when a plan can be made.
 
-    A push by the image's digest alone has that for its only tag. With `check` everything is asked for.
+    A push by digest alone has the digest as its only tag. With `check`, everything is asked for.
     """
     if unasked := [tag for tag in tags if tag not in facts.tags]:
         return tuple(Question("tag", tag) for tag in unasked)
@@ -232,7 +231,7 @@ def ask(wanted: Wanted, tags: Sequence[str], facts: Facts, *, check: bool = Fals
     if questions := tuple(_about_old(wanted, old, believed)):
         return questions
     if not old:
-        # Nothing to go by. Is the image here under another name, or a part of it?
+        # Nothing is known. Check whether the image, or a part of it, exists under another name.
         if unknown := _unknown_document(wanted, (wanted.root,), believed):
             return unknown
         if unknown := _unknown_document(wanted, wanted.documents[:-1], believed):
@@ -242,9 +241,9 @@ def ask(wanted: Wanted, tags: Sequence[str], facts: Facts, *, check: bool = Fals
 
 
 def confirm(wanted: Wanted, facts: Facts) -> tuple[Question, ...]:
-    """Ask for one thing of those that are remembered, if a plan would depend on any.
+    """Ask for one remembered fact, if a plan would depend on any.
 
-    The topmost layer of them: others may have brought the lower ones back since, with images on the same base.
+    Chooses the topmost layer: images on the same base may have restored the lower ones since.
     """
     facts = _concluded(wanted, facts)
     doubtful = _believe(wanted, facts).proofs.keys() - facts.proofs.keys()
@@ -259,12 +258,12 @@ def confirm(wanted: Wanted, facts: Facts) -> tuple[Question, ...]:
 
 
 def _believe(wanted: Wanted, facts: Facts) -> Facts:
-    """Return the facts as they are if everything that is remembered is still there."""
+    """Return the facts as if all remembered ones were confirmed."""
     return _concluded(wanted, msgspec.structs.replace(facts, proofs={**facts.remembered, **facts.proofs}))
 
 
 def _about_everything(wanted: Wanted, facts: Facts) -> Iterator[Question]:
-    """Ask for all that this run did not see; the root is what the tags name, or is put."""
+    """Ask for everything not seen in this run; the root is known from the tags, or is put."""
     answered = facts.proofs.keys() | facts.absent
     documents = [one.digest for one in wanted.documents[:-1] if one.digest not in answered]
     blobs = [one.digest for one in wanted.blobs if one.digest not in answered and not one.is_foreign]
@@ -273,7 +272,7 @@ def _about_everything(wanted: Wanted, facts: Facts) -> Iterator[Question]:
 
 
 def _unknown_document(wanted: Wanted, documents: Iterable[Document], facts: Facts) -> tuple[Question, ...]:
-    """Ask for documents by digest, where a hit would save more questions than it costs."""
+    """Ask for documents by digest where a hit saves more questions than it costs."""
     return tuple(
         Question("manifest", str(one.digest))
         for one in documents
@@ -284,13 +283,13 @@ def _unknown_document(wanted: Wanted, documents: Iterable[Document], facts: Fact
 
 
 def _concluded(wanted: Wanted, facts: Facts) -> Facts:
-    """Return the facts with what follows from them: a tag that names a manifest proves it, and everything it lists."""
+    """Return the facts with conclusions: a tag that names a manifest proves it and everything it lists."""
     proofs, absent = dict(facts.proofs), set(facts.absent)
     for tag, named in facts.tags.items():
         if named is not None:
             proofs.setdefault(named.digest, "seen")
         elif tag == str(wanted.root.digest):
-            proofs.pop(wanted.root.digest, None)  # whatever was remembered
+            proofs.pop(wanted.root.digest, None)  # overrides remembered facts
             absent.add(wanted.root.digest)
     known = {**{d: one for d, one in facts.documents.items() if one is not None}, **wanted.by_digest}
     todo = [digest for digest in proofs if digest in known]
@@ -298,7 +297,7 @@ def _concluded(wanted: Wanted, facts: Facts) -> Facts:
     while todo:
         document = known[todo.pop()]
         for one in (*document.children, *document.blobs):
-            # What a registry has just said not to have is not inferred again.
+            # Do not infer what the registry has just reported missing.
             if one.digest not in absent and not one.is_foreign:
                 proofs.setdefault(one.digest, "inferred")
             if one.digest in known and one.digest not in seen and one.digest in proofs:
@@ -308,21 +307,21 @@ def _concluded(wanted: Wanted, facts: Facts) -> Facts:
 
 
 def _about_old(wanted: Wanted, old: Sequence[Descriptor], facts: Facts) -> Iterator[Question]:
-    """Ask what the image that a tag names now consists of: what that lists need not be asked for one by one."""
+    """Ask for the contents of the image that a tag names now: its blobs need no questions of their own."""
     unknown = [blob for blob in _open(wanted, facts) if blob.digest not in facts.elsewhere]
     for root in {one.digest: one for one in old}.values():
         for one in _old_documents(wanted, root, facts):
             if one not in facts.documents:
                 yield Question("document", str(one), free=True)
             elif facts.documents[one] is None and one not in facts.absent:
-                # It was not in memory. Its manifests cost a request each; as many as ours, as far as can be told.
+                # Not in memory. Each of its manifests costs a request; assume as many as in the new image.
                 cost = len(wanted.documents) if one == root.digest else 1
                 if cost < len(unknown):
                     yield Question("document", str(one))
 
 
 def _old_documents(wanted: Wanted, root: Descriptor, facts: Facts) -> list[Digest]:
-    """The documents of an old image that may tell something: the root, then children whose blobs are in question."""
+    """Return the documents of an old image to read: the root, then children whose blobs are in question."""
     document = facts.documents.get(root.digest)
     if document is None:
         return [root.digest]
@@ -338,14 +337,14 @@ def _old_documents(wanted: Wanted, root: Descriptor, facts: Facts) -> list[Diges
 def _about_blobs(wanted: Wanted, is_known: bool, facts: Facts) -> Iterator[Question]:
     for blob in _open(wanted, facts):
         if blob.digest in facts.absent or blob.digest in facts.elsewhere:
-            continue  # a mount that fails begins the upload, so that no question would be saved
+            continue  # a failing mount starts the upload, so a question saves nothing
         least = ASK_NEW_FROM_BYTES if is_known else ASK_FROM_BYTES
         if blob.size_bytes >= least or blob.digest in facts.begun:
             yield Question("blob", str(blob.digest))
 
 
 def _open(wanted: Wanted, facts: Facts) -> list[Descriptor]:
-    """Blobs of documents that are not known to be there, which are themselves not known to be there."""
+    """Return the blobs not known to exist, of documents not known to exist."""
     return [
         blob
         for document in wanted.documents
@@ -359,7 +358,7 @@ def _open(wanted: Wanted, facts: Facts) -> list[Descriptor]:
 
 
 def plan(name: RepositoryName, wanted: Wanted, tags: Sequence[str], facts: Facts, *, asked: int = 0) -> Plan:
-    """Say what to do, by all that is known. Order (SPEC 11.2): mounts, then uploads, the largest first."""
+    """Make a plan from all facts. Order (SPEC 11.2): mounts, then uploads, largest first."""
     facts = _concluded(wanted, facts)
     root = wanted.root
     is_whole = root.digest in facts.proofs
@@ -375,7 +374,7 @@ def plan(name: RepositoryName, wanted: Wanted, tags: Sequence[str], facts: Facts
 
 
 def _broken(wanted: Wanted, facts: Facts) -> set[Digest]:
-    """Find documents that list something that is not there, at any depth: a registry has to see them again."""
+    """Find documents that list something missing, at any depth: they must be put again."""
     broken: set[Digest] = set()
     for document in wanted.documents:
         listed = {one.digest for one in (*document.children, *document.blobs)}
@@ -387,8 +386,8 @@ def _broken(wanted: Wanted, facts: Facts) -> set[Digest]:
 _REASONS: dict[Proof, str] = {
     "uploaded": "uploaded earlier",
     "mounted": "mounted earlier",
-    "seen": "seen by a request",
-    "inferred": "listed by a manifest that is there",
+    "seen": "found by a request",
+    "inferred": "listed by an existing manifest",
 }
 
 
@@ -400,10 +399,10 @@ def _blob_step(blob: Descriptor, facts: Facts, is_whole: bool) -> BlobStep:
     if is_whole and blob.digest not in facts.absent:
         return BlobStep(*about, "inferred", _REASONS["inferred"])
     if blob.is_foreign:
-        return BlobStep(*about, "foreign", "registries do not take foreign layers")
+        return BlobStep(*about, "foreign", "registries do not accept foreign layers")
     if source := facts.elsewhere.get(blob.digest):
         return BlobStep(*about, "mount", f"{source} {'may have' if blob.digest in facts.guessed else 'has'} it", source)
-    return BlobStep(*about, "upload", "not there" if blob.digest in facts.absent else "not known to be there")
+    return BlobStep(*about, "upload", "missing" if blob.digest in facts.absent else "not known to exist")
 
 
 def _manifest_step(one: Document, facts: Facts, is_whole: bool, broken: Collection[Digest]) -> ManifestStep:
@@ -411,9 +410,9 @@ def _manifest_step(one: Document, facts: Facts, is_whole: bool, broken: Collecti
     is_absent = one.digest in facts.absent
     proof = facts.proofs.get(one.digest, "inferred" if is_whole and not is_absent else None)
     if proof is None:
-        return ManifestStep(*about, "put", "not there" if is_absent else "not known to be there")
+        return ManifestStep(*about, "put", "missing" if is_absent else "not known to exist")
     if one.digest in broken:
-        return ManifestStep(*about, "put", "lists what was missing")
+        return ManifestStep(*about, "put", "lists missing parts")
     return ManifestStep(*about, "present", _REASONS[proof])
 
 
@@ -424,5 +423,5 @@ def _tag_step(tag: str, root: Digest, facts: Facts, *, is_broken: bool) -> TagSt
     if named.digest != root:
         return TagStep(tag, "put", f"names {named.digest} now", named.digest)
     if is_broken:
-        return TagStep(tag, "put", "names it already, and parts of it were missing", named.digest)
-    return TagStep(tag, "present", "names it already", named.digest)
+        return TagStep(tag, "put", "up to date, but parts were missing", named.digest)
+    return TagStep(tag, "present", "up to date", named.digest)

@@ -1,7 +1,7 @@
-"""Plans as documents: what `plan --json` prints and `push --plan` carries out (SPEC 11.5). Never trusted as it stands.
+"""Plans as JSON: printed by `plan --json` and executed by `push --plan` (SPEC 11.5). Untrusted input.
 
-What is read may have been written by anybody. It has to agree with the image and with what is to be pushed where; that
-blobs are there is believed only as an inference is, which a registry may still deny.
+A plan must match the image and the destinations. Its blobs marked as present are treated as inferred: the registry may
+still report them missing.
 """
 
 from __future__ import annotations
@@ -22,25 +22,27 @@ _Size = Annotated[int, msgspec.Meta(ge=0)]
 
 
 def plans_document(plans: Sequence[Plan]) -> dict[str, Any]:
-    """Make the document that `plan --json` prints and `push --plan` carries out (SPEC 11.5)."""
+    """Return the JSON document of plans (SPEC 11.5)."""
     return {"format": FORMAT, "plans": [one.to_document() for one in plans]}
 
 
 def parse_plans(data: bytes, name: str) -> list[Plan]:
-    """Read such a document; raises ConfigError."""
+    """Parse the JSON document of plans; raises ConfigError."""
     try:
         read = msgspec.json.decode(data, type=_Plans)
         if read.format != FORMAT:
-            raise ValueError(f"its format is {read.format!r}, not {FORMAT!r}")
+            raise ValueError(f"expected format {FORMAT!r}, found {read.format!r}")
         return [_plan(one) for one in read.plans]
     except (msgspec.MsgspecError, ValueError, RecursionError, ConfigError) as error:
         raise ConfigError(
-            "plan-invalid", f"{name} is no plan: {printable(str(error))}", "make it with `detlayer plan --json`"
+            "plan-invalid",
+            f"invalid plan {name}: {printable(str(error))}",
+            "make one: detlayer plan IMAGE REFERENCE --json > plan.json",
         ) from error
 
 
 def agree(plan: Plan, wanted: Wanted, tags: Sequence[str]) -> None:
-    """Hold a plan that was read against the image, and the tags that it is to be pushed under; raises ConfigError."""
+    """Check that a plan is for this image and these tags; raises ConfigError."""
     blobs = {blob.digest: (blob.size_bytes, blob.is_foreign) for blob in wanted.blobs}
     documents = {one.digest: len(one.data) for one in wanted.documents[:-1]}
     if (
@@ -55,7 +57,7 @@ def agree(plan: Plan, wanted: Wanted, tags: Sequence[str]) -> None:
         raise ConfigError(
             "plan-differs",
             f"the plan for {plan.name} is not for this image under {', '.join(tags[:5])}",
-            "make the plan anew, for the same image and the same references",
+            "make the plan again for this image and these references: detlayer plan IMAGE REFERENCE --json",
         )
 
 
@@ -118,14 +120,14 @@ def _plan(raw: _Plan) -> Plan:
 def _blob(raw: _Blob, name: RepositoryName) -> BlobStep:
     source = parse_repository(raw.source) if raw.source else None
     if (raw.action == "mount") != (source is not None) or (source is not None and source.registry != name.registry):
-        raise ValueError(f"{raw.digest} can't be mounted from {raw.source or 'nowhere'}")
+        raise ValueError(f"invalid source {raw.source!r} to mount {raw.digest} from")
     return BlobStep(parse_digest(raw.digest), raw.size, raw.mediaType, raw.action, raw.reason, source)
 
 
 def _tag(raw: _Tag, root: Digest) -> TagStep:
     if not is_tag(raw.tag) and raw.tag != str(root):
-        raise ValueError(f"{raw.tag!r} is no tag")
+        raise ValueError(f"invalid tag {raw.tag!r}")
     seen = parse_digest(raw.seen) if raw.seen else None
     if raw.action == "present" and is_tag(raw.tag) and seen != root:
-        raise ValueError(f"the tag {raw.tag} is said to be present, and named something else")
+        raise ValueError(f"tag {raw.tag} is marked as present but named another digest")
     return TagStep(raw.tag, raw.action, raw.reason, seen)

@@ -1,4 +1,4 @@
-"""The recipe of `resolve` and `pull`: what a reference names, and its blobs in an OCI layout, each checked."""
+"""Implement `resolve` and `pull`: resolve a reference, and fetch its blobs into an OCI layout, verified."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _PIECE_BYTES = 1 << 20
 
 
 class Resolved(msgspec.Struct, frozen=True):
-    """What a reference names now: the document, and the platforms of an index or an image."""
+    """A resolved reference: the document, and the platforms of an index or image."""
 
     reference: Reference
     document: Document
@@ -49,9 +49,9 @@ def resolve_reference(
     memory: Memory | None = None,
     reporter: TransferReporter | None = None,
 ) -> Resolved:
-    """Ask what a reference names now; with a platform, that one's manifest of an index.
+    """Resolve a reference; with a platform, to that manifest of an index.
 
-    Raises RegistryError, also (`platform-missing`) if the image is not for the platform; IntegrityError and LayerError.
+    Raises RegistryError, including `platform-missing` if no manifest matches; IntegrityError and LayerError.
     """
     memory, reporter = memory or Amnesia(), reporter or SilentTransfers()
     repository = registries.repository(reference.name)
@@ -63,8 +63,8 @@ def resolve_reference(
         except (LayerError, IntegrityError, NotFoundError) as error:
             if platform is not None:
                 raise
-            # What it names is known all the same, and bytes can be copied that nobody understands.
-            reporter.warning("platform-unknown", f"what {reference} is for can't be told: {error.message}")
+            # The digest is known anyway, and a copy does not need to understand the bytes.
+            reporter.warning("platform-unknown", f"can't determine the platform of {reference}: {error.message}")
             own = None
         if platform is not None and (own is None or select([document.descriptor(own)], platform) is None):
             raise _no_platform(reference, platform, [own] if own is not None else [])
@@ -80,7 +80,7 @@ def resolve_reference(
 
 
 def _own_platform(repository: Repository, document: Document, memory: Memory) -> Platform | None:
-    """Read the platform of an image that is not in an index: its config says it."""
+    """Read the platform of an image without an index from its config."""
     config = document.config
     if config is None or config.media_type not in CONFIG_TYPES:
         return None  # an artifact
@@ -96,7 +96,7 @@ def fetch_blob(repository: Repository, blob: Descriptor, memory: Memory) -> byte
         raise NotFoundError(
             "config-too-long",
             f"the config {blob.digest} of {repository.name} says it has {blob.size_bytes} bytes",
-            "no honest image has such a config",
+            "do not trust this image; if it is yours, remove large labels and history",
         )
     with closing(RemoteReader(repository, blob)) as reader:
         data = b"".join(iter(lambda: reader.read(_PIECE_BYTES), b""))
@@ -105,42 +105,42 @@ def fetch_blob(repository: Repository, blob: Descriptor, memory: Memory) -> byte
 
 
 def _no_platform(reference: Reference, platform: Platform, offered: Sequence[Platform]) -> NotFoundError:
-    has = ", ".join(sorted(map(str, offered))) or "none that it names"
-    return NotFoundError("platform-missing", f"{reference} is not for {platform}", f"it is for {has}")
+    has = ", ".join(sorted(map(str, offered))) or "no platform"
+    return NotFoundError("platform-missing", f"{reference} is not for {platform}", f"available: {has}")
 
 
 class Part(Protocol):
-    """A blob that is being written into a layout, from where an earlier attempt stopped."""
+    """A blob being written to a layout, possibly resumed."""
 
     @property
     def offset(self) -> int:
-        """How many bytes are there already."""
+        """The number of bytes already written."""
 
     def write(self, data: bytes, /) -> None:
-        """Take the next bytes; raises OutputError."""
+        """Append bytes; raises OutputError."""
 
     def finish(self) -> None:
-        """Hold what is there against digest and size, and make it visible; raises IntegrityError and OutputError."""
+        """Verify size and digest, then publish the blob; raises IntegrityError and OutputError."""
 
 
 class Target(Protocol):
     """A layout to pull into."""
 
     def has(self, descriptor: Descriptor) -> bool:
-        """Tell whether a blob of that digest and size is there."""
+        """Tell whether a blob with this digest and size exists."""
 
     def part(self, descriptor: Descriptor) -> AbstractContextManager[Part]:
-        """Begin a blob, or go on with it; what was written stays if it fails. Raises OutputError."""
+        """Start or resume a blob; a failed one can be resumed later. Raises OutputError."""
 
     def put(self, data: bytes) -> None:
         """Write a document; raises OutputError."""
 
     def tag(self, descriptor: Descriptor, tag: str) -> None:
-        """Name an image in index.json, in place of what had the name; raises OutputError."""
+        """Add an image to index.json, replacing the one with the same name; raises OutputError."""
 
 
 class Pulled(msgspec.Struct, frozen=True):
-    """What a pull brought: the image, and how many blobs and bytes had to come."""
+    """The result of a pull: the image, and the number of blobs and bytes fetched."""
 
     resolved: Resolved
     blobs: int
@@ -151,9 +151,9 @@ class Pulled(msgspec.Struct, frozen=True):
 
 
 class PullOptions(msgspec.Struct, frozen=True):
-    """How an image is pulled: all its platforms or one, and its tag in the layout, by default that of the reference.
+    """Options of a pull: one platform or all, and the tag in the layout, by default that of the reference.
 
-    With `manifests_only` layers stay in the registry, and the layout names the repository.
+    With `manifests_only`, layers stay in the registry, and the layout names the repository.
     """
 
     tag: str = ""
@@ -170,9 +170,9 @@ def pull_image(
     memory: Memory | None = None,
     reporter: TransferReporter | None = None,
 ) -> Pulled:
-    """Fetch an image into a layout.
+    """Pull an image into a layout.
 
-    Existing blobs are not fetched; an interrupted one is resumed. Raises RegistryError, IntegrityError, OutputError,
+    Skips existing blobs and resumes interrupted ones. Raises RegistryError, IntegrityError, OutputError,
     LayerError.
     """
     options = options or PullOptions()

@@ -1,4 +1,4 @@
-"""`plan` and `push`: sends an image to repositories, as far as they do not have it."""
+"""Implement `plan` and `push`: send the parts of an image that repositories lack."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ __all__ = [
 
 
 class PushSource(Protocol):
-    """An image to push: its root document, its contents, and the repository that has what is not here."""
+    """An image to push: its root document, its contents, and the repository of its missing blobs."""
 
     @property
     def root(self) -> Document: ...
@@ -51,11 +51,11 @@ class PushSource(Protocol):
 
 
 class PushOptions(msgspec.Struct, frozen=True):
-    """How an image is pushed.
+    """Options of a push.
 
-    `sources` are repositories that may have its blobs: they are mounted, or fetched, from there. With `check` the
-    registry is asked for every blob and manifest, even where a tag names the image. `plans` are carried out, unless a
-    tag has moved since they were made: then nothing is pushed there, and the result names the tags.
+    `sources` are repositories to mount or fetch blobs from. With `check`, the registry is asked for every blob and
+    manifest, even if a tag names the image. `plans` are executed unless a tag has moved since; in that case nothing
+    is pushed to that repository, and the result lists the tags.
     """
 
     sources: tuple[RepositoryName, ...] = ()
@@ -71,7 +71,7 @@ def plan_image(
     options: PushOptions | None = None,
     memory: Memory | None = None,
 ) -> list[Plan]:
-    """Plan a push, changing nothing; raises RegistryError, IntegrityError, LayerError and ConfigError."""
+    """Plan a push without changing anything; raises RegistryError, IntegrityError, LayerError and ConfigError."""
     options = options or PushOptions()
     surveys = open_surveys(image.root, references, registries, Knowledge(memory), check=options.check)
     return plan_surveyed(image, surveys, sources=options.sources)
@@ -85,7 +85,7 @@ def open_surveys(
     *,
     check: bool = False,
 ) -> dict[RepositoryName, Survey]:
-    """Ask what the tags of each repository name now, one request each; raises RegistryError and ConfigError."""
+    """Resolve the tags of each repository, one request per tag; raises RegistryError and ConfigError."""
     surveys = {}
     for name, tags in _by_repository(references, root.digest).items():
         surveys[name] = Survey(registries.repository(name), tags, knowledge, check=check)
@@ -96,7 +96,7 @@ def open_surveys(
 def plan_surveyed(
     image: PushSource, surveys: Mapping[RepositoryName, Survey], *, sources: Sequence[RepositoryName] = ()
 ) -> list[Plan]:
-    """Plan a push to repositories whose tags are known; raises as `plan_image`."""
+    """Plan a push to surveyed repositories; raises as `plan_image`."""
     sources = _with_origin(image, sources)
     wanted = gather(image, image.root)
     plans = []
@@ -116,14 +116,14 @@ def push_image(
     surveys: Mapping[RepositoryName, Survey] | None = None,
     reporter: TransferReporter | None = None,
 ) -> PushReport:
-    """Push an image under references, one repository after the other; one that fails does not stop the others.
+    """Push an image to repositories one after the other; a failing one does not stop the others.
 
-    `surveys` know already what the tags name. Raises ConfigError, and what the image raises.
+    `surveys` are optional results of `open_surveys`. Raises ConfigError, and the source's errors.
     """
     options = options or PushOptions()
     if options.check and options.plans is not None:
         raise ConfigError(
-            "usage", "a plan that was made already can't be checked", "make the plan with `detlayer plan --check`"
+            "usage", "--check cannot be used with an existing plan", "make the plan with `detlayer plan --check`"
         )
     tags = _by_repository(references, image.root.digest)
     plans = _check_plans(options.plans, tags, image.root.digest) if options.plans is not None else {}
@@ -139,7 +139,7 @@ def push_image(
 
 
 class _Pusher:
-    """Pushes one image to one repository after the other; each can mount blobs from those before."""
+    """Pushes one image to one repository after the other; later ones can mount blobs from earlier ones."""
 
     def __init__(
         self,
@@ -175,7 +175,7 @@ class _Pusher:
         return PushResult(name, digest, tags, plan)
 
     def _confirm_present(self, survey: Survey) -> tuple[TagResult, ...]:
-        """Take note that all tags name the image. Whether it is listed as a referrer is not said by a tag."""
+        """Confirm that all tags are up to date. A tag does not tell whether the image is listed as a referrer."""
         if self._root.subject is not None:
             from detlayer.transfer.referrers import confirm_referrers
 
@@ -193,7 +193,7 @@ class _Pusher:
         return survey.plan(whole)
 
     def _carry_out(self, survey: Survey, plan: Plan, whole: Wanted) -> tuple[TagResult, ...]:
-        from detlayer.transfer.carry import Carrier  # most pushes have nothing to carry
+        from detlayer.transfer.carry import Carrier  # most pushes have nothing to send
 
         return tuple(Carrier(survey, self._image, whole, self._reporter, self._origins).carry_out(plan))
 
@@ -204,16 +204,16 @@ def _with_origin(image: PushSource, sources: Sequence[RepositoryName]) -> tuple[
 
 
 def _by_repository(references: Sequence[Reference], root: Digest) -> dict[RepositoryName, list[str]]:
-    """Group references; raises ConfigError for a digest that is another one."""
+    """Group references by repository; raises ConfigError for a wrong digest."""
     if not references:
-        raise ConfigError("no-reference", "there is nowhere to push to", "name one: registry/repository:tag")
+        raise ConfigError("no-reference", "no destination to push to", "add a reference: registry/repository:tag")
     tags_by_name: dict[RepositoryName, list[str]] = {}
     for reference in references:
         if reference.digest is not None and reference.digest != root:
             raise ConfigError(
                 "digest-differs",
-                f"{reference} names another digest than the image has: {root}",
-                "leave the digest out, or push the image that has it",
+                f"digest mismatch: the image has {root}, not that of {reference}",
+                "remove the digest, or push the image that has it",
             )
         tags = tags_by_name.setdefault(reference.name, [])
         tag = reference.tag or str(root)
@@ -231,17 +231,17 @@ def _check_plans(
             raise ConfigError(
                 "plan-differs",
                 f"the plan is {'not ' if name in tags else ''}for {name}",
-                "make the plan for the same references",
+                "make the plan again for these references: detlayer plan IMAGE REFERENCE --json",
             )
         if given[name].root != root:
             raise ConfigError(
-                "plan-differs", f"the plan is for {given[name].root}, and the image is {root}", "make the plan again"
+                "plan-differs", f"the plan is for {given[name].root}, but the image is {root}", "make the plan again"
             )
     return given
 
 
 def _moved(plan: Plan | None, survey: Survey) -> tuple[str, ...]:
-    """Tags that name something else now than the plan saw."""
+    """Return the tags that moved since the plan was made."""
     if plan is None:
         return ()
     seen = {step.tag: step.seen for step in plan.tags}

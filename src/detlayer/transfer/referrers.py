@@ -1,7 +1,7 @@
-"""Referrers of a manifest: listed by the registry, or by clients in an index under a tag of its own.
+"""Referrers of a manifest: listed by the registry, or by clients in an index under a fallback tag.
 
-Source: distribution-spec 1.1, "Listing Referrers", "Pushing Manifests with Subject", "Referrers Tag Schema". No
-registry locks such a tag, so what is written is read again, and written again if another list took its place.
+Source: distribution-spec 1.1, "Listing Referrers", "Pushing Manifests with Subject", "Referrers Tag Schema". Registries
+do not lock such a tag, so each write is read back, and repeated if another client has overwritten it.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ _ACCEPT = {"accept": MEDIA_TYPE_INDEX}
 
 
 def fallback_tag(subject: Digest) -> str:
-    """Name the tag that lists referrers where the registry has no API for it."""
+    """Return the tag that lists referrers in registries without the referrers API."""
     return f"sha256-{subject.hex}"
 
 
 def confirm_referrers(repository: Repository, documents: Iterable[Document]) -> None:
-    """Make sure that documents which are there are listed as referrers of their subjects, if they have any.
+    """Ensure that existing documents are listed as referrers of their subjects, if any.
 
-    A registry with the referrers API does so itself. Raises RegistryError and IntegrityError.
+    A registry with the referrers API does this itself. Raises RegistryError and IntegrityError.
     """
     by_subject: dict[Digest, list[Document]] = {}
     for one in documents:
@@ -64,10 +64,10 @@ def _has_api(repository: Repository, subject: Digest) -> bool:
 
 
 def _add(repository: Repository, subject: Digest, documents: Sequence[Document]) -> None:
-    """Add documents to the list of a subject, and wait until it has them.
+    """Add documents to the list of a subject, and wait until it keeps them.
 
-    Whoever read the list before it was written may still write over it. As all need about the same time for that, it is
-    read again after that time.
+    A client that read the list earlier may still overwrite it. Clients need about the same time for that, so the list
+    is read again after that time.
     """
     name = f"{repository.name}:{fallback_tag(subject)}"
     pace = repository.transport.pace
@@ -86,13 +86,13 @@ def _add(repository: Repository, subject: Digest, documents: Sequence[Document])
                 pace.wait((2 * (pace.now() - began) + grown_s) * pace.jitter())
     raise UnavailableError(
         "referrers-lost",
-        f"{name}, the list of referrers of {subject}, does not keep what is added to it: something else writes it",
-        "push again when nothing else pushes referrers of it",
+        f"{name}, the list of referrers of {subject}, loses its entries: another client overwrites it",
+        "push again when no other client pushes referrers of this image",
     )
 
 
 def _entry(document: Document) -> bytes:
-    """Describe a document as a list of referrers does."""
+    """Return the JSON entry of a document in a list of referrers."""
     described = document.descriptor().to_document()
     if not document.artifact_type and document.config is not None:
         described["artifactType"] = document.config.media_type
@@ -102,7 +102,7 @@ def _entry(document: Document) -> bytes:
 
 
 class _List(NamedTuple):
-    """A list as it was read: the JSON of each field and entry stays as it is."""
+    """A list of referrers; the JSON of each field and entry is kept unchanged."""
 
     fields: dict[str, msgspec.Raw]
     entries: list[msgspec.Raw]
@@ -123,7 +123,7 @@ def _read(repository: Repository, tag: str, name: str, document: Document) -> _L
     except NotFoundError:
         return _parse(_EMPTY, MEDIA_TYPE_INDEX)
     except DeniedError:
-        # Some registries say 403 of what they do not have. If we may read the document, that is what it means.
+        # Some registries answer 403 for a missing manifest. If we may read the document, 403 means not found.
         if repository.head_manifest(str(document.digest)) is None:
             raise
         return _parse(_EMPTY, MEDIA_TYPE_INDEX)
@@ -134,7 +134,7 @@ def _read(repository: Repository, tag: str, name: str, document: Document) -> _L
             "referrers-invalid",
             f"{name} is not an image index; expected the list of referrers of "
             f"{document.subject and document.subject.digest}",
-            "delete this tag, or let whoever put it there use another",
+            "delete this tag, or move its image to another tag",
         ) from error
 
 
@@ -142,7 +142,7 @@ _EMPTY = canonical_json({"schemaVersion": 2, "mediaType": MEDIA_TYPE_INDEX, "man
 
 
 def _parse(data: bytes, media_type: str) -> _List:
-    """Read a list; raises ValueError, and what msgspec raises, for anything else than an image index."""
+    """Parse a list; raises ValueError, and msgspec's errors, for anything but an image index."""
     fields = msgspec.json.decode(data, type=dict[str, msgspec.Raw])
     own = msgspec.json.decode(fields["mediaType"], type=str) if "mediaType" in fields else ""
     kinds = {kind for kind in (own, media_type) if kind == own or kind in INDEX_TYPES | MANIFEST_TYPES} - {""}
@@ -156,14 +156,14 @@ def _parse(data: bytes, media_type: str) -> _List:
 def _write(repository: Repository, tag: str, name: str, data: bytes) -> None:
     if len(data) > MAX_DOCUMENT_BYTES:
         raise RejectedError(
-            "referrers-refused", f"{name} would have over {MAX_DOCUMENT_BYTES:,} bytes", "delete referrers that are old"
+            "referrers-refused", f"{name} would have over {MAX_DOCUMENT_BYTES:,} bytes", "delete old referrers"
         )
     refused = repository.put_manifest(tag, Document(MEDIA_TYPE_INDEX, data, digest_of(data)))
     if isinstance(refused, RefusedError):
         raise RejectedError(
             "referrers-refused",
-            f"{repository.name.registry} refuses the list of referrers {name} ({refused.refusal})",
-            "it may list manifests that are not there any more: delete this tag, and push all referrers again",
+            f"{repository.name.registry} refused the list of referrers {name} ({refused.refusal})",
+            "it may list deleted manifests: delete this tag, and push all referrers again",
         ) from refused
     if refused is not None:
         raise refused

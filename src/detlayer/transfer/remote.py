@@ -1,4 +1,4 @@
-"""An image in a registry, as a source to push or pull from: what it consists of, streamed when it is asked for."""
+"""An image in a registry as a source to push or pull from; blobs are streamed."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _MAX_ALL_BYTES = 128 << 20
 
 
 class RemoteImage:
-    """An ImageSource that is a repository. Documents come from memory if that has them: digests never go stale."""
+    """An ImageSource for a repository. Documents come from memory if possible: digests never go stale."""
 
     def __init__(self, repository: Repository, root: Document, memory: Memory | None = None) -> None:
         self._repository = repository
@@ -37,7 +37,7 @@ class RemoteImage:
         return self.child(descriptor).data
 
     def child(self, descriptor: Descriptor) -> Document:
-        """Fetch a manifest that an index names, by its digest; raises RegistryError, IntegrityError and LayerError."""
+        """Fetch a manifest of an index by its digest; raises RegistryError, IntegrityError and LayerError."""
         known = self._memory.document(descriptor.digest)
         if known is not None:
             return parse_document(known, str(descriptor.digest), descriptor.media_type)
@@ -54,8 +54,8 @@ class RemoteImage:
 def gather(source: ImageSource, root: Document) -> Wanted:
     """Read all documents of an image, children before parents, the root last.
 
-    Raises what the source raises, LayerError for what nests too deep or names one blob with two sizes, IntegrityError
-    for what is not what was named.
+    Raises the source's errors, LayerError for deep nesting or contradictory sizes of a blob, and IntegrityError for a
+    document with a wrong digest.
     """
     found: dict[str, Document] = {}
     sizes: dict[Digest, int] = {root.digest: len(root.data)}
@@ -66,15 +66,15 @@ def gather(source: ImageSource, root: Document) -> Wanted:
         read_bytes += len(document.data)
         if depth > _MAX_DEPTH or len(found) > _MAX_DOCUMENTS or read_bytes > _MAX_ALL_BYTES:
             raise LayerError(
-                "document-invalid", f"{root.digest} has manifests and indexes without end", "no honest image has these"
+                "document-invalid", f"{root.digest} has too many manifests or nested indexes", "do not trust this image"
             )
         for one in (*document.children, *document.layers, *((document.config,) if document.config else ())):
             if sizes.setdefault(one.digest, one.size_bytes) != one.size_bytes:
                 raise LayerError(
                     "document-invalid",
-                    f"{document.digest} says that {one.digest} has {one.size_bytes} bytes, "
-                    f"and elsewhere it has {sizes[one.digest]}",
-                    "make or fetch the image again",
+                    f"{document.digest} gives {one.digest} {one.size_bytes} bytes, "
+                    f"another document gives it {sizes[one.digest]}",
+                    "build or pull the image again",
                 )
         for child in document.children:
             key = str(child.digest)
@@ -83,7 +83,7 @@ def gather(source: ImageSource, root: Document) -> Wanted:
             data = source.document(child)
             if digest_of(data) != child.digest or len(data) != child.size_bytes:
                 raise IntegrityError(
-                    "blob-digest", f"{child.digest} is something else", "fetch or make the image again"
+                    "blob-digest", f"{child.digest} does not match its digest or size", "build or pull the image again"
                 )
             visit(parse_document(data, key, child.media_type), depth + 1)
         found[str(document.digest)] = document

@@ -1,4 +1,4 @@
-"""What became of a push: by repository and tag, as values."""
+"""Results of a push, by repository and tag."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from detlayer.transfer.plan import Plan
 
 
 class TagResult(msgspec.Struct, frozen=True):
-    """What became of a tag: `present` (it named the image already), `pushed`, or `failed` with an error."""
+    """The result for a tag: `present` (up to date), `pushed`, or `failed` with an error."""
 
     tag: str
     state: str
@@ -21,16 +21,16 @@ class TagResult(msgspec.Struct, frozen=True):
 
 
 class PushResult(msgspec.Struct, frozen=True):
-    """What became of a push to one repository."""
+    """The result of a push to one repository."""
 
     name: RepositoryName
     digest: Digest
     tags: tuple[TagResult, ...]
     plan: Plan | None = None
     error: DetlayerError | None = None
-    """What kept all tags from being pushed."""
+    """The error that stopped all tags."""
     moved: tuple[str, ...] = ()
-    """Tags that name something else than when the plan was made."""
+    """Tags that moved since the plan was made."""
 
     @property
     def first_error(self) -> DetlayerError | None:
@@ -53,7 +53,7 @@ def _what(error: DetlayerError) -> dict[str, Any]:
 
 
 class PushReport(msgspec.Struct, frozen=True):
-    """What became of a push: a result for each repository, in the order of the references."""
+    """The result of a push: one for each repository, in the order of the references."""
 
     results: tuple[PushResult, ...]
     requests: int

@@ -1,4 +1,4 @@
-"""Answers the planner's questions, from memory and from the registry. Changes nothing there."""
+"""Answer the planner's questions from memory and by requests. Changes nothing in the registry."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class Survey:
-    """What is found out about one repository, on behalf of one image. `check` asks for everything by request."""
+    """Facts about one repository for one image. With `check`, everything is requested."""
 
     def __init__(
         self, repository: Repository, tags: Sequence[str], knowledge: Knowledge, *, check: bool = False
@@ -29,19 +29,18 @@ class Survey:
         self.check = check
         self.facts = Facts()
         self._asked = 0
-        # From the start: with less than the right to push, a token service may know nothing of a repository that is
-        # still to be made.
+        # With less than push access, a token service may reject a repository that does not exist yet.
         repository.expect_push()
 
     def ask_tags(self, root_only: Wanted) -> bool:
-        """Ask what the tags name; tells whether all of them name the image already. Raises RegistryError."""
+        """Resolve the tags; tells whether all of them name the image. Raises RegistryError."""
         if any(tag not in self.facts.tags for tag in self.tags):
             self._answer(ask(root_only, self.tags, self.facts))
         named = [self.facts.tags[tag] for tag in self.tags]
         return all(one is not None and one.digest == root_only.root.digest for one in named)
 
     def investigate(self, wanted: Wanted, sources: Sequence[RepositoryName] = ()) -> None:
-        """Recall what is known, then ask for what is worth a request; raises RegistryError.
+        """Recall known facts, then ask the questions that are worth a request; raises RegistryError.
 
         `sources` are repositories that may have the image's blobs.
         """
@@ -52,7 +51,7 @@ class Survey:
             self._doubt()
 
     def adopt(self, plan: Plan, wanted: Wanted) -> bool:
-        """Take what a plan says to be there for remembered; tells whether it holds. Raises RegistryError."""
+        """Treat a plan's existing blobs as remembered facts; tells whether they are confirmed. Raises RegistryError."""
         there = [blob.digest for blob in plan.blobs if blob.action in ("present", "inferred")]
         there += [document.digest for document in plan.manifests if document.action == "present"]
         known = self.knowledge.known(self.repository.name)
@@ -88,7 +87,7 @@ class Survey:
         for source in (*sources, *_bases(wanted)):
             if source.registry == here.registry and source != here:
                 elsewhere.setdefault(source)
-        for source in elsewhere:  # a mount that fails opens the upload, so a guess costs nothing
+        for source in elsewhere:  # a failing mount starts the upload, so a guess costs nothing
             for digest in blobs - facts.elsewhere.keys():
                 facts.elsewhere[digest] = source
                 facts.guessed.add(digest)
@@ -99,7 +98,7 @@ class Survey:
             facts.settle(holds=holds)
 
     def _doubt(self) -> None:
-        """Drop all that is remembered where a part of it is not there any more."""
+        """Drop all remembered facts if one proved wrong."""
         if self.facts.remembered.keys() & self.facts.absent:
             self.facts.settle(holds=False)
             self.knowledge.refute(self.repository)
@@ -128,7 +127,7 @@ class Survey:
             self._look(question)
 
     def _look(self, question: Question) -> bool:
-        """Ask whether a blob or manifest is there, and take note of it."""
+        """Check whether a blob or manifest exists, and record the result."""
         digest = question.digest
         if question.about == "manifest":
             named = self.repository.head_manifest(question.target)
@@ -143,7 +142,7 @@ class Survey:
         return is_there
 
     def _read_old(self, question: Question) -> None:
-        """Learn what an old image lists. That it can't be read is no failure: then there is less to go by."""
+        """Record the contents of an old image. Failing is harmless: it only leaves more questions."""
         digest = question.digest
         try:
             if question.free:
@@ -160,12 +159,12 @@ class Survey:
 
 
 def _bases(wanted: Wanted) -> list[RepositoryName]:
-    """Repositories that the image says its base came from (image-spec annotations.md)."""
+    """Return the repositories that the image's annotations name as its base (image-spec annotations.md)."""
     found = []
     for document in wanted.documents:
         name = (document.annotations or {}).get(BASE_NAME, "")
         try:
             found += [parse_reference(name).name] if name else []
         except ConfigError:
-            continue  # an annotation may say anything
+            continue  # an annotation may contain anything
     return found

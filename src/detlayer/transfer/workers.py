@@ -1,6 +1,6 @@
-"""A few threads that run a list of jobs: workers for data, and one for small jobs, which must not queue behind data.
+"""Run jobs in a few threads: workers for data, and one for small jobs, which must not wait for data.
 
-Knows no network. The threads are daemons: a job that hangs in a system call does not keep the process from exiting.
+Sends no requests itself. The threads are daemons: a job that hangs in a system call does not block the exit.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _Result = TypeVar("_Result")
 
 
 class Job(msgspec.Struct, Generic[_Result], frozen=True):
-    """Something to do, and whether it moves much data."""
+    """A function to call; `is_data` marks a large transfer."""
 
     run: Callable[[], _Result]
     is_data: bool = False
@@ -30,8 +30,8 @@ def work_off(jobs: Sequence[Job[_Result]], *, workers: int = DATA_WORKERS) -> li
     """Run jobs, data ones at most `workers` at a time, and return their results in the order of the jobs.
 
     After the first failure no further job starts; the failure is raised when the running jobs have ended. An exception
-    in the calling thread, such as a signal's, is raised at once: no further job starts, and running jobs are left
-    behind. A thread that can't be started counts as a failure.
+    in the calling thread, such as a signal's, is raised at once, without waiting for the running jobs. A thread that
+    fails to start counts as a failure.
     """
     if len(jobs) == 1:
         return [jobs[0].run()]
@@ -43,7 +43,7 @@ def work_off(jobs: Sequence[Job[_Result]], *, workers: int = DATA_WORKERS) -> li
         for takes_data in [True] * min(workers, len(jobs)) + [False] * CONTROL_WORKERS:
             try:
                 Thread(target=queue.work, args=(takes_data,), daemon=True).start()
-            except RuntimeError as error:  # the system has no more threads for us
+            except RuntimeError as error:  # the system's limit of threads
                 failure = error
                 queue.stop()
                 break
@@ -55,7 +55,7 @@ def work_off(jobs: Sequence[Job[_Result]], *, workers: int = DATA_WORKERS) -> li
             elif done[2] is not None:
                 failure = failure or done[2]
             else:
-                results[done[0]] = done[1]  # type: ignore[assignment]  # without an error it is a result
+                results[done[0]] = done[1]  # type: ignore[assignment]  # results without an error have this type
     finally:
         queue.stop()
     if failure is not None:
@@ -64,7 +64,7 @@ def work_off(jobs: Sequence[Job[_Result]], *, workers: int = DATA_WORKERS) -> li
 
 
 class _Queue(Generic[_Result]):
-    """Jobs that wait. `ended` gets the number of each job with its result or error, and None from each worker."""
+    """Waiting jobs. `ended` receives the number of each job with its result or error, and None from each worker."""
 
     def __init__(self, jobs: Sequence[Job[_Result]]) -> None:
         self._jobs = jobs
@@ -74,7 +74,7 @@ class _Queue(Generic[_Result]):
         self.ended: SimpleQueue[tuple[int, _Result | None, BaseException | None] | None] = SimpleQueue()
 
     def work(self, takes_data: bool) -> None:
-        """Run jobs until none is left; small ones first."""
+        """Run jobs until none is left, small ones first."""
         while (index := self._take(takes_data)) is not None:
             try:
                 self.ended.put((index, self._jobs[index].run(), None))
