@@ -55,7 +55,7 @@ def pack(
     with Outputs(output=output, oci_layout=oci_layout, descriptor=descriptor, depfile=depfile) as outputs:
         if store is not None and any(takes(one, os.fsencode(store.directory), is_dir=True) for one in resolved):
             reporter.warning(
-                "cache-unusable", f"{printable(store.directory)} is inside a source: packing without a cache"
+                "cache-unusable", f"{printable(store.directory)} is inside a source: working without a cache"
             )
             store = None
         layer, paths = _write(resolved, outputs, codec, options, store, keep_paths=depfile is not None)
@@ -145,7 +145,7 @@ def _check_outputs(files: dict[str, Path | None], layout: Path | None, sources: 
             if path is not None and takes(source, os.fsencode(path), is_dir=path is layout):
                 raise ConfigError(
                     "output-in-source",
-                    f"{printable(os.fspath(path))} is in the source {source}: it would be overwritten, or packed by the "
-                    "next run",
+                    f"{printable(os.fspath(path))} is, or is in, {source}: it would be overwritten, or packed by "
+                    "the next run",
                     "write it elsewhere, or --exclude it",
                 )

@@ -75,7 +75,7 @@ def export(store: Store, sink: Sink, *, only: Collection[Digest] | None = None) 
 
 
 def take_in(store: Store, source: BinaryIO) -> int:
-    """Import an exported file; returns the number of new blobs. Raises LayerError, and OutputError if it can't write."""
+    """Import an exported file; returns the number of new blobs. Raises LayerError or OutputError."""
     present: set[str] = set()
     document: _Document | None = None
     came = 0
