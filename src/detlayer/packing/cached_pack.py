@@ -326,8 +326,8 @@ class CachedPack:
         if contradicted:
             reporter.warning(
                 "cache-wrong",
-                f"{printable(contradicted[0])} and {len(contradicted) - 1:,} others changed, but not their stat "
-                "records: pack this tree with --paranoid or --no-cache",
+                f"files that changed with unchanged stat records: {len(contradicted):,}, such as "
+                f"{printable(contradicted[0])}: pack this tree with --paranoid or --no-cache",
             )
         data = self._store.traces.get(self._trace_key(layer.key), self._now())
         with suppress(msgspec.MsgspecError):
