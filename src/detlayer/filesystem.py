@@ -1,6 +1,6 @@
-"""What is at a path. Only ENOENT and ENOTDIR mean that nothing is; for `os.path.isfile` and the like, any error does.
+"""Check which file is at a path. Unlike `os.path.isfile`, only ENOENT and ENOTDIR mean that there is none.
 
-All functions raise OSError where it can't be told.
+All functions raise OSError for other errors.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ _ABSENT = (errno.ENOENT, errno.ENOTDIR)
 
 
 def look(path: str | bytes, *, follow_symlinks: bool = True) -> os.stat_result | None:
-    """Stat what is at `path`; None if nothing is."""
+    """Stat a path; None if nothing exists there."""
     try:
         return os.stat(path, follow_symlinks=follow_symlinks)
     except OSError as error:
         if error.errno in _ABSENT:
             return None
         raise
-    except ValueError:  # no path has a NUL
+    except ValueError:  # a NUL in the path
         return None
 
 
@@ -37,11 +37,11 @@ def is_dir(path: str | bytes) -> bool:
 
 
 def real_path(path: str) -> str:
-    """Resolve all symlinks of a path, whose end may be missing."""
+    """Resolve all symlinks of a path, whose last components may be missing."""
     try:
         return os.path.realpath(path, strict=True)
     except OSError as error:
-        # A symlink to itself leads nowhere; whoever opens it says so.
+        # A symlink to itself can't be resolved; opening it reports the error.
         if error.errno in (*_ABSENT, errno.ELOOP):
             return os.path.realpath(path)
         raise

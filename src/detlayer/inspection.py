@@ -1,4 +1,4 @@
-"""The recipe of `inspect`: what a layer holds, in one pass over it. Judges nothing and never prints."""
+"""`inspect`: summarize a layer in one pass."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from detlayer.layer.reader import Member, TarReader
 from detlayer.oci.ports import Readable
 from detlayer.packing.options import Path
 
-_DIR_DEPTH = 4  # directories are summed up this deep; below that, their sizes tell little and their number much
+_DIR_DEPTH = 4  # sizes of directories are summed up to this depth
 
 
 @dataclass(slots=True)
 class LayerContents:
-    """Totals of a layer. Sizes are of contents, in bytes; `directories` sum up all below them."""
+    """Totals of a layer. Sizes are of contents, in bytes; `directories` include everything below them."""
 
     facts: BlobFacts
     entries: int = 0
@@ -54,10 +54,10 @@ def inspect(
     top: int = 10,
     max_expansion: int = 200,
 ) -> LayerContents:
-    """Read a layer and sum up what it holds.
+    """Read a layer and summarize its contents.
 
-    `each` sees every entry as it comes, with its kind (`dir`, `file`, `symlink`, `hardlink`, or `character device` and
-    the like). Raises LayerError.
+    `each` is called with every entry and its kind (`dir`, `file`, `symlink`, `hardlink`, or `character device` and so
+    on). Raises LayerError.
     """
     if isinstance(source, str | os.PathLike):
         with open_layer(source) as file:
@@ -66,7 +66,7 @@ def inspect(
 
 
 def entry_document(entry: Entry, kind: str) -> dict[str, Any]:
-    """Describe one entry for JSON. Bytes of names that are not UTF-8 can't occur: reading refuses them."""
+    """Convert one entry for JSON. The reader has already rejected names that are not UTF-8."""
     document: dict[str, Any] = {
         "path": entry.path.decode(),
         "kind": kind,

@@ -1,7 +1,7 @@
-"""The recipe of `normalize`: a layer from any tool becomes the one that `pack` would write. Never prints.
+"""`normalize`: convert a layer from any tool to the one that `pack` writes.
 
-Two passes, one over the blob and one over what it held: contents wait on disk, entries in memory (about half a
-kilobyte each).
+Two passes, one over the blob and one over its entries: contents wait on disk, entries in memory (about half a kilobyte
+each).
 """
 
 from __future__ import annotations
@@ -41,10 +41,10 @@ def normalize(
 ) -> Layer:
     """Write the layer at `source` (a file or a binary stream) in canonical form: sorted, normalised, SPEC 3 to 6.
 
-    Later duplicates win, as when the layer is applied; whiteouts stay; missing parents are added. `options` counts as
-    far as it is not about files on disk: compression, profile, jobs, reporter, and `hardlinks`, `special` and
-    `retime_pyc` of its selection. normalize(normalize(x)) is normalize(x), and with the default profile
-    normalize(pack(tree)) is pack(tree). Raises LayerError for what can't be read, ConfigError and OutputError.
+    Later duplicates win, as when the layer is applied; whiteouts stay; missing parents are added. Only these `options`
+    are used: compression, profile, jobs, reporter, and `hardlinks`, `special` and `retime_pyc` of the selection.
+    normalize(normalize(x)) is normalize(x), and with the default profile normalize(pack(tree)) is pack(tree). Raises
+    LayerError if the layer can't be read, ConfigError and OutputError.
     """
     profile, selection, reporter = options.profile, options.selection, options.reporter or Silence()
     codec, jobs = options.codec_for(output), options.count_jobs()
@@ -76,11 +76,11 @@ def _read(
         shown = printable(entry.path)
         signs.take(entry.path)
         if not entry.path:
-            continue  # the root has no entry in our layers (SPEC 3.2)
+            continue  # the root has no entry (SPEC 3.2)
         if member.special and not is_whiteout(entry.path, entry.kind):
             if selection.special == "error":
-                raise LayerError("special-files", f"{shown} is a {member.special}", "leave it out with --special skip")
-            reporter.warning("special-skipped", f"left out {shown}, a {member.special}")
+                raise LayerError("special-files", f"{shown} is a {member.special}", "omit it with --special skip")
+            reporter.warning("special-skipped", f"skipped {shown}, a {member.special}")
             continue
         start = spool.append(member.views()) if entry.size_bytes else 0
         merger.add(structs.replace(entry, content=None), start)
@@ -102,7 +102,7 @@ def _with_content(merger: Merger, spool: Spool, profile: Profile, selection: Sel
 def _retimed(
     entry: Entry, held: AppliedEntry, merger: Merger, spool: Spool, profile: Profile
 ) -> tuple[int, bytes] | None:
-    """The time stamp of a .pyc as `pack` would write it (SPEC 4.8)."""
+    """Return the time stamp of a .pyc as `pack` writes it (SPEC 4.8)."""
     if not entry.path.endswith(b".pyc"):
         return None
     recorded = bytecode.recorded(spool.read(held.start, min(entry.size_bytes, bytecode.HEADER_BYTES)))

@@ -1,1 +1,1 @@
-"""What is wrong with a layer or a content, by name. Pure."""
+"""Checks of layers and contents; each finding has the name of its trap. Pure."""

@@ -1,7 +1,7 @@
-"""One pass over a layer blob that says all there is to say of it: digests, key, counts, and findings.
+"""Audit a layer blob in one pass: digests, key, counts, and findings.
 
-Joins decompression, the tar reader, `header_form`, `paths` and `content`. Decompression runs a piece ahead on a thread
-of its own. Memory is bounded by pieces, by findings kept per trap, and by what `paths` remembers.
+Joins decompression, the tar reader, `header_form`, `paths` and `content`. Decompression runs a few pieces ahead on its
+own thread. Memory is bounded by pieces, by findings kept per trap, and by what `paths` remembers.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from detlayer.oci.ports import Readable
 
 
 class Findings:
-    """Findings as they come: all counted, the first of each trap kept."""
+    """Collected findings: all are counted, the first of each trap are kept."""
 
     def __init__(self, keep: int = 100) -> None:
         self._keep = keep
@@ -56,7 +56,7 @@ class Findings:
 
 @dataclass(slots=True)
 class LayerReport:
-    """What one pass over a blob found. `codec` is None where none of ours writes these bytes."""
+    """What one pass over a blob found. `codec` is None if no codec of SPEC 6.2 writes these bytes."""
 
     facts: BlobFacts
     key: str = ""
@@ -64,10 +64,10 @@ class LayerReport:
     files: int = 0
     codec: Codec | None = None
     chunks: list[int] = field(default_factory=list)
-    """Where SPEC 6.1 would cut."""
+    """Where SPEC 6.1 cuts."""
     findings: Findings = field(default_factory=Findings)
     signs: ArchiveSigns = field(default_factory=ArchiveSigns)
-    """Whether it is an archive of an image instead."""
+    """Whether the blob is an archive of an image instead."""
 
 
 class _Source(NamedTuple):
@@ -83,10 +83,10 @@ def audit(
     keep: int = 100,
     max_expansion: int = 200,
 ) -> LayerReport:
-    """Read a layer blob once and judge it against `profile` and SPEC 3 to 6.
+    """Read a layer blob once and check it against `profile` and SPEC 3 to 6.
 
-    `contents` False looks at no file's content; `keep` findings of each trap are kept. Raises LayerError for what
-    can't be read as a layer at all.
+    With `contents` False, file contents are not checked; `keep` limits the findings kept per trap. Raises LayerError if
+    the blob can't be read as a layer.
     """
     reader = BlobReader(source, max_expansion=max_expansion)
     report = LayerReport(reader.facts, findings=Findings(keep))
@@ -100,7 +100,7 @@ def audit(
 
 
 class _Ahead:
-    """Runs a blob's reader on a thread, a few pieces ahead. The thread ends with the context, whatever happened."""
+    """Runs a blob's reader a few pieces ahead on a thread, which ends with the context."""
 
     def __init__(self, reader: BlobReader) -> None:
         self._reader = reader
@@ -136,7 +136,7 @@ class _Ahead:
             yield item
 
 
-# Hashed together: blake3 takes kilobytes at a time far faster. Blocks are mostly of 512 bytes.
+# Hashed together: blake3 is far faster on kilobytes, and most blocks have 512 bytes.
 
 
 class _Pass:
@@ -147,7 +147,7 @@ class _Pass:
         self._key = LayerKey()
         self._places = PathChecker()
         self._previous_bytes = 0
-        # None for a hard link to a file that is no Python source: what it is of is not kept.
+        # None for a hard link to a file that is not Python source: the target's values are not kept.
         self._sources: dict[bytes, _Source | None] = {}
         self._bytecode: list[tuple[bytes, bytes]] = []
         self._chunk_bytes = 0
@@ -173,11 +173,11 @@ class _Pass:
         elif entry.kind == "hardlink" and entry.path.endswith(b".py"):
             self._sources[entry.path] = self._sources.get(entry.target)
         self._key.add(member.blocks + member.map, fingerprint)
-        # Only now: a size that lies has failed in the reading, and the chunks of a true one are no more than it has.
+        # Only now: reading has already rejected a false size, so the number of chunks is bounded.
         self._count_chunk(member)
 
     def _read(self, member: Member) -> bytes:
-        """Judge a file's content; returns its fingerprint."""
+        """Check a file's content; returns its fingerprint."""
         entry = member.entry
         digest = blake3()
         kept: list[bytes] | None = (
@@ -200,7 +200,7 @@ class _Pass:
         if not path.endswith(b".pyc"):
             self._report.findings.extend(content.check_content(path, data, None))
             return
-        # Its source may come later in the layer, so the first bytes wait for the end, and the rest is judged now.
+        # The source may come later in the layer: keep the first bytes until the end, and check the rest now.
         self._bytecode.append((path, data[: bytecode.HEADER_BYTES]))
         unstamped = data[:4] + b"\1" + data[5:]
         self._report.findings.extend(content.check_content(path, unstamped, None))
@@ -269,7 +269,7 @@ class _Pass:
             report.codec = codec
         if codec is None:
             found = f"{facts.compression} of another compressor, version or level"
-            findings.add(Finding("compressor-class", "", "first chunk", found, "what a codec of SPEC 6.2 writes here"))
+            findings.add(Finding("compressor-class", "", "first chunk", found, "the output of a codec of SPEC 6.2"))
 
 
 def _gzip_deviations(header: bytes, name: bytes) -> Iterator[tuple[str, str, str]]:

@@ -1,7 +1,7 @@
-"""Two ordered streams of summaries to differences, each with the name of its trap. Never where entries came from.
+"""Compare two ordered streams of summaries; each difference has the name of its trap. Ignores where entries came from.
 
-A summary is what is kept of an entry once its content went by: values and a digest of 16 bytes. Order is that of SPEC
-3.4; `content_diff` explains what differs inside a content.
+A summary holds an entry's values and a 16-byte digest of its content. The order is that of SPEC 3.4. `content_diff`
+explains differences inside a content.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ DIGEST_BYTES = 16
 
 
 class EntryValues(NamedTuple):
-    """What many entries share; equal ones are one object."""
+    """Values that many entries share; equal ones are one object."""
 
     kind: str
     mode: int
@@ -32,7 +32,7 @@ class EntryValues(NamedTuple):
 
 
 class Summary(msgspec.Struct, frozen=True, gc=False):
-    """What is kept of an entry. `digest` is of its content; `position` is its place in the tar it was read from."""
+    """A summary of an entry. `digest` is of its content; `position` is its place in the tar."""
 
     path: bytes
     values: EntryValues
@@ -42,14 +42,14 @@ class Summary(msgspec.Struct, frozen=True, gc=False):
     xattrs: tuple[tuple[bytes, bytes], ...] = ()
     position: int = 0
     extras: tuple[tuple[bytes, bytes], ...] = ()
-    """What else the entry has (`untar.Member.extras`)."""
+    """Further values of the entry (`untar.Member.extras`)."""
     is_link: bool = False
-    """Whether the content stands elsewhere in the tar."""
+    """Whether the content is stored elsewhere in the tar."""
 
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """One path that differs. `content` says that its bytes do, `offset` where they begin to."""
+    """One path that differs. `content` is true if its bytes differ, from `offset` on."""
 
     path: str
     kind: Literal["added", "removed", "changed"]
@@ -65,7 +65,7 @@ class Difference:
         return tuple(sorted({change.trap for change in self.changes}))
 
     def explained(self, offset: int | None, causes: Sequence[Change]) -> Difference:
-        """The same difference, with what its content differs in."""
+        """Return the same difference with the causes of its content."""
         kept = tuple(change for change in self.changes if change.field != "content" or not causes)
         return replace(self, changes=(*kept, *causes), offset=offset)
 
@@ -88,14 +88,14 @@ def summarise(
     digest: bytes,
     extras: tuple[tuple[bytes, bytes], ...] = (),
 ) -> Summary:
-    """Keep what is compared of `entry`; `values` makes equal values one object."""
+    """Summarize `entry`; `values` makes equal values one object."""
     own = EntryValues(kind, entry.mode, entry.uid, entry.gid, entry.mtime)
     shared = values.setdefault(own, own)
     return Summary(entry.path, shared, entry.size_bytes, digest, entry.target, entry.xattrs, position, extras)
 
 
 def compare(a: Iterable[Summary], b: Iterable[Summary]) -> Iterator[Difference]:
-    """Merge two streams in order, and yield what differs; paths are there once on each side."""
+    """Merge two ordered streams and yield the differences; each path occurs once per side."""
     left, right = iter(a), iter(b)
     one, other = next(left, None), next(right, None)
     while one is not None or other is not None:
@@ -114,7 +114,7 @@ def compare(a: Iterable[Summary], b: Iterable[Summary]) -> Iterator[Difference]:
 
 
 def first_out_of_order(pairs: Iterable[tuple[Summary, Summary]]) -> tuple[bytes, bytes] | None:
-    """Find where two tars bring common paths in another order: the path, and the one that B brings only behind it."""
+    """Find common paths that two tars have in another order: the path, and the one that B has only after it."""
     previous: Summary | None = None
     for _, other in sorted(pairs, key=lambda pair: pair[0].position):
         if previous is not None and other.position < previous.position:
@@ -124,12 +124,12 @@ def first_out_of_order(pairs: Iterable[tuple[Summary, Summary]]) -> tuple[bytes,
 
 
 def content_trap(path: bytes) -> str:
-    """Name the trap of a content by the file's name alone: installers' notes, leftovers of editors and systems."""
+    """Name the trap of a content by the file name alone: installer files, leftovers of editors and systems."""
     return next((finding.trap for finding in check_name(path, False)), "content")
 
 
 def first_difference(a: bytes, b: bytes) -> int | None:
-    """Find the first offset that differs; None if the two are equal. One that is shorter differs where it ends."""
+    """Find the first offset that differs; None if the two are equal. A shorter one differs where it ends."""
     length = min(len(a), len(b))
     step = 1 << 16
     for at in range(0, length, step):
@@ -165,7 +165,7 @@ def _changes(a: Summary, b: Summary) -> Iterator[Change]:
         trap = "special-file" if special else "hardlink-form" if kinds == {"file", "hardlink"} else "content"
         yield Change(trap, "kind", old.kind, new.kind)
     if old.mode != new.mode:
-        # What differs only where a umask reaches is most likely of the umask's making.
+        # A difference only in bits that a umask clears most likely comes from the umask.
         masked = not (old.mode ^ new.mode) & 0o7700
         yield Change("umask" if masked else "mode", "mode", f"{old.mode:04o}", f"{new.mode:04o}")
     if (old.uid, old.gid) != (new.uid, new.gid):

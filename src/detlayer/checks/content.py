@@ -1,6 +1,6 @@
-"""What the content of files holds that differs from build to build: times, paths, notes of installers. Never disk.
+"""Find file contents that differ from build to build: times, paths, installer files. Does not access the disk.
 
-Judged by name and by the bytes themselves; nothing is executed or unmarshalled.
+Judged by name and bytes; nothing is executed or unmarshalled.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from detlayer.checks.findings import Finding
 from detlayer.errors import printable
 from detlayer.layer import bytecode
 
-MAX_KEPT_BYTES = 32 << 20  # of a file that has to be looked at as a whole
+MAX_KEPT_BYTES = 32 << 20  # of a file that has to be checked as a whole
 _ZIP_SUFFIXES = (b".zip", b".whl", b".jar", b".war", b".ear", b".egg", b".nupkg", b".aar")
 _GZIP_SUFFIXES = (b".gz", b".tgz", b".svgz")
 _ARCHIVE_SUFFIXES = (b".tar", b".a", b".deb", b".cpio")
@@ -30,7 +30,7 @@ _ABSOLUTE = re.compile(
 
 
 def check_name(path: bytes, is_dir: bool) -> Iterator[Finding]:
-    """Judge a path by its last name alone."""
+    """Check a path by its last component alone."""
     name = path.rpartition(b"/")[2]
     if name in _EDITOR_NAMES or (not is_dir and _EDITOR_PATTERN.fullmatch(name)):
         yield Finding("editor-and-os-files", printable(path), "name", printable(name), "not in a layer")
@@ -39,12 +39,12 @@ def check_name(path: bytes, is_dir: bool) -> Iterator[Finding]:
 
 
 def wants_content(path: bytes, size_bytes: int) -> bool:
-    """Tell whether `check_content` has to see the whole content."""
+    """Tell whether `check_content` needs the whole content."""
     return size_bytes <= MAX_KEPT_BYTES and path.endswith((b".pyc", b"/RECORD", *_ARCHIVES))
 
 
 def check_content(path: bytes, data: bytes, source: tuple[int, int] | None) -> Iterator[Finding]:
-    """Judge a file's content. `source` is mtime and size of a .pyc's source as they are in the layer, None without."""
+    """Check a file's content. `source` is mtime and size of a .pyc's source in the layer, None if it has none."""
     if path.endswith(b".pyc"):
         yield from _check_pyc(path, data, source)
     elif path.endswith(_ZIP_SUFFIXES) and data[:2] == b"PK":
@@ -74,14 +74,14 @@ def _check_pyc(path: bytes, data: bytes, source: tuple[int, int] | None) -> Iter
 
 
 def _check_zip(path: bytes, data: bytes) -> Iterator[Finding]:
-    """Walk the central directory (APPNOTE 4.3.12) in place: the zipfile module makes an object of each of its entries,
-    and thirty megabytes hold 700 thousand."""
+    """Walk the central directory (APPNOTE 4.3.12) in place: zipfile creates an object per entry, and thirty megabytes
+    hold 700 thousand."""
     end = data.rfind(b"PK\5\6")
     if end < 0 or end + 22 > len(data):
-        return  # what is no archive has no times
+        return  # not an archive
     size, at = int.from_bytes(data[end + 12 : end + 16], "little"), int.from_bytes(data[end + 16 : end + 20], "little")
     if data[at : at + 4] != b"PK\1\2":
-        at = max(end - size, 0)  # something stands before the archive, as a launcher
+        at = max(end - size, 0)  # something precedes the archive, such as a launcher
     while data[at : at + 4] == b"PK\1\2" and at + 46 <= end:
         time, date, name, extra, comment = (int.from_bytes(data[at + n : at + n + 2], "little") for n in _ZIP_FIELDS)
         stamp = ((date >> 9) + 1980, date >> 5 & 15, date & 31, time >> 11, time >> 5 & 63, (time & 31) * 2)
@@ -102,7 +102,7 @@ def _check_gzip(path: bytes, data: bytes) -> Iterator[Finding]:
 
 
 def _check_archive(path: bytes, data: bytes) -> Iterator[Finding]:
-    """Judge the first member's time: archives differ in all their members or in none."""
+    """Check the first member's time: archives differ in all their members or in none."""
     if data[:8] == b"!<arch>\n":
         kind, mtime = "ar", data[8 + 16 : 8 + 28].strip().decode("ascii", "replace")
     elif data[:2] == b"07":

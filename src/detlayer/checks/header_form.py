@@ -1,6 +1,6 @@
-"""How a tar member was written against how SPEC 5 would write it, field by field, each difference under its trap.
+"""Compare a tar member's header with the canonical one of SPEC 5, field by field; each difference has a trap.
 
-Knows entries and header bytes; never content.
+Does not read content.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _TIMES = (b"mtime", b"atime", b"ctime", b"LIBARCHIVE.creationtime", b"SCHILY.bir
 _NAMES = (b"uname", b"gname")
 _XATTRS = (b"SCHILY.xattr.", b"LIBARCHIVE.xattr.", b"SCHILY.acl.", b"RHT.security.selinux")
 _PAX_NAME = b"././@PaxHeader"
-# Offset, length, name, trap: SPEC 5.2, for the fields whose every byte is decided by the entry.
+# Offset, length, name, trap: the fields of SPEC 5.2 whose every byte follows from the entry.
 _FIELDS = (
     (100, 8, "mode", "number-format"),
     (108, 8, "uid", "number-format"),
@@ -37,7 +37,7 @@ _FIELDS = (
 
 
 def is_canonical(member: Member, profile: Profile) -> bool:
-    """Tell whether `check_form` and `check_values` have nothing to say: the short way for nearly every entry."""
+    """Tell whether `check_form` and `check_values` find nothing: the fast path for nearly every entry."""
     entry = member.entry
     if entry.xattrs or member.special or member.sparse or not 0 <= entry.mtime <= MAX_MTIME:
         return False
@@ -50,7 +50,7 @@ def is_canonical(member: Member, profile: Profile) -> bool:
 
 
 def check_form(member: Member) -> Iterator[Finding]:
-    """Compare a member's header blocks with canonical ones for the same entry; nothing if they are equal (SPEC 5)."""
+    """Compare a member's header blocks with the canonical ones of its entry; no findings if equal (SPEC 5)."""
     entry = member.entry
     path = printable(entry.path)
     if member.special:
@@ -73,7 +73,7 @@ def check_form(member: Member) -> Iterator[Finding]:
     ]
     if not found:
         differ = [at for at, (a, b) in enumerate(zip(member.blocks, wanted, strict=False)) if a != b]
-        # A checksum differs because something else does.
+        # The checksum differs only as a consequence.
         at = next((at for at in differ if not 148 <= at % BLOCK_BYTES < 156), differ[0] if differ else len(wanted))
         found = [
             Finding("header-bytes", path, f"offset {at}", member.blocks[at : at + 8].hex(), wanted[at : at + 8].hex())
@@ -82,7 +82,7 @@ def check_form(member: Member) -> Iterator[Finding]:
 
 
 def check_values(entry: Entry, profile: Profile) -> Iterator[Finding]:
-    """Compare an entry's values with those that `profile` would give it (SPEC 4)."""
+    """Compare an entry's values with those that `profile` gives it (SPEC 4)."""
     path = printable(entry.path)
     if not 0 <= entry.mtime <= MAX_MTIME:
         yield Finding("mtime", path, "mtime", str(entry.mtime), f"0 to {MAX_MTIME}")
@@ -103,7 +103,7 @@ def check_values(entry: Entry, profile: Profile) -> Iterator[Finding]:
 
 
 def _is_implied(entry: Entry, profile: Profile) -> bool:
-    """Tell whether this may be what a destination or whiteout brings: such entries are root's whatever --owner says."""
+    """Tell whether this may be a destination or whiteout: such entries are root's, whatever --owner is."""
     if entry.kind == "dir":
         made = parent(entry.path, profile)
     elif entry.kind == "file" and entry.path.rpartition(b"/")[2].startswith(WHITEOUT_PREFIX):
@@ -179,10 +179,10 @@ def _check_block(block: bytes, wanted: bytes, path: str) -> Iterator[Finding]:
         elif name == "size" and number(found, "size") and not number(right, "size"):
             trap = "size-field"
         elif trap == "number-format" and number(found, name) != number(right, name):
-            continue  # overruled by a PAX record, which is judged as such
+            continue  # overridden by a PAX record, which is checked itself
         yield Finding(trap, path, name, _text(found), _text(right))
     if block[345:] != wanted[345:] and block[257:263] != b"ustar\0":
-        yield Finding("gnu-format", path, "fields behind 345", _text(block[345:]), "zeros")
+        yield Finding("gnu-format", path, "fields after byte 345", _text(block[345:]), "zeros")
 
 
 def _text(raw: bytes) -> str:

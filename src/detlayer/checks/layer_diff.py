@@ -1,7 +1,7 @@
-"""Two layers that should be equal: every difference, under the trap that explains it.
+"""Compare two layers that should be equal; each difference has the trap that explains it.
 
-Entries are compared by `compare`, and contents by `content_diff`, as `diff` does. This module adds the marks of the two
-runs: texts, such as the path of a build, that only one of them could have written.
+As in `diff`, `compare` compares entries and `content_diff` contents. This module adds the marks of the two runs: texts,
+such as a build path, that only one of them can have written.
 """
 
 from __future__ import annotations
@@ -31,15 +31,15 @@ from detlayer.layer.reader import TarReader
 from detlayer.oci.ports import Readable
 
 MAX_COMPARED_BYTES = 64 << 20
-"""How much of the contents that differ is kept of each layer, to explain them; the smallest first."""
+"""Bytes of differing contents kept per layer to explain them; the smallest first."""
 
 MARKS = {"build path": "build-path-in-content", "home": "environment", "time zone": "environment"}
-"""What a run is known by, and the trap that it is to find that in a content."""
+"""The marks of a run, and the trap that is reported if a content contains one."""
 
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """A layer that one run made: its name for messages, a way to open its blob, and the run's marks (see MARKS)."""
+    """A layer that one run made: its name in messages, how to open its blob, and the run's marks (see MARKS)."""
 
     name: str
     open: Callable[[], AbstractContextManager[Readable]]
@@ -52,7 +52,7 @@ class _Listed(NamedTuple):
 
 
 def diff_layers(expected: Run, found: Run, *, max_expansion: int = 200) -> Iterator[Finding]:
-    """Name every difference between two layers; nothing if their tars are equal. Raises LayerError."""
+    """Report every difference between two layers; none if their tars are equal. Raises LayerError."""
     old, new = _read_entries(expected, max_expansion), _read_entries(found, max_expansion)
     pairs = [(one.summary, new[path].summary) for path, one in old.items() if path in new]
     if (order := first_out_of_order(pairs)) is not None:
@@ -84,7 +84,7 @@ def _read_entries(run: Run, max_expansion: int) -> dict[bytes, _Listed]:
                 digest.update(view)
             entry = structs.replace(member.entry, content=None)
             target = listed.get(entry.target) if entry.kind == "hardlink" else None
-            content = digest.digest() if target is None else target.summary.digest  # a link is bound where it stands
+            content = digest.digest() if target is None else target.summary.digest  # as of the link's position
             summary = summarise(entry, values, place, member.special or entry.kind, content, tuple(member.extras))
             listed[entry.path] = _Listed(summary, member.blocks + member.map)
     return listed
@@ -121,7 +121,7 @@ def _smallest(sizes: Mapping[bytes, int]) -> Iterator[bytes]:
 def _header_changes(
     old: Mapping[bytes, _Listed], new: Mapping[bytes, _Listed], explained: set[bytes]
 ) -> Iterator[Finding]:
-    """Find headers with other bytes whose entries have equal values."""
+    """Find headers whose bytes differ although their entries have equal values."""
     for path in sorted(old.keys() & new.keys() - explained):
         a, b = old[path].headers, new[path].headers
         if a != b:
@@ -143,21 +143,21 @@ def explain_content(
     expected_marks: Mapping[str, bytes],
     found_marks: Mapping[str, bytes],
 ) -> Iterator[Finding]:
-    """Explain how two contents of one path differ, by the marks of the runs first; at least one finding."""
+    """Explain how two contents of one path differ, marks of the runs first; at least one finding."""
     a, b = expected, found
     for label in sorted(found_marks.keys() & expected_marks.keys(), key=lambda label: -len(found_marks[label])):
         old, new = expected_marks[label], found_marks[label]
         trap = MARKS[label]
         if trap == "build-path-in-content" and path.endswith(b".pyc"):
             trap = "pyc-path"
-        # A run that writes a mark of its own, while the other does not write the same.
+        # One run writes its own mark, and the other does not write the same.
         if (new in b and new not in a) or (old in a and old not in b):
             place = b.find(new) if new in b else a.find(old)
             shown = (printable(text) if text in data else "other text" for text, data in ((new, b), (old, a)))
             yield Finding(trap, printable(path), f"{label} at offset {place}", *shown)
         a, b = a.replace(old, b""), b.replace(new, b"")
     if (a, b) != (expected, found) and (a == b or b"\0" in a):
-        return  # a binary holds lengths and offsets, too, which follow the text
+        return  # in a binary, lengths and offsets differ as a consequence of the text
     if a == b:
         a, b = expected, found
     for change in explain(path, a, b):

@@ -1,8 +1,8 @@
-"""A path among all the others of a layer: order, duplicates, parents, links, collisions (SPEC 3.3, 3.4, 4.4, 4.7).
+"""Check a path against all others of a layer: order, duplicates, parents, links, collisions (SPEC 3.3, 3.4, 4.4, 4.7).
 
-Knows entries as they come, once each; never header bytes, content or disk. In a layer whose paths are in order nearly
-all of this shows between neighbours, so twelve bytes an entry are enough; the index of all paths is made when the order
-breaks or a hard link comes. It goes by hashes of paths: they are keyed anew in every process, so nobody can aim at one.
+Sees each entry once; no header bytes, content or disk. In a sorted layer nearly all checks need only neighbours, so
+twelve bytes an entry are enough. The index of all paths is built when the order breaks or a hard link comes. Its keys
+are hashes of paths with a random key per process, so that an attacker can't provoke collisions.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _DIR, _LINK = -1, -2
 
 
 class _Values(NamedTuple):
-    """What a hard link to a file has to carry."""
+    """The values that a hard link must share with its file."""
 
     mode: int
     uid: int
@@ -31,21 +31,21 @@ class _Values(NamedTuple):
 class PathChecker:
     def __init__(self) -> None:
         self._hashes = array("q")
-        # Of each entry: _DIR, _LINK, or the number of a file's values.
+        # For each entry: _DIR, _LINK, or the number of a file's values.
         self._codes = array("l")
         self._values: dict[_Values, int] = {}
         self._index: dict[int, int] | None = None
         self._in_order = True
         self._previous: bytes | None = None
         self._above = b""
-        # The directories that the last entry lies in, outermost first; of no use once the order is broken.
+        # The directories that contain the last entry, outermost first; unused once the order is broken.
         self._open: list[bytes] = [b""]
         self._missing: set[int] = set()
         self._folded: dict[int, bytes] = {}
-        """Names that their fold is not equal to, by the hash of where the fold would stand."""
+        """Names that differ from their fold, by the hash of the path of the fold."""
 
     def take(self, entry: Entry) -> Iterator[Finding]:
-        """Judge the next entry of the layer."""
+        """Check the next entry of the layer."""
         path = entry.path
         previous, self._previous = self._previous, path
         place = hash(path)
@@ -92,7 +92,7 @@ class PathChecker:
             self._index[place] = code
 
     def _find(self, place: int) -> int | None:
-        """Look a path up among those before; from now on there is an index."""
+        """Look up a path among the earlier ones; builds the index."""
         if self._index is None:
             self._index = dict(zip(self._hashes, self._codes, strict=True))
             self._hashes, self._codes = array("q"), array("l")
@@ -115,19 +115,19 @@ class PathChecker:
             there = hash(above + b"/" + fold if above else fold)
             like = self._folded.setdefault(there, name)
             if like is name:
-                # Upper case comes before lower case in ASCII, so in order only these can come after their fold.
+                # ASCII sorts upper case before lower case, so in order only these can come after their fold.
                 late = not self._in_order or not name.isascii() or fold.startswith(WHITEOUT_PREFIX)
                 like = fold if late and self._find(there) is not None else None
         if like is None or like == name:
             return None
         found = f"beside {printable(like)}"
-        return Finding(collision_code(name, like), printable(path), "name", found, "names that differ by more")
+        return Finding(collision_code(name, like), printable(path), "name", found, "distinct names")
 
     def _check_link(self, entry: Entry) -> Iterator[Finding]:
         shown = printable(entry.path)
         code = self._find(hash(entry.target))
         if code is None or code < 0:
-            where = "is not before it" if code is None else "is no file"
+            where = "is not before it" if code is None else "is not a file"
             yield Finding("hardlink-form", shown, "target", f"{printable(entry.target)} {where}", "a file")
             return
         if is_whiteout(entry.target, "file"):
@@ -145,7 +145,7 @@ class PathChecker:
 
 
 def _check_whiteout(entry: Entry) -> Iterator[Finding]:
-    """Judge how a whiteout is stored: SPEC 4.10 has an empty file."""
+    """Check how a whiteout is stored: an empty file (SPEC 4.10)."""
     shown = printable(entry.path)
     if entry.kind == "hardlink":
         yield Finding("hardlink-form", shown, "kind", "a hard link", "an empty file: it is a whiteout")

@@ -1,7 +1,7 @@
-"""`diff`: two directories, layer files or OCI layouts to a report of what differs, and why.
+"""`diff`: report what differs between two directories, layer files or OCI layouts, and why.
 
-A first pass over each side keeps a summary of each entry, a second reads again only the contents that differ. Memory
-is bounded by the summaries and by two contents at a time.
+The first pass over each side keeps a summary of each entry; the second reads only the contents that differ. Memory is
+bounded by the summaries and two contents.
 """
 
 from __future__ import annotations
@@ -40,12 +40,12 @@ def diff(
     max_expansion: int = 200,
     reporter: Reporter | None = None,
 ) -> DiffReport:
-    """Compare two directories, layer files or OCI layouts, and say what differs and why.
+    """Compare two directories, layer files or OCI layouts, and explain the differences.
 
-    A layout is `oci:DIR[:TAG]` or `oci-archive:FILE[:TAG]`. Directories are compared as they are: modes, owners, times,
-    hard links and extended attributes included. With `normalised`, both sides are compared with the values that `pack`
-    would write (SPEC 4), and how a layer is written does not count. `explain_limit` contents are looked into. Raises
-    LayerError, TreeError, ConfigError, and IntegrityError for a layout whose blobs are not what their names say.
+    A layout is `oci:DIR[:TAG]` or `oci-archive:FILE[:TAG]`. Directories are compared unchanged, including modes,
+    owners, times, hard links and extended attributes. With `normalised`, both sides get the values that `pack` writes
+    (SPEC 4), and the form of a layer is ignored. `explain_limit` contents are explained. Raises LayerError, TreeError,
+    ConfigError, and IntegrityError for a layout whose blobs do not match their digests.
     """
     names = os.fspath(a), os.fspath(b)
     comparison = _Comparison(normalised, explain_limit, max_expansion, reporter or Silence())
@@ -60,8 +60,8 @@ def diff(
     if left is not None or right is not None:
         raise ConfigError(
             "diff-kinds",
-            f"{printable(names[0])} and {printable(names[1])} are an image and something else",
-            "compare a layer with a layer: the blobs of a layout are in its blobs/sha256",
+            f"cannot compare {printable(names[0])} with {printable(names[1])}: only one of them is an image",
+            "compare a layer with a layer: those of a layout are in its blobs/sha256",
         )
     return comparison.run(comparison.side(names[0]), comparison.side(names[1]))
 
@@ -85,7 +85,7 @@ class _Comparison:
         )
 
     def layers(self, *layers: NamedLayer) -> DiffReport:
-        """Compare two layers of layouts."""
+        """Compare two layers of two layouts."""
         a, b = (
             LayerSide(
                 layer.name,
@@ -139,7 +139,7 @@ def _compared(side: Side, entries: int) -> Compared:
 
 
 def _choose(differences: list[Difference], limit: int) -> list[Difference]:
-    """Take the first of each suffix, then the second: a thousand .pyc files must not hide the one program."""
+    """Take the first of each suffix, then the second: a thousand .pyc files must not hide one program."""
     ranks: list[tuple[int, int]] = []
     seen: Counter[bytes] = Counter()
     for number, one in enumerate(differences):
@@ -150,7 +150,7 @@ def _choose(differences: list[Difference], limit: int) -> list[Difference]:
 
 
 def _positions(differences: list[Difference], summaries: list[Summary]) -> dict[int, bytes]:
-    """Where the contents of these differences are; that of a hard link is elsewhere, and is not looked into."""
+    """Positions of the contents of these differences; those of hard links are elsewhere and are skipped."""
     wanted = {one.raw_path for one in differences}
     return {
         one.position: one.path
@@ -160,7 +160,7 @@ def _positions(differences: list[Difference], summaries: list[Summary]) -> dict[
 
 
 def _parents(differences: list[Difference], old: list[Summary], new: list[Summary]) -> frozenset[bytes]:
-    """Directories that one side has no entry for although both have what is in them."""
+    """Directories without an entry on one side, although both sides have entries below them."""
     found: set[bytes] = set()
     for kind, others in (("removed", new), ("added", old)):
         alone = {one.raw_path for one in differences if one.kind == kind and one.what == "dir"}
@@ -187,7 +187,7 @@ def _order_changes(old: list[Summary], new: list[Summary]) -> Iterator[Change]:
 
 
 def _form_changes(a: HeaderFindings, b: HeaderFindings) -> Iterator[Change]:
-    """Compare findings of form trap by trap, in the order of the table; an example of each that differs."""
+    """Compare findings of form trap by trap, in the order of the table; one example per trap."""
     for trap in TRAPS:
         counts = a.counts.get(trap, 0), b.counts.get(trap, 0)
         if a.sums.get(trap, 0) == b.sums.get(trap, 0) and counts[0] == counts[1]:
@@ -214,15 +214,17 @@ def _twin(finding: Finding, others: list[Finding]) -> str:
 def _unknown_form(a: LayerSide, b: LayerSide) -> list[Change]:
     at = first_offset(a.pieces(), b.pieces())
     sizes = a.facts.tar_bytes, b.facts.tar_bytes
-    return [Change("header-bytes", f"the tar from offset {at}", *(f"{size} bytes in all" for size in sizes))]
+    return [Change("header-bytes", f"the tar from offset {at}", *(f"{size} bytes in total" for size in sizes))]
 
 
 def _compressor_changes(a: LayerSide, b: LayerSide) -> Iterator[Change]:
-    """Say how equal tars became different blobs (SPEC 6.3)."""
+    """Explain why equal tars are different blobs (SPEC 6.3)."""
     old, new = a.facts, b.facts
     codecs = [recognise(facts) for facts in (old, new)]
     names = [
-        f"{codec.name} (class {codec.codec_class})" if codec is not None else f"{facts.compression} of another writer"
+        f"{codec.name} (class {codec.codec_class})"
+        if codec is not None
+        else f"{facts.compression} of another compressor"
         for codec, facts in zip(codecs, (old, new), strict=True)
     ]
     if names[0] != names[1]:
@@ -247,5 +249,5 @@ def _compressor_changes(a: LayerSide, b: LayerSide) -> Iterator[Change]:
             yield Change("gzip-header", "gzip header, name", printable(old.gzip_name), printable(new.gzip_name))
     with a.blob() as left, b.blob() as right:
         offset = first_offset(iter(lambda: left.read(1 << 18), b""), iter(lambda: right.read(1 << 18), b""))
-    sizes = [f"{facts.blob_bytes} bytes in all" for facts in (old, new)]
+    sizes = [f"{facts.blob_bytes} bytes in total" for facts in (old, new)]
     yield Change("compressor-class", f"compressed bytes from offset {offset}", *sizes)

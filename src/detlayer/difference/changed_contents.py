@@ -1,6 +1,6 @@
-"""The second pass: contents that differ, read again from both sides side by side, compared and explained.
+"""The second pass: read differing contents from both sides in parallel, compare and explain them.
 
-Where the two sides have them in different orders, those of one side wait on disk, not in memory.
+If the two sides have them in different orders, those of one side are spooled to disk.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _PIECE_BYTES = 1 << 18
 def explain_contents(
     a: Side, b: Side, differences: Sequence[Difference], old: Mapping[int, bytes], new: Mapping[int, bytes]
 ) -> Iterator[Difference]:
-    """Yield the differences again with offset and causes; `old` and `new` say at which positions the contents are."""
+    """Yield the differences with offset and causes; `old` and `new` are the positions of the contents."""
     common = set(old.values()) & set(new.values())
     old = {position: path for position, path in sorted(old.items()) if path in common}
     new = {position: path for position, path in sorted(new.items()) if path in common}
@@ -35,7 +35,7 @@ def explain_contents(
 
 
 def first_offset(a: Iterable[bytes | memoryview], b: Iterable[bytes | memoryview]) -> int | None:
-    """Find the first offset where two streams differ; None if they are equal. Raises whatever they raise."""
+    """Find the first offset where two streams differ; None if they are equal. Passes on their errors."""
     left, right = iter(a), iter(b)
     one: bytes = b""
     other: bytes = b""
@@ -57,7 +57,7 @@ def _side_by_side(
     a: Side, b: Side, old: Mapping[int, bytes], new: Mapping[int, bytes]
 ) -> Iterator[tuple[bytes, Pieces, Pieces]]:
     for (path, left), (other, right) in zip(a.contents(old), b.contents(new), strict=False):
-        if path != other:  # a tree that changed since the first pass; what was seen then stands
+        if path != other:  # a tree changed since the first pass, whose result is kept
             return
         yield path, left, right
 
@@ -84,7 +84,7 @@ def _stretch(file: IO[bytes], start: int, end: int) -> Pieces:
 
 
 def _read_both(a: Pieces, b: Pieces) -> tuple[int | None, tuple[bytes, bytes] | None]:
-    """Read two contents: whole if both are short enough to be explained, else as far as to where they differ."""
+    """Read two contents: whole if both are short enough to be explained, else up to the first difference."""
     left, left_whole = _start(a)
     right, right_whole = _start(b)
     if left_whole and right_whole:

@@ -1,4 +1,4 @@
-"""Images of two OCI layouts: manifests paired by platform, their layers in order, their configs field by field."""
+"""Compare images of two OCI layouts: manifests by platform, layers in order, configs field by field."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from detlayer.oci.types import Descriptor, Digest
 
 _RANKS: tuple[Verdict, ...] = ("same", "compressor", "form", "config", "entries")
 _MAX_IMAGES = 1000
-# What follows from the layers and the config says nothing of its own, where these are compared themselves.
+# Skipped where layers and config are compared: these fields follow from them.
 _FOLLOWS = ("layers", "rootfs.diff_ids")
 _OF_CONFIG = ("config.digest", "config.size")
 
 
 class ImageSide(NamedTuple):
-    """The images of a layout that have a tag, or all: its name for messages, the tag, and the layout."""
+    """The images of a layout that have a tag, or all: name in messages, tag, and layout."""
 
     name: str
     tag: str
@@ -32,7 +32,7 @@ class ImageSide(NamedTuple):
 
 
 class NamedLayer(NamedTuple):
-    """A layer of an image: its name for messages, how it is opened, and what its digest should be."""
+    """A layer of an image: name in messages, how to open it, and expected digest."""
 
     name: str
     opened: Callable[[], OpenFile]
@@ -43,10 +43,10 @@ DiffLayers = Callable[[NamedLayer, NamedLayer], DiffReport]
 
 
 def diff_images(a: ImageSide, b: ImageSide, diff_layers: DiffLayers) -> DiffReport:
-    """Compare the images of two layouts; layers of equal digest are not read."""
+    """Compare the images of two layouts; layers with equal digests are not read."""
     images = [_by_platform(side.name, _read_images(side)) for side in (a, b)]
     old, new = images
-    if len(old) == len(new) == 1:  # one each: what differs in their platforms shows in their configs
+    if len(old) == len(new) == 1:  # one image each: a different platform shows in the configs
         new = dict(zip(old, new.values(), strict=True))
     config: list[Change] = []
     layers: list[DiffReport] = []
@@ -99,15 +99,15 @@ def _read_images(side: ImageSide) -> Iterator[LayoutImage]:
     if not wanted:
         what = f"no image with the tag {printable(side.tag)}" if side.tag else "no image"
         tags = sorted({one.tag for one in manifests} - {""})
-        hint = f"it has {', '.join(map(printable, tags[:10]))}" if tags else "its index.json names no manifest"
+        hint = f"available tags: {', '.join(map(printable, tags[:10]))}" if tags else "its index.json lists no manifest"
         raise LayerError("layout-image", f"{printable(side.name)} has {what}", hint)
     for number, found in enumerate(side.layout.images(wanted)):
         if number >= _MAX_IMAGES:
             what = f"{printable(side.name)} has over {_MAX_IMAGES} images"
-            raise LayerError("layout-image", what, "name one by its tag: oci:DIR:TAG")
+            raise LayerError("layout-image", what, "select one by tag: oci:DIR:TAG")
         if isinstance(found, Descriptor):
             what = f"{found.digest} is neither an index nor an image manifest"
-            raise LayerError("layout-invalid", f"{printable(side.name)}: {what}", "name an image by its tag")
+            raise LayerError("layout-invalid", f"{printable(side.name)}: {what}", "select an image by tag: oci:DIR:TAG")
         yield found
 
 
@@ -116,7 +116,7 @@ def _manifest(image: LayoutImage) -> dict[str, Any]:
 
 
 def _settings(image: LayoutImage) -> dict[str, Any]:
-    """Read the config, whatever it is of; empty if it is no JSON."""
+    """Read the config of any media type; empty if it is not JSON."""
     return {} if image.config_data is None else decode_object(image.config_data, str(image.config.digest))
 
 
@@ -128,7 +128,7 @@ def _by_platform(name: str, images: Iterator[LayoutImage]) -> dict[str, LayoutIm
             raise LayerError(
                 "layout-image",
                 f"{printable(name)} has several images for {platform}",
-                "name one by its tag: oci:DIR:TAG",
+                "select one by tag: oci:DIR:TAG",
             )
         found[platform] = image
     return found
@@ -150,7 +150,7 @@ def _changes(a: dict[str, Any], b: dict[str, Any], follows: tuple[str, ...]) -> 
 
 
 def _flat(value: object, key: str) -> Iterator[tuple[str, str]]:
-    """Every leaf of a JSON document under its path."""
+    """Yield every leaf of a JSON document with its path."""
     stack = [(key, value)]
     while stack:
         at, here = stack.pop()

@@ -1,4 +1,4 @@
-"""What `diff` answers: values only. Knows no layer and no terminal."""
+"""The result of `diff`, as values."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Verdict = Literal["same", "compressor", "form", "entries", "config"]
 
 @dataclass(frozen=True, slots=True)
 class Compared:
-    """One side: what was named, what it is, and what reading it told (digests of a layer only)."""
+    """One side: its argument, its kind, and the results of reading it (digests only for a layer)."""
 
     name: str
     kind: Literal["tree", "layer", "image"]
@@ -34,8 +34,8 @@ class Compared:
 class DiffReport:
     """How A and B differ.
 
-    `same`: in nothing that was asked for. `compressor`: equal tars, compressed differently (SPEC 6.3). `form`: equal
-    entries, written differently. `entries`: entries or contents differ. `config`: images whose layers are equal.
+    `same`: no difference in what was compared. `compressor`: equal tars, compressed differently (SPEC 6.3). `form`:
+    equal entries, written differently. `entries`: entries or contents differ. `config`: images with equal layers.
     """
 
     verdict: Verdict
@@ -43,21 +43,21 @@ class DiffReport:
     b: Compared
     differences: tuple[Difference, ...] = ()
     blob: tuple[Change, ...] = ()
-    """How equal tars are compressed differently."""
+    """How the compression of equal tars differs."""
     form: tuple[Change, ...] = ()
-    """How entries are written differently, one example of each trap."""
+    """How the form of equal entries differs, one example per trap."""
     config: tuple[Change, ...] = ()
     """How manifests and configs of images differ."""
     layers: tuple[DiffReport, ...] = ()
     unexplained: int = 0
-    """Contents that differ beyond the limit of those looked into."""
+    """Differing contents beyond the limit of explained ones."""
 
     @property
     def same(self) -> bool:
         return self.verdict == "same"
 
     def counts(self) -> dict[str, int]:
-        """Count differences by trap, the most frequent first; an entry counts once for each trap it falls under."""
+        """Count differences by trap, most frequent first; an entry counts once for each of its traps."""
         found = Counter[str]()
         for difference in self.differences:
             found.update(difference.traps)
@@ -67,7 +67,7 @@ class DiffReport:
         return dict(found.most_common())
 
     def to_document(self) -> dict[str, Any]:
-        """Shape the report for JSON."""
+        """Convert the report for JSON."""
         document: dict[str, Any] = {
             "verdict": self.verdict,
             "a": self.a.to_document(),

@@ -1,6 +1,6 @@
 """One side of a comparison: a directory or a layer file, read once for summaries and again for chosen contents.
 
-Joins tree, blob, untar and form. Contents go by in pieces; what stays is a summary for each entry.
+Joins tree, blob, untar and form. Contents are streamed; a summary of each entry is kept.
 """
 
 from __future__ import annotations
@@ -35,19 +35,19 @@ _KEPT_FINDINGS = 50
 
 
 class Side(Protocol):
-    """What `diff` needs of either side."""
+    """The interface of a side for `diff`."""
 
     name: str
 
     def summaries(self) -> list[Summary]:
-        """Read everything once; the summaries come in the order of SPEC 3.4, each path once."""
+        """Read everything once; return summaries in the order of SPEC 3.4, each path once."""
 
     def contents(self, wanted: Mapping[int, bytes]) -> Iterator[tuple[bytes, Pieces]]:
-        """Read again, and yield the contents at the wanted positions, to be used up before the next."""
+        """Read again, and yield the contents at the wanted positions; each is valid until the next."""
 
 
 class HeaderFindings:
-    """Findings on how a tar is written: the first of each trap, and a sum that tells whether two logs are equal."""
+    """Findings on the form of a tar: the first of each trap, and a checksum to compare two logs."""
 
     def __init__(self) -> None:
         self.counts: dict[str, int] = {}
@@ -65,7 +65,7 @@ class HeaderFindings:
 
 
 class Gathering:
-    """Summaries as they come, applied as an engine would; hard links have the content that they are bound to.
+    """Collected summaries, applied as an engine does; hard links have the content of their target at that point.
 
     Normalised, hard links are files of their own (SPEC 4.7) and whiteouts have one form (4.10).
     """
@@ -95,13 +95,13 @@ class Gathering:
         if self._profile is not None:
             return structs.replace(target, path=link.path, position=link.position, is_link=True)
         digest, size_bytes = target.digest, target.size_bytes
-        if target.values.kind == "symlink":  # the content of a symlink is where it leads
+        if target.values.kind == "symlink":  # the content of a symlink is its target
             digest, size_bytes = blake3(target.target).digest(DIGEST_BYTES), len(target.target)
         extras = tuple({**dict(target.extras), **dict(link.extras)}.items())
         return structs.replace(link, size_bytes=size_bytes, digest=digest, extras=extras, is_link=True)
 
     def close(self) -> list[Summary]:
-        """Give back the summaries in the order of SPEC 3.4."""
+        """Return the summaries in the order of SPEC 3.4."""
         summaries = [self._whiteout(one) for one in self._applied.by_path.values()]
         self._applied.by_path.clear()
         summaries.sort(key=lambda summary: order_key(summary.path))
@@ -115,7 +115,7 @@ class Gathering:
 
 
 class TreeSide:
-    """A directory: as it is, or as `pack` would take it."""
+    """A directory: unchanged, or normalised as by `pack`."""
 
     def __init__(self, path: str, normalised: bool, reporter: Reporter) -> None:
         self.name = path
@@ -126,7 +126,7 @@ class TreeSide:
         raw = os.fsencode(self.name)
         if self._normalised:
             return walk([Source(raw, b"", tuple(read_own_patterns(self.name)))], reporter=self._reporter)
-        # Everything that is there; a tree is looked at here, not packed, so what no layer can hold is left out.
+        # Take every entry: a tree is only compared here, so skip what no layer can contain.
         xattrs = ("*",) if hasattr(os, "listxattr") else ()
         profile = Profile(mtime=Mtime("source"), owner=None, mode="source", xattrs=xattrs)
         selection = Selection(hardlinks="preserve", special="skip", retime_pyc=False)
@@ -164,7 +164,7 @@ class TreeSide:
 
 
 class LayerSide:
-    """A layer, opened for each pass. `facts` is complete after `summaries`; `expected` is a manifest's word for it."""
+    """A layer, opened for each pass. `facts` is complete after `summaries`; `expected` is the manifest's digest."""
 
     def __init__(
         self,
@@ -188,7 +188,7 @@ class LayerSide:
         self.entries = 0
 
     def blob(self) -> OpenFile:
-        """Open the blob; the caller closes it. Raises LayerError for what can't be read twice, or has changed."""
+        """Open the blob; the caller closes it. Raises LayerError if it can't be read twice, or has changed."""
         file = self._open()
         if self._seen not in (None, file.stamp):
             file.close()
@@ -197,7 +197,7 @@ class LayerSide:
         return file
 
     def pieces(self) -> Iterator[bytes]:
-        """The tar bytes, from the start."""
+        """Yield the tar bytes from the start."""
         with self.blob() as file:
             yield from self._read(self._reader(file))
 
@@ -213,7 +213,7 @@ class LayerSide:
             raise self._named(error) from error.__cause__
 
     def _named(self, error: LayerError) -> LayerError:
-        """Of two inputs, say which."""
+        """Add the input's name to an error."""
         if error.message.startswith(printable(self.name)):
             return error
         return LayerError(error.code, f"{printable(self.name)}: {error.message}", error.hint)
@@ -227,7 +227,7 @@ class LayerSide:
             self._gather(tar, gathering)
         if self._expected is not None and self.facts.digest != self._expected:
             raise IntegrityError(
-                "blob-digest", f"{printable(self.name)} does not hold {self._expected}", "fetch or make it again"
+                "blob-digest", f"{printable(self.name)} does not match {self._expected}", "fetch or build it again"
             )
         if tar.trailer_bytes != len(END):
             self.form.add([Finding("trailer", "", "zeros at the end", str(tar.trailer_bytes), str(len(END)))])
@@ -240,7 +240,7 @@ class LayerSide:
             for member in tar:
                 entry = member.entry
                 self.entries = gathering.count
-                if not entry.path:  # the root: no entry of a layer (SPEC 3.2), so a matter of form
+                if not entry.path:  # the root has no entry in a layer (SPEC 3.2): a finding of form
                     shown = printable(member.written_path)
                     self.form.add([Finding("path-form", "", "path", shown, "no entry for the root")])
                     gathering.count += 1

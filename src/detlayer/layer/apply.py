@@ -1,7 +1,7 @@
-"""Entries of a layer in any order become the tree that an engine would make of them, in SPEC 3.4's order.
+"""Apply entries of a layer in any order as an engine does, and return the tree in the order of SPEC 3.4.
 
-Pure: contents are tokens that somebody else keeps. `normalize` and `diff` share `AppliedTree`; whiteouts stay, since
-they are about the layers below.
+Pure: contents are opaque tokens of the caller. `normalize` and `diff` share `AppliedTree`; whiteouts stay, since they
+apply to the layers below.
 """
 
 from __future__ import annotations
@@ -20,31 +20,31 @@ from detlayer.layer.order import order_key
 
 @dataclass(slots=True)
 class AppliedEntry:
-    """An entry as it was read, and where its content is kept."""
+    """An entry as read from the layer, and where its content is stored."""
 
     entry: Entry
     start: int
     identity: int
-    """Equal for paths that are hard links of each other."""
+    """Equal for paths that are hard links to each other."""
 
 
 T = TypeVar("T")
 
 
 class AppliedTree(Generic[T]):
-    """The tree that an engine has after each entry: the later of two for one path, and nothing below a file.
+    """The tree that an engine has after each entry: the later entry wins, and nothing stays below a file.
 
-    A hard link is bound to what its target is at that point, whatever becomes of the target's path.
+    A hard link is bound to the current file of its target; later changes of the target's path do not matter.
     """
 
     def __init__(self, is_dir: Callable[[T], bool]) -> None:
         self._is_dir = is_dir
         self.by_path: dict[bytes, T] = {}
         self._parents: set[bytes] = set()
-        self._below: dict[bytes, set[bytes]] | None = None  # made when it is first needed, which is rare
+        self._below: dict[bytes, set[bytes]] | None = None  # created on demand, which is rare
 
     def put(self, path: bytes, value: T) -> bool:
-        """Apply one more entry; tells whether the path was there before."""
+        """Apply an entry; tells whether the path existed before."""
         if path in self._parents and not self._is_dir(value):
             self._remove_below(path)
         was_there = self.by_path.pop(path, None) is not None
@@ -53,9 +53,9 @@ class AppliedTree(Generic[T]):
         return was_there
 
     def link_target(self, path: bytes, target: bytes) -> T | None:
-        """Find what a hard link at `path` is bound to; None if there is no such file."""
+        """Find the file of a hard link at `path`; None if it does not exist."""
         if target.startswith(path + b"/"):
-            return None  # the link removes the directory that its target is in
+            return None  # the link removes the directory that contains its target
         found = self.by_path.get(target)
         return None if found is None or self._is_dir(found) else found
 
@@ -85,14 +85,14 @@ class AppliedTree(Generic[T]):
 
 
 class Merger:
-    """Takes entries as they come in a tar, and gives them back sorted and normalised."""
+    """Collects the entries of a tar, and returns them sorted and normalised."""
 
     def __init__(self) -> None:
         self._applied = AppliedTree[AppliedEntry](lambda held: held.entry.kind == "dir")
         self._count = 0
 
     def add(self, entry: Entry, start: int = 0) -> None:
-        """Apply one more entry; raises LayerError for a hard link to nowhere."""
+        """Apply an entry; raises LayerError for a hard link without target."""
         path = entry.path
         self._count += 1
         held = AppliedEntry(entry, start, self._count)
@@ -100,12 +100,10 @@ class Merger:
             target = self._applied.link_target(path, entry.target)
             if target is not None and target.entry.kind != "hardlink":
                 held = AppliedEntry(structs.replace(target.entry, path=path), target.start, target.identity)
-            elif not is_whiteout(
-                path, entry.kind
-            ):  # a whiteout needs no target: it may be in a lower layer, or nowhere
+            elif not is_whiteout(path, entry.kind):  # a whiteout needs no target: it may be in a lower layer or missing
                 raise LayerError(
                     "hardlink-target",
-                    f"{printable(path)} is a hard link to {printable(entry.target)}, which is no earlier file",
+                    f"{printable(path)} is a hard link to {printable(entry.target)}, which is not an earlier file",
                     "the layer is damaged, or depends on a file of the layer below",
                 )
         self._applied.put(path, held)
@@ -113,9 +111,9 @@ class Merger:
     def entries(
         self, profile: Profile, *, hardlinks: Literal["separate", "preserve"]
     ) -> Iterator[tuple[Entry, AppliedEntry | None]]:
-        """Yield entries sorted and normalised, with parents that were missing; without content.
+        """Yield entries sorted and normalised, with missing parents added; without content.
 
-        With hard links preserved, the first path of those that share a content is the file, the others link to it.
+        With hard links preserved, the first path of a shared content is the file, and the others link to it.
         """
         paths = self._with_parents()
         first_at: dict[int, Entry] = {}
@@ -126,7 +124,7 @@ class Merger:
                 continue
             raw = held.entry
             if is_whiteout(path, raw.kind):
-                yield marker(path, profile), None  # never one of several links to a file
+                yield marker(path, profile), None  # never one of several hard links
                 continue
             kept = tuple(one for one in raw.xattrs if profile.wants_xattr(one[0].decode("utf-8", "surrogateescape")))
             entry = normalise(structs.replace(raw, xattrs=kept), profile)

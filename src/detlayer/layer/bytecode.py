@@ -1,8 +1,8 @@
-"""Time stamps in Python's bytecode files: which of their bytes hold an install time (SPEC 4.8). Never the disk.
+"""Time stamps in Python's bytecode files: which of their bytes contain an install time (SPEC 4.8).
 
-A timestamp-based .pyc (PEP 552: flags word 0) records mtime and size of its source. Once mtimes are normalised every
-such file is stale, and its bytes hold the time of the installation. Written with the source's normalised mtime it is
-both fresh and reproducible.
+A timestamp-based .pyc (PEP 552: flags word 0) records mtime and size of its source. Once mtimes are normalised, each
+such file is stale, and its bytes contain the time of the installation. Written with the source's normalised mtime it is
+both up to date and reproducible.
 """
 
 from __future__ import annotations
@@ -10,20 +10,20 @@ from __future__ import annotations
 from struct import Struct
 from typing import NamedTuple
 
-_HEADER = Struct("<2x2sIII")  # the magic number's ending, flags, mtime, size
+_HEADER = Struct("<2x2sIII")  # end of the magic number, flags, mtime, size
 HEADER_BYTES = _HEADER.size
 _FIELD = 0xFFFFFFFF
 
 
 class Recorded(NamedTuple):
-    """What a timestamp-based .pyc says of its source: mtime in seconds and size in bytes, both modulo 2**32."""
+    """The source that a timestamp-based .pyc records: mtime in seconds and size in bytes, both modulo 2**32."""
 
     mtime: int
     size_bytes: int
 
 
 def recorded(head: bytes | memoryview) -> Recorded | None:
-    """Read the first 16 bytes of a .pyc; None unless it is timestamp-based."""
+    """Parse the first 16 bytes of a .pyc; None unless it is timestamp-based."""
     if len(head) < HEADER_BYTES:
         return None
     ending, flags, mtime, size_bytes = _HEADER.unpack_from(head)
@@ -31,7 +31,7 @@ def recorded(head: bytes | memoryview) -> Recorded | None:
 
 
 def matches(found: Recorded, mtime: int, size_bytes: int) -> bool:
-    """Tell whether a source with this mtime (whole seconds) and size is the one that was compiled."""
+    """Tell whether a source with this mtime (whole seconds) and size is the compiled one."""
     return found == (mtime & _FIELD, size_bytes & _FIELD)
 
 
@@ -41,7 +41,7 @@ def mtime_field(mtime: int) -> bytes:
 
 
 def source_name(name: bytes, in_pycache: bool) -> bytes | None:
-    """Name the source file of a .pyc (PEP 3147, PEP 488): in `__pycache__` without tag and `opt-`, else beside it."""
+    """Return the source path of a .pyc (PEP 3147, PEP 488): in `__pycache__` without tag and `opt-` or next to it."""
     stem = name.removesuffix(b".pyc")
     if stem == name or not stem:
         return None

@@ -1,7 +1,7 @@
-"""Where to cut the tar stream: `detlayer-chunk/1` (SPEC 6.1). A function of the entries alone; knows no content.
+"""Where to cut the tar stream: `detlayer-chunk/1` (SPEC 6.1). Depends only on the entries, not on content.
 
-Cutting lets chunks compress in parallel without their number of workers showing in the bytes, and keeps most chunks
-as they were when a few files change.
+Chunks are compressed in parallel without the number of workers affecting the bytes, and most chunks stay unchanged
+when a few files change.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ CHUNK_MAX_BYTES = 4 << 20
 def cut_before(written_path: bytes, size_bytes: int, chunk_bytes: int, previous_size_bytes: int) -> bool:
     """Tell whether a new chunk starts before an entry.
 
-    `size_bytes` is its content, `chunk_bytes` what the current chunk holds, `previous_size_bytes` the content of the
-    entry before it.
+    `size_bytes` is its content, `chunk_bytes` the current chunk so far, `previous_size_bytes` the content of the
+    previous entry.
     """
     if not chunk_bytes:
         return False

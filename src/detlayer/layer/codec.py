@@ -1,7 +1,7 @@
-"""Chunk to compressed bytes, and the codec class that names those bytes: `detlayer-codec/1` (SPEC 6.2). Never disk.
+"""Chunk to compressed bytes, and the codec class that identifies those bytes: `detlayer-codec/1` (SPEC 6.2).
 
-Compressors change between versions and machines, so a codec's bytes are measured on a probe, recorded beside every
-digest and compared; nothing is assumed of a version number.
+Compressors change between versions and machines. So a codec's bytes are measured on a probe, recorded next to every
+digest and compared; version numbers are not relied on.
 """
 
 from __future__ import annotations
@@ -35,7 +35,9 @@ class Codec(msgspec.Struct, frozen=True):
         match = _NAME.fullmatch(self.name)
         low_high = (1, 12) if match and match[2] else (1, 19)
         if match is None or not (match[1] or low_high[0] <= self.level <= low_high[1]):
-            raise ConfigError("codec-unknown", f"there is no codec {self.name!r}", "see SPEC 6.2 for their names")
+            raise ConfigError(
+                "codec-unknown", f"unknown codec {self.name!r}", "use none, gzip-stored, gzip-libdeflate-6 or zstd-3"
+            )
 
     @property
     def level(self) -> int:
@@ -44,7 +46,7 @@ class Codec(msgspec.Struct, frozen=True):
 
     @property
     def family(self) -> str:
-        """`none`, `gzip` or `zstd`: what a reader needs to know."""
+        """`none`, `gzip` or `zstd`: the format for a reader."""
         return self.name.partition("-")[0]
 
     @property
@@ -52,7 +54,7 @@ class Codec(msgspec.Struct, frozen=True):
         return "tar" if self.name == "none" else f"tar+{self.family}"
 
     def compressor(self) -> Compressor:
-        """Make a function from one chunk to one member or frame; it lets go of the GIL. One per thread."""
+        """Return a function from one chunk to one member or frame, which releases the GIL. One per thread."""
         if self.name == "none":
             return lambda chunk: chunk
         if self.name == "gzip-stored":
@@ -64,21 +66,21 @@ class Codec(msgspec.Struct, frozen=True):
             return lambda chunk: gzip_compress(chunk, level)
         from zstandard import ZstdCompressor
 
-        # Spelt out: these are what the frame header's bytes depend on.
+        # Explicit, because the frame header's bytes depend on these.
         return ZstdCompressor(
             level=level, write_content_size=True, write_checksum=False, write_dict_id=False, threads=0
         ).compress
 
     @property
     def codec_class(self) -> str:
-        """Measure what this codec writes here: 16 hex digits over the probe's compressed bytes."""
+        """Measure the output of this codec here: 16 hex digits over the probe's compressed bytes."""
         return _codec_class(self.name)
 
 
 DEFAULT_CODEC = Codec("gzip-libdeflate-6")
 
-# What the codecs measure on the machines that the golden vectors come from (libdeflate of deflate 0.8 and 0.9, libzstd
-# 1.5.7). Another class is no error: it says that digests will differ from theirs, while diff_ids will not.
+# Measured on the machines that produced the golden vectors (libdeflate of deflate 0.8 and 0.9, libzstd 1.5.7). Another
+# class is no error: digests then differ from theirs, and diff_ids do not.
 KNOWN_CLASSES: dict[str, str] = {
     "gzip-libdeflate-1": "271f8552494c9c19",
     "gzip-libdeflate-2": "006ef1fd88336230",
@@ -116,7 +118,7 @@ KNOWN_CLASSES: dict[str, str] = {
 
 
 def parse_compression(text: str) -> Codec:
-    """Read what users write: `none`, `gzip`, `gzip:9`, `gzip-stored`, `zstd`, `zstd:19`. Raises ConfigError."""
+    """Parse a compression: `none`, `gzip`, `gzip:9`, `gzip-stored`, `zstd`, `zstd:19`. Raises ConfigError."""
     name, colon, level = text.partition(":")
     if (name in ("none", "gzip-stored") and not colon) or name in ("gzip", "zstd"):
         top = 12 if name == "gzip" else 19
@@ -129,16 +131,16 @@ def parse_compression(text: str) -> Codec:
             }[name]
         if re.fullmatch(r"[1-9][0-9]?", level) and int(level) <= top:
             return Codec(f"gzip-libdeflate-{level}" if name == "gzip" else f"zstd-{level}")
-        raise ConfigError("compression-level", f"{name} has no level {level!r}", f"{name} takes 1 to {top}")
+        raise ConfigError("compression-level", f"invalid {name} level {level!r}", f"use {name}:1 to {name}:{top}")
     raise ConfigError(
         "compression-unknown",
-        f"{text!r} is no compression",
+        f"invalid compression {text!r}",
         "use none, gzip, gzip:1 to gzip:12, gzip-stored, zstd, or zstd:1 to zstd:19",
     )
 
 
 def _stored(chunk: memoryview) -> bytes:
-    """One gzip member of stored blocks (RFC 1951 3.2.4, RFC 1952): the codec with no library in it."""
+    """Return one gzip member of stored blocks (RFC 1951 3.2.4, RFC 1952): the codec without a library."""
     out = bytearray(_STORED_HEADER)
     total = len(chunk)
     for start in range(0, total, _STORED_MAX_BYTES) or (0,):
@@ -153,7 +155,7 @@ def _stored(chunk: memoryview) -> bytes:
 
 @cache
 def probe() -> bytes:
-    """Make the fixed input that codec classes are measured on (SPEC 6.3)."""
+    """Return the fixed input on which codec classes are measured (SPEC 6.3)."""
     lines = bytearray()
     i = 0
     while len(lines) < PROBE_BYTES:

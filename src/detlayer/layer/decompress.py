@@ -1,7 +1,7 @@
-"""A layer blob read back: plain, gzip or zstd bytes become tar bytes, piece by piece, with both digests on the way.
+"""Read a layer blob: plain, gzip or zstd bytes become tar bytes, piece by piece, with both digests.
 
-Blobs come from anywhere, so nothing they say of themselves is believed: pieces are bounded, and so is how far a blob
-may expand. Does not interpret tar fields (`reader` does); the bytes come from a `read`.
+Blobs are untrusted: pieces and total expansion are bounded. Does not interpret tar fields (`reader` does); the bytes
+come from a `read`.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ _READ_BYTES = 1 << 18
 _ZSTD_HEADER_BYTES = 18  # RFC 8878 3.1.1.1: magic, descriptor, window, dictionary, content size
 _ZSTD_BLOCK_BYTES = 1 << 17
 _ZSTD_RLE = 1
-# Frames up to what a chunk may hold (SPEC 6.1) are decompressed in one go, which is faster; others as a stream.
+# Frames up to the maximum chunk (SPEC 6.1) are decompressed in one call, which is faster; others as a stream.
 _WHOLE_BYTES = 9 << 20
 _WHOLE_BLOCKS = 1 << 10
-_MAX_MEMBERS = 1 << 22  # one for each file of the largest layers (eStargz); a blob of empty ones can't fill memory
+_MAX_MEMBERS = 1 << 22  # one per file of the largest layers (eStargz); bounds memory for a blob of empty members
 _KEPT_HEADERS = 16
-_ZSTD_MAX_WINDOW_BYTES = 1 << 27  # what `zstd -d` takes without --long
+_ZSTD_MAX_WINDOW_BYTES = 1 << 27  # the limit of `zstd -d` without --long
 _GZIP_MAGIC = b"\x1f\x8b"
 _ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
 _SKIPPABLE = (b"\x2a\x4d\x18", range(0x50, 0x60))  # RFC 8878 3.1.2, the last three bytes and the first
@@ -40,7 +40,7 @@ Compression = Literal["none", "gzip", "zstd"]
 
 @dataclass(slots=True)
 class BlobFacts:
-    """What reading a blob told; complete when its pieces are used up."""
+    """Facts of a blob; complete when all its pieces were read."""
 
     compression: Compression = "none"
     blob_bytes: int = 0
@@ -48,10 +48,10 @@ class BlobFacts:
     members: list[int] = field(default_factory=list)
     """Decompressed length of each gzip member or zstd frame; empty for a plain tar."""
     gzip_headers: dict[bytes, int] = field(default_factory=dict)
-    """The ten fixed bytes of each different member header, and the first member that has it."""
+    """Each distinct member header (its ten fixed bytes), and the first member that has it."""
     gzip_name: bytes = b""
     first_member: bytes = b""
-    """The first member or frame as it stands in the blob, if it is no longer than a chunk may be."""
+    """The compressed bytes of the first member or frame, if it is no longer than a chunk."""
     digest: Digest | None = None
     diff_id: Digest | None = None
 
@@ -59,8 +59,8 @@ class BlobFacts:
 class BlobReader:
     """Iterate to get the tar bytes, in pieces of at most a chunk (SPEC 6.1); then `facts` is complete.
 
-    `max_expansion` bounds tar bytes per blob byte beyond the first GiB; what the holes of sparse files add counts, too.
-    Raises LayerError.
+    `max_expansion` bounds tar bytes per blob byte beyond the first GiB, holes of sparse files included. Raises
+    LayerError.
     """
 
     def __init__(self, source: Readable, *, max_expansion: int = 200) -> None:
@@ -93,7 +93,7 @@ class BlobReader:
         facts.diff_id = Digest(self._tar_sha.hexdigest())
 
     def grow(self, holes_bytes: int) -> None:
-        """Count what holes of sparse files add; raises LayerError where the layer grows too far."""
+        """Count the bytes of holes in sparse files; raises LayerError above the limit."""
         self._holes_bytes += holes_bytes
         self._check_expansion()
 
@@ -102,8 +102,8 @@ class BlobReader:
         if facts.tar_bytes + self._holes_bytes > _FREE_BYTES + self._max_expansion * facts.blob_bytes:
             raise LayerError(
                 "expansion-limit",
-                f"the layer grows to over {self._max_expansion} times its size",
-                "if you trust it, raise --max-expansion",
+                f"the layer expands to over {self._max_expansion} times its size",
+                "if you trust it, increase --max-expansion",
             )
 
     def _read(self, size: int) -> bytes:
@@ -177,7 +177,7 @@ class BlobReader:
             self._note_member(length)
 
     def _frame(self, ahead: _ReadAhead, decompressor: ZstdDecompressor, head: bytes) -> Iterator[bytes]:
-        """Decompress one frame, fed by whole blocks (RFC 8878 3.1.1.2): a block never stands for more than 128 KiB."""
+        """Decompress one frame by whole blocks (RFC 8878 3.1.1.2): a block expands to at most 128 KiB."""
         parameters = get_frame_parameters(head)
         compressed = [ahead.take(frame_header_size(head))]
         compressed_bytes = blocks = 0
@@ -216,12 +216,12 @@ class BlobReader:
         self.facts.members.append(length)
         if len(self.facts.members) > _MAX_MEMBERS:
             raise LayerError(
-                "blob-members", f"the layer has over {_MAX_MEMBERS} gzip members or zstd frames", "compress it anew"
+                "blob-members", f"the layer has over {_MAX_MEMBERS} gzip members or zstd frames", "compress it again"
             )
 
 
 class _ReadAhead:
-    """Compressed bytes that are read but not yet used."""
+    """Compressed bytes that were read but not yet used."""
 
     def __init__(self, read: Callable[[int], bytes], data: bytes) -> None:
         self._read = read
@@ -229,13 +229,13 @@ class _ReadAhead:
         self._at = 0
 
     def peek(self, size: int) -> bytes:
-        """Show the next `size` bytes, or fewer at the end."""
+        """Peek at the next `size` bytes, or fewer at the end."""
         while len(self._data) - self._at < size and (more := self._read(_READ_BYTES)):
             self._data, self._at = self._data[self._at :] + more, 0
         return self._data[self._at : self._at + size]
 
     def need(self, size: int) -> bytes:
-        """Show the next `size` bytes; raises LayerError where they are not there."""
+        """Peek at the next `size` bytes; raises LayerError if there are fewer."""
         shown = self.peek(size)
         if len(shown) < size:
             raise LayerError("blob-truncated", "the zstd stream ends in the middle of a frame", _AGAIN)
@@ -256,7 +256,7 @@ class _ReadAhead:
 
 
 class _Kept:
-    """Keeps the compressed bytes of the first member, as long as they could be those of a chunk."""
+    """Keeps the compressed bytes of the first member, while it may be a chunk."""
 
     _MAX_BYTES = 9 << 20
 
@@ -289,10 +289,10 @@ def _check_frame(parameters: FrameParameters) -> None:
     if parameters.window_size > _ZSTD_MAX_WINDOW_BYTES:
         raise LayerError(
             "blob-window",
-            f"the zstd stream wants a window of {parameters.window_size} bytes",
-            f"no engine takes more than {_ZSTD_MAX_WINDOW_BYTES}; compress it without --long",
+            f"the zstd stream requires a window of {parameters.window_size} bytes",
+            f"engines support at most {_ZSTD_MAX_WINDOW_BYTES}; compress it without --long",
         )
 
 
 def _garbage(what: str) -> LayerError:
-    return LayerError("blob-garbage", f"something that is no {what} follows the last one", "cut it off")
+    return LayerError("blob-garbage", f"unexpected bytes after the last {what}", "remove them, or pack the layer again")

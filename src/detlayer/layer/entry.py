@@ -1,4 +1,4 @@
-"""Entries, and the profile that gives them the same values everywhere (SPEC 3, 4). No file system, no clock."""
+"""Entries, and the profile that normalises their values (SPEC 3, 4). No file system, no clock."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ from detlayer.errors import ConfigError, LayerError, TreeError, printable
 EntryKind = Literal["dir", "file", "symlink", "hardlink"]
 
 DEFAULT_MTIME = 946684800  # 2000-01-01T00:00:00Z; SPEC 4.1
-MAX_MTIME = 0o77777777777  # what eleven octal digits hold
-MAX_OWNER = 2**32 - 2  # the kernel keeps 2**32-1 for "no change" (chown(2))
+MAX_MTIME = 0o77777777777  # the maximum of eleven octal digits
+MAX_OWNER = 2**32 - 2  # the kernel reserves 2**32-1 for "no change" (chown(2))
 PATH_MAX_BYTES = 4095  # Linux PATH_MAX without its NUL: an engine can't create a longer path
 WHITEOUT_PREFIX = b".wh."  # image-spec layer.md, "Whiteouts"
 OPAQUE_WHITEOUT = b".wh..wh..opq"
 
-# Unfinished outputs, also those of other processes: never a part of a tree. SPEC 4.9
+# Unfinished outputs, also of other processes: never part of a tree. SPEC 4.9
 TEMPORARY_NAME = ".detlayer-%s.tmp"  # with twelve hexadecimal digits
 _TEMPORARY_PREFIX = b".detlayer-"
 _TEMPORARY = re.compile(rb"\.detlayer-[0-9a-f]{12}\.tmp")
 
 # Directories whose modes programs in the container rely on. A directory in a layer replaces the base's attributes,
-# so a layer that merely passes through /tmp must not take the sticky bit away. SPEC 4.4
+# so a layer with entries below /tmp must not remove its sticky bit. SPEC 4.4
 WELL_KNOWN_DIRS: dict[bytes, int] = {b"tmp": 0o1777, b"var/tmp": 0o1777, b"root": 0o700}
 
-# Directories that are symlinks on merged-/usr bases: a directory entry in a layer would replace the link. SPEC 4.5
+# Directories that are symlinks in merged-/usr base images: a directory entry would replace the link. SPEC 4.5
 MERGED_DIRS: frozenset[bytes] = frozenset(
     (b"bin", b"sbin", b"lib", b"lib32", b"lib64", b"libx32", b"var/run", b"var/lock")
 )
@@ -44,21 +44,21 @@ class ContentReader(Protocol):
     """An open content. Use from one thread; always `close`."""
 
     def read_into(self, buffer: memoryview) -> int:
-        """Fill `buffer` from where the last call stopped; fewer bytes only at the end. Raises TreeError."""
+        """Fill `buffer` from the current position; fewer bytes only at the end. Raises TreeError."""
 
     def finish(self) -> bool:
-        """Confirm that what was read is one state of the content, and what its entry says.
+        """Confirm that the bytes read are one state of the content and match its entry.
 
-        False if that is doubtful: it has to be read a second time, from the start, and confirmed again. Raises
-        TreeError if it changed.
+        False if that is doubtful: then read it a second time, from the start, and confirm again. Raises TreeError if it
+        changed.
         """
 
     def close(self) -> None:
-        """Release what was opened; may be called again."""
+        """Release resources; may be called again."""
 
 
 class Content(Protocol):
-    """A file's bytes, opened on demand: before the next entry is asked for."""
+    """A file's bytes, opened on demand until the next entry is requested."""
 
     def open(self) -> ContentReader:
         """Open for one pass; raises TreeError."""
@@ -67,7 +67,7 @@ class Content(Protocol):
 class Entry(msgspec.Struct, frozen=True, gc=False):
     """One tar entry. `path` is relative, `/`-separated, without a trailing slash even for a directory.
 
-    A struct rather than a dataclass: a million are made in a pass, and its constructor takes a tenth of the time.
+    A struct and not a dataclass: a million are created per pass, and its constructor is ten times as fast.
     """
 
     path: bytes
@@ -83,12 +83,12 @@ class Entry(msgspec.Struct, frozen=True, gc=False):
 
     @property
     def written_path(self) -> bytes:
-        """The path as the tar has it: a directory's ends in `/` (SPEC 3.1)."""
+        """The path in the tar: a directory's ends in `/` (SPEC 3.1)."""
         return self.path + b"/" if self.kind == "dir" else self.path
 
 
 class Mtime(msgspec.Struct, frozen=True):
-    """Where an entry's mtime comes from: `fixed` at, `source` unchanged, or `clamp` to at most `seconds` since 1970."""
+    """The origin of an entry's mtime: `fixed`, `source` (unchanged), or `clamp` to at most `seconds` since 1970."""
 
     policy: Literal["fixed", "source", "clamp"] = "fixed"
     seconds: int = DEFAULT_MTIME
@@ -102,7 +102,7 @@ class Owner(msgspec.Struct, frozen=True):
 
 
 def parse_mtime(text: str, epoch: str | None) -> Mtime:
-    """Read `SECONDS`, `source`, `clamp:SECONDS`, or `clamp`, which takes its seconds from `epoch` (SOURCE_DATE_EPOCH).
+    """Parse `SECONDS`, `source`, `clamp:SECONDS`, or `clamp`, which uses `epoch` (SOURCE_DATE_EPOCH).
 
     Raises ConfigError.
     """
@@ -112,13 +112,13 @@ def parse_mtime(text: str, epoch: str | None) -> Mtime:
     seconds = text.removeprefix("clamp").removeprefix(":")
     if text == "clamp":
         if epoch is None:
-            raise ConfigError("mtime-invalid", "clamp without a time needs SOURCE_DATE_EPOCH", "write clamp:SECONDS")
+            raise ConfigError("mtime-invalid", "clamp without a time needs SOURCE_DATE_EPOCH", "use clamp:SECONDS")
         seconds = epoch
     if re.fullmatch(r"[0-9]{1,11}", seconds) is None or int(seconds) > MAX_MTIME:
         raise ConfigError(
             "mtime-invalid",
-            f"{seconds!r} is no time" + (" (SOURCE_DATE_EPOCH)" if text == "clamp" else ""),
-            f"give whole seconds since 1970, 0 to {MAX_MTIME}, or source, clamp or clamp:SECONDS",
+            f"invalid time {seconds!r}" + (" (SOURCE_DATE_EPOCH)" if text == "clamp" else ""),
+            f"use whole seconds since 1970, 0 to {MAX_MTIME}, or source, clamp or clamp:SECONDS",
         )
     return Mtime("clamp" if clamp else "fixed", int(seconds))
 
@@ -128,10 +128,10 @@ OwnerRule = Callable[[bytes, bool], Owner | None]
 
 
 class Profile(msgspec.Struct, frozen=True):
-    """How values are normalised (SPEC 4). The default brings nothing of the machine into the layer.
+    """How values are normalised (SPEC 4). By default, the layer contains nothing specific to the machine.
 
-    `owner` None takes the source's owner. `xattrs` is an allow-list of shell patterns on attribute names. The rules get
-    the path (no trailing slash) and whether it is a directory, and answer None where they have nothing to say.
+    `owner` None takes the source's owner. `xattrs` is an allow-list of shell patterns for attribute names. The rules
+    get the path (no trailing slash) and whether it is a directory; None means that a rule does not apply.
     """
 
     mtime: Mtime = Mtime()
@@ -147,7 +147,7 @@ class Profile(msgspec.Struct, frozen=True):
         )
 
     def time_of(self, seconds: int, path: bytes) -> int:
-        """Normalise an mtime in whole seconds since 1970; raises TreeError where the header has no room for it."""
+        """Normalise an mtime in whole seconds since 1970; raises TreeError if it does not fit the header."""
         if self.mtime.policy == "fixed":
             return self.mtime.seconds
         if self.mtime.policy == "clamp" and seconds > self.mtime.seconds:
@@ -155,14 +155,14 @@ class Profile(msgspec.Struct, frozen=True):
         if not 0 <= seconds <= MAX_MTIME:
             raise TreeError(
                 "mtime-out-of-range",
-                f"{printable(path)}: its modification time {seconds} does not fit a tar header (0 to {MAX_MTIME})",
-                "touch the file, or use --mtime with a number of seconds",
+                f"{printable(path)}: modification time {seconds} does not fit a tar header (0 to {MAX_MTIME})",
+                f"touch {printable(path)}, or use --mtime SECONDS",
             )
         return seconds
 
 
 def normalise(entry: Entry, profile: Profile) -> Entry:
-    """Give `entry` the values of `profile`; pure and idempotent. A hard link must carry its target's values already."""
+    """Apply `profile` to `entry`; pure and idempotent. A hard link must already have its target's values."""
     path, kind = entry.path, entry.kind
     is_dir = kind == "dir"
     if kind == "symlink":
@@ -179,7 +179,7 @@ def normalise(entry: Entry, profile: Profile) -> Entry:
 
 
 def parent(path: bytes, profile: Profile) -> Entry:
-    """Make the directory that a destination implies (SPEC 4.4): known mode, root's, with only the rules applied."""
+    """Make the directory that a destination implies (SPEC 4.4): known mode, root's; only the rules apply."""
     entry = Entry(path, "dir")
     return _ruled(entry, profile, WELL_KNOWN_DIRS.get(path, 0o755), 0, 0, _fixed_time(profile))
 
@@ -190,7 +190,7 @@ def marker(path: bytes, profile: Profile) -> Entry:
 
 
 def is_whiteout(path: bytes, kind: str) -> bool:
-    """Tell whether an entry is a whiteout or opaque marker: by its name alone, however it is stored (SPEC 4.10)."""
+    """Tell whether an entry is a whiteout or opaque marker: by its name alone (SPEC 4.10)."""
     return kind != "dir" and path.rpartition(b"/")[2].startswith(WHITEOUT_PREFIX)
 
 
@@ -215,11 +215,11 @@ _BAD_COMPONENTS = frozenset((b"", b".", b".."))
 
 
 def check_path(path: bytes) -> None:
-    """Hold SPEC 3.2 for a path; raises LayerError."""
+    """Check a path against SPEC 3.2; raises LayerError."""
     if not _BAD_COMPONENTS.isdisjoint(path.split(b"/")) or b"\0" in path:
         raise LayerError(
             "entry-path",
-            f"{printable(path)!r} is no path for a layer entry",
+            f"invalid entry path {printable(path)!r}",
             "paths are relative, with no empty, '.' or '..' component and no NUL",
         )
     if not path.isascii():
@@ -227,13 +227,13 @@ def check_path(path: bytes) -> None:
     if len(path) > PATH_MAX_BYTES:
         raise TreeError(
             "path-too-long",
-            f"{printable(path[:60])}… has {len(path)} bytes; no engine can create a path over {PATH_MAX_BYTES}",
+            f"{printable(path[:60])}… has {len(path)} bytes, the limit of engines is {PATH_MAX_BYTES}",
             "exclude it, or choose a shorter destination",
         )
 
 
 def check_utf8(raw: bytes, what: str) -> None:
-    """Raise TreeError unless `raw` is valid UTF-8 (PAX records are UTF-8 by definition; POSIX pax, SPEC 3.2)."""
+    """Raise TreeError unless `raw` is valid UTF-8, as PAX records must be (POSIX pax, SPEC 3.2)."""
     try:
         raw.decode()
     except UnicodeDecodeError:
@@ -250,7 +250,7 @@ def is_temporary(name: bytes) -> bool:
 
 
 def without_temporaries(names: list[bytes]) -> list[bytes]:
-    """Drop the names of unfinished outputs from a sorted list."""
+    """Remove the names of unfinished outputs from a sorted list."""
     at = bisect_left(names, _TEMPORARY_PREFIX)
     if at == len(names) or not names[at].startswith(_TEMPORARY_PREFIX):
         return names
@@ -258,14 +258,14 @@ def without_temporaries(names: list[bytes]) -> list[bytes]:
 
 
 def fold_name(name: bytes) -> bytes:
-    """Bring a name to what names that are one file on macOS or Windows have in common: no case, one Unicode form."""
+    """Fold a name so that names of the same file on macOS or Windows are equal: no case, one Unicode form."""
     if name.isascii():
         return name.lower()
     return unicodedata.normalize("NFC", _composed(name).casefold()).encode("utf-8", "surrogateescape")
 
 
 def collision_code(name: bytes, twin: bytes) -> Literal["case-collision", "unicode-collision"]:
-    """Name what alone tells two names apart that fold to one."""
+    """Name the only difference between two names that fold to one."""
     return "unicode-collision" if _composed(name) == _composed(twin) else "case-collision"
 
 

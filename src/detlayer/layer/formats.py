@@ -1,6 +1,6 @@
-"""What a file is by its first bytes, and an archive by the names in it. Knows no disk and reads no content.
+"""Recognise a file by its first bytes, and an archive by the names in it. Reads no content.
 
-What no engine takes as a layer is refused by name, with the command that makes a layer of it.
+A format that engines do not support as a layer is an error with the command that converts it.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from typing import Literal
 from detlayer.errors import FormatError, LayerError, printable
 
 HEAD_BYTES = 512
-"""How many first bytes tell what a file is: a tar's header."""
+"""Number of first bytes that identify a file: a tar's header."""
 
 _LAYERS = {"gzip": b"\x1f\x8b", "zstd": b"\x28\xb5\x2f\xfd"}
-_SKIPPABLE = b"\x2a\x4d\x18"  # RFC 8878 3.1.2: bytes 1 to 3 of a frame that zstd passes by; the first is 0x50 to 0x5f
+_SKIPPABLE = b"\x2a\x4d\x18"  # RFC 8878 3.1.2: bytes 1 to 3 of a frame that zstd skips; the first is 0x50 to 0x5f
 _OTHERS: dict[bytes, str] = {
     b"\xfd7zXZ\0": "xz",
     b"\x5d\0\0": "lzma",
@@ -41,7 +41,7 @@ _SUFFIXES = (
     *(".tlz", ".tar.lz", ".tar.lz4", ".tar.lzo", ".tar.z", ".taz", ".zip", ".7z", ".cpio"),
 )
 _PLAIN_NAME = re.compile(r"[\w./:+=@%-]+")
-# Files at the top of an image archive, by what writes them: image-spec, docker, podman, skopeo, go-containerregistry.
+# Files at the top of an image archive, by tool: image-spec, docker, podman, skopeo, go-containerregistry.
 _IN_ARCHIVES = re.compile(
     rb"(?:(oci-layout|index\.json|manifest\.json|repositories)"
     rb"|(?:sha256:)?[0-9a-f]{64}(?:\.json|\.tar|\.tar\.gz|/layer\.tar)?|blobs/sha256/[0-9a-f]{64})\Z"
@@ -51,13 +51,13 @@ ArchiveKind = Literal["", "oci-archive", "docker-archive"]
 
 
 def format_of(head: bytes) -> str:
-    """Name what begins with these bytes: `tar`, `gzip`, `zstd`, or another format of files; empty for anything else."""
+    """Return the format with these first bytes: `tar`, `gzip`, `zstd`, or another file format; empty if unknown."""
     for name, signature in _LAYERS.items():
         if head.startswith(signature):
             return name
     if head[1:4] == _SKIPPABLE and head[0] >> 4 == 5:
         return "zstd"
-    if head[257:262] == b"ustar" or _is_header(head):  # before the others: a tar begins with a name, which may be any
+    if head[257:262] == b"ustar" or _is_header(head):  # first: a tar begins with an arbitrary name
         return "tar"
     if _BZIP2.match(head):
         return "bzip2"
@@ -72,12 +72,12 @@ def is_layer(head: bytes) -> bool:
 
 
 def is_named_as_archive(path: str) -> bool:
-    """Tell whether a file is by its name a tar, compressed or not, or an archive of another format."""
+    """Tell whether a file name is that of a tar, compressed or not, or of another archive format."""
     return path.lower().endswith(_SUFFIXES)
 
 
 def check_format(head: bytes, name: str = "", *, is_image: bool = False) -> None:
-    """Raise LayerError for a file, or a stream without a name, in a format that no layer has, or no image's archive."""
+    """Raise LayerError for a file, or a stream without a name, in a format without layers, or an image archive."""
     found = format_of(head)
     if found not in _COMMANDS:
         return
@@ -86,32 +86,32 @@ def check_format(head: bytes, name: str = "", *, is_image: bool = False) -> None
     output = quoted((stem or "layer") + (".tar" if is_image else ".tar.gz"))
     raise FormatError(
         "layer-format",
-        f"{printable(name) if name else 'the input'} is in the format {found}; expected a tar, plain, gzip or zstd",
+        f"{printable(name) if name else 'the input'} has the format {found}; expected a tar, plain, gzip or zstd",
         f"{command} > {output}" if is_image else f"{command} | detlayer normalize - -o {output}",
     )
 
 
 def quoted(name: str) -> str:
-    """Show a path as a shell takes it."""
+    """Quote a path for a shell."""
     shown = printable(name)
     return shown if _PLAIN_NAME.fullmatch(shown) else "'" + shown.replace("'", "'\\''") + "'"
 
 
 class ArchiveSigns:
-    """Tells an archive of an image from a layer by the names of its entries, in whatever order they come."""
+    """Tells an archive of an image from a layer by the names of its entries, in any order."""
 
     def __init__(self) -> None:
         self._names: set[bytes] = set()
 
     def take(self, path: bytes) -> None:
-        """Look at the path of one more entry."""
+        """Add the path of an entry."""
         found = _IN_ARCHIVES.match(path)
         if found is not None:
             self._names.add(found[1] or b"blob")
 
     @property
     def kind(self) -> ArchiveKind:
-        """What the entries so far make up."""
+        """Return the kind of archive so far."""
         names = self._names
         if {b"oci-layout", b"index.json"} <= names:
             return "oci-archive"
@@ -121,16 +121,16 @@ class ArchiveSigns:
 
 
 def image_archive(kind: ArchiveKind, name: str, compression: str = "") -> LayerError:
-    """Make the error for an archive of an image that stands where a layer is expected."""
+    """Make the error for an archive of an image where a layer is expected."""
     shown = quoted(name) if name else "FILE"
     if kind == "oci-archive":
         what, command = "an OCI layout", f"detlayer verify oci-archive:{shown}"
     else:
-        # Not every skopeo reads archives that are compressed.
+        # Some versions of skopeo don't read compressed archives.
         is_plain = compression not in _LAYERS
         unpack = "" if is_plain else f"{compression} -dc < {shown} > image.tar && "
         source, made = shown if is_plain else "image.tar", "oci-archive:image.oci.tar"
-        what = "what `docker save` writes"
+        what = "as written by `docker save`"
         command = f"{unpack}skopeo copy docker-archive:{source} {made} && detlayer verify {made}"
     return LayerError(
         "image-archive",
@@ -140,7 +140,7 @@ def image_archive(kind: ArchiveKind, name: str, compression: str = "") -> LayerE
 
 
 def _is_header(block: bytes) -> bool:
-    """Tell whether a block has the checksum of a tar's header: tars from before POSIX have no magic."""
+    """Tell whether a block has the checksum of a tar header: tars from before POSIX have no magic."""
     digits = block[148:156].strip(b"\0 ")
     if len(block) < HEAD_BYTES or not digits or digits.strip(b"01234567"):
         return False

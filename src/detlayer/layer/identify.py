@@ -1,4 +1,4 @@
-"""Which codec of ours wrote a blob: tried on its first chunk (SPEC 6.2, 6.3). Knows no tar fields and no disk."""
+"""Find the codec that wrote a blob, by its first chunk (SPEC 6.2, 6.3)."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ _ZSTD_LEVELS = (3, *(level for level in range(1, 20) if level != 3))
 
 
 def recognise(facts: BlobFacts) -> Codec | None:
-    """Find the codec that writes the first chunk as it stands, the likely ones first; None if it is none of ours.
+    """Find the codec that reproduces the first chunk, trying likely ones first; None if no codec does.
 
-    A gzip member's header is not looked at: it is judged by itself.
+    A gzip member's header is ignored: it is checked separately.
     """
     if facts.compression == "none":
         return Codec("none")
@@ -35,11 +35,11 @@ def recognise(facts: BlobFacts) -> Codec | None:
     return None
 
 
-_XFL = 8  # where a gzip member tells of its level: the only byte of the header that is the compressor's own
+_XFL = 8  # offset of a gzip member's level: the only byte of the header that the compressor decides
 
 
 def _gzip_body(member: bytes) -> int:
-    """Find where a member's deflate stream begins (RFC 1952 2.3); the member is known to be whole."""
+    """Find where a member's deflate stream begins (RFC 1952 2.3); the member must be complete."""
     flags, at = member[3], 10
     if flags & 0x04:
         at += 2 + int.from_bytes(member[at : at + 2], "little")

@@ -1,6 +1,6 @@
-"""The key of entries without their tar: `detlayer-key/1` (SPEC 8). Never disk.
+"""The key of entries without their tar: `detlayer-key/1` (SPEC 8).
 
-A key needs headers and the fingerprints of contents. Where those are known, no content is read.
+A key depends on headers and the fingerprints of contents. If those are known, no content is read.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ EMPTY_FINGERPRINT = blake3().digest()
 
 _PIECE_BYTES = 4 << 20
 _MAX_PARTS = 512
-_LONG_BYTES = 1 << 14  # a longer header is hashed at once, so that few megabytes wait
+_LONG_BYTES = 1 << 14  # longer headers are hashed at once to bound memory
 
 
 class LayerKey:
-    """The key of a layer, from its entries as they come: of each its header, of each file also its fingerprint."""
+    """The key of a layer, built from its entries: the header of each, and the fingerprint of each file."""
 
     __slots__ = ("_hash", "_parts")
 
@@ -33,7 +33,7 @@ class LayerKey:
         self._parts: list[bytes] = []
 
     def add(self, header: bytes, fingerprint: bytes = b"") -> None:
-        """Take the next entry: its header blocks as the tar has them, and the blake3 of its content if it is a file."""
+        """Add an entry: its header blocks as in the tar, and the blake3 of its content if it is a file."""
         parts = self._parts
         parts.append(header)
         parts.append(fingerprint)
@@ -50,7 +50,7 @@ class LayerKey:
 def key_of(entries: Iterable[Entry], memory: ContentMemory) -> str:
     """Compute the key of `entries`, reading only contents that `memory` does not know.
 
-    Their order is not judged: no layer has the key of entries that are out of order. Raises TreeError and LayerError.
+    The order is not checked: no layer has the key of unsorted entries. Raises TreeError and LayerError.
     """
     key = LayerKey()
     buffer = memoryview(mmap(-1, _PIECE_BYTES))
@@ -81,7 +81,7 @@ def _read(entry: Entry, memory: ContentMemory, buffer: memoryview) -> bytes:
 def hash_content(
     entry: Entry, reader: ContentReader, buffer: memoryview, progress: Callable[[int], None] | None = None
 ) -> blake3:
-    """Hash an open content, from the start again where it may have changed meanwhile; raises TreeError.
+    """Hash an open content, again from the start if it may have changed meanwhile; raises TreeError.
 
     `progress` gets the length of each piece.
     """
@@ -96,7 +96,7 @@ def hash_content(
 
 
 def pieces(entry: Entry, reader: ContentReader, buffer: memoryview) -> Iterator[memoryview]:
-    """Yield all of an open content, in `buffer`; raises TreeError if it is shorter than its entry says."""
+    """Yield an open content in `buffer`; raises TreeError if it is shorter than its entry says."""
     left = entry.size_bytes
     while left:
         piece = buffer[:left]
@@ -107,19 +107,19 @@ def pieces(entry: Entry, reader: ContentReader, buffer: memoryview) -> Iterator[
 
 
 def confirm(entry: Entry, reader: ContentReader, digest: blake3) -> None:
-    """Read a doubtful content a second time; raises TreeError unless it has the hash of what the first read gave."""
+    """Read a doubtful content a second time; raises TreeError unless the hash is that of the first read."""
     if hash_content(entry, reader, memoryview(mmap(-1, _PIECE_BYTES))).digest() != digest.digest():
         raise TreeError(
             "changed-while-read",
             f"{printable(entry.path)} was written to while it was read",
-            "pack a tree that nothing writes to, or try again",
+            "stop the process that writes to it, or retry",
         )
 
 
 def shrunk(entry: Entry) -> TreeError:
-    """Say that a content ended before its entry's size."""
+    """Make the error for a content that is shorter than its entry says."""
     return TreeError(
         "changed-while-read",
         f"{printable(entry.path)} became shorter than {entry.size_bytes} bytes while it was read",
-        "pack a tree that nothing writes to",
+        "stop the process that writes to it, or retry",
     )

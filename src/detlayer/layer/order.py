@@ -1,4 +1,4 @@
-"""The order of entries (SPEC 3.4): whoever sorts, merges or checks entries calls this module."""
+"""The order of entries (SPEC 3.4), for all modules that sort, merge or check them."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from detlayer.layer.entry import WHITEOUT_PREFIX, Entry, without_temporaries
 
 
 def order_key(path: bytes) -> bytes:
-    """Return the key by which paths are sorted: component by component, raw bytes, whiteouts first.
+    """Return the sort key of a path: component by component, raw bytes, whiteouts first.
 
-    NUL sorts before every byte of a name, so the key need not be split: it separates components, and marks whiteouts.
+    NUL sorts before every byte of a name, so the key needs no splitting: it separates components, and marks whiteouts.
     """
     if WHITEOUT_PREFIX not in path:
         return path.replace(b"/", b"\0")
@@ -21,7 +21,7 @@ def order_key(path: bytes) -> bytes:
 
 
 def order_names(names: Iterable[bytes]) -> list[bytes]:
-    """Sort the names in one directory, and leave out those of unfinished outputs (SPEC 4.9)."""
+    """Sort the names of one directory, without those of unfinished outputs (SPEC 4.9)."""
     found = without_temporaries(sorted(names))  # a name without a whiteout prefix is its own key
     at = bisect_left(found, WHITEOUT_PREFIX)
     if at < len(found) and found[at].startswith(WHITEOUT_PREFIX):
@@ -30,7 +30,7 @@ def order_names(names: Iterable[bytes]) -> list[bytes]:
 
 
 class OrderChecker:
-    """Checks SPEC 3.3 and 3.4 from neighbour to neighbour, which is enough for entries that are sorted."""
+    """Checks SPEC 3.3 and 3.4 by comparing neighbours, which is enough for sorted entries."""
 
     __slots__ = ("_key", "_previous")
 
@@ -39,7 +39,7 @@ class OrderChecker:
         self._key = b""
 
     def check(self, entry: Entry) -> None:
-        """Take the next entry; raises LayerError."""
+        """Check the next entry; raises LayerError."""
         path = entry.path
         before, key = self._key, order_key(path)
         previous = self._previous
@@ -47,7 +47,7 @@ class OrderChecker:
         if previous is None:
             return
         if path == previous.path:
-            raise LayerError("duplicate-path", f"{printable(path)} is there twice", "remove one of the two")
+            raise LayerError("duplicate-path", f"duplicate path {printable(path)}", "remove one of the two")
         if previous.kind != "dir" and path.startswith(previous.path + b"/"):
             raise LayerError(
                 "file-as-parent",

@@ -1,8 +1,8 @@
 """A pipeline of threads: chunks are processed in parallel, and finished in order. Does not look inside chunks.
 
-There are as many threads as jobs, the calling one among them: when no buffer is free it processes a chunk instead of
-waiting. More threads than processors cost a tenth of the time in caches alone (measured with zstd). Threads take turns
-at Python, and a turn costs a small file's reading, so a pipeline pays off for few long calls into C.
+There are as many threads as jobs, including the calling one: when no buffer is free, it processes a chunk instead of
+waiting. More threads than processors cost a tenth of the time through caches (measured with zstd). A switch of the GIL
+takes as long as reading a small file, so a pipeline needs few long calls into C.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from typing import Generic, Self, TypeVar
 
 from detlayer.layer.chunking import CHUNK_MAX_BYTES
 
-# The longest chunk of small entries: just under CHUNK_MAX, and then one more of just under CHUNK_MAX with its headers.
-# As anonymous maps: pages that no chunk reaches are never touched, so the size costs address space, not memory.
+# The longest chunk of small entries: almost CHUNK_MAX, plus another entry of almost CHUNK_MAX with its headers.
+# Anonymous maps: pages that no chunk reaches are never touched, so the size costs address space, not memory.
 BUFFER_BYTES = 2 * CHUNK_MAX_BYTES + (1 << 20)
 
-# Beyond one per worker: one being filled, and some for chunks that wait for their turn.
+# In addition to one per worker: one that is being filled, and some for chunks that wait to be finished.
 _SPARE_BUFFERS = 3
 
 _Made = TypeVar("_Made")
@@ -28,7 +28,7 @@ Processor = Callable[[memoryview], _Made]
 
 
 class ChunkPipeline(ABC, Generic[_Made]):
-    """A subclass says what is done with a chunk. A context manager: leaving it ends the threads."""
+    """Base class; a subclass processes the chunks. A context manager: leaving it ends the threads."""
 
     def __init__(self, jobs: int) -> None:
         self._own = self.processor()
@@ -37,7 +37,7 @@ class ChunkPipeline(ABC, Generic[_Made]):
         self._finished = 0
         self._stopped = False
         self._failure: BaseException | None = None
-        # Last in, first out: the buffer that was just done is the one whose memory is still near the processor.
+        # Last in, first out: the most recent buffer is still in the processor's cache.
         self._free = [mmap(-1, BUFFER_BYTES) for _ in range(jobs + _SPARE_BUFFERS)]
         self._lock = Lock()
         self._chunk_there = Condition(self._lock)
@@ -45,11 +45,11 @@ class ChunkPipeline(ABC, Generic[_Made]):
         self._finishing = Lock()
         self._workers = [Thread(target=self._work, name="detlayer-pipeline", daemon=True) for _ in range(jobs - 1)]
         self.chunks: list[int] = []
-        """The sizes of all that were put, in order."""
+        """The sizes of all chunks, in order."""
 
     @abstractmethod
     def processor(self) -> Processor[_Made]:
-        """Give what processes chunks in one thread."""
+        """Return the function that processes chunks in one thread."""
 
     @abstractmethod
     def finish(self, chunk: memoryview, made: _Made) -> None:
@@ -59,7 +59,7 @@ class ChunkPipeline(ABC, Generic[_Made]):
         try:
             for worker in self._workers:
                 worker.start()
-        except BaseException as error:  # no more threads, or an interrupt: those that run must not wait for ever
+        except BaseException as error:  # no more threads, or an interrupt: the running ones must not wait for ever
             self.__exit__(type(error))
             raise
         return self
@@ -69,14 +69,14 @@ class ChunkPipeline(ABC, Generic[_Made]):
             self._stopped = True
             self._pending.clear()
             self._chunk_there.notify_all()
-        # A worker may be stuck in a write that nobody reads; whoever interrupts does not want to wait for it.
+        # A worker may be blocked in a write; an interrupt must not wait for it.
         patience_s = None if kind is None or issubclass(kind, Exception) else 5.0
         for worker in self._workers:
-            if worker.ident is not None:  # else it was never started
+            if worker.ident is not None:  # None if it was never started
                 worker.join(patience_s)
 
     def take_buffer(self) -> mmap:
-        """Return a free chunk buffer, doing a chunk's work meanwhile if there is none; raises what failed behind."""
+        """Return a free chunk buffer, processing a chunk meanwhile if there is none; raises a worker's error."""
         while True:
             with self._lock:
                 while not self._free and not self._pending and self._failure is None:
@@ -89,7 +89,7 @@ class ChunkPipeline(ABC, Generic[_Made]):
             self._process(self._own, *item)
 
     def put_chunk(self, buffer: mmap, size_bytes: int) -> None:
-        """Hand over a full chunk, in order."""
+        """Queue a full chunk, in order."""
         view = memoryview(buffer)[:size_bytes]
         with self._lock:
             self._pending.append((len(self.chunks), buffer, view))
@@ -97,7 +97,7 @@ class ChunkPipeline(ABC, Generic[_Made]):
         self.chunks.append(size_bytes)
 
     def drain(self) -> None:
-        """Work until everything is finished; raises what failed."""
+        """Work until everything is finished; raises a worker's error."""
         while True:
             with self._lock:
                 while not self._pending and self._finished < len(self.chunks) and self._failure is None:
@@ -121,10 +121,10 @@ class ChunkPipeline(ABC, Generic[_Made]):
             self._process(processor, *item)
 
     def _process(self, processor: Processor[_Made], number: int, buffer: mmap, view: memoryview) -> None:
-        """Process a chunk, and finish it and those behind it that are done, once its turn has come."""
+        """Process a chunk, and finish it and its successors that are ready once it is next."""
         try:
             self._done[number] = (buffer, view, processor(view))
-            # Nobody waits for the thread that finishes: it looks again before it turns to something else.
+            # No thread waits for the finishing one: it checks again before it continues with other work.
             while self._finished in self._done and self._finishing.acquire(blocking=False):
                 try:
                     self._finish_done()
@@ -136,7 +136,7 @@ class ChunkPipeline(ABC, Generic[_Made]):
                 self._buffer_free.notify()
 
     def _finish_done(self) -> None:
-        """Finish the chunks whose turn it is; one thread at a time."""
+        """Finish the chunks that are next in order; one thread at a time."""
         while (done := self._done.pop(self._finished, None)) is not None and self._failure is None:
             buffer, view, made = done
             self.finish(view, made)

@@ -1,4 +1,4 @@
-"""What a pass over entries writes to, reports to and remembers by."""
+"""Interfaces of a pass over entries: sink, reporter, and memory of contents and chunks."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ Bytes = bytes | bytearray | memoryview
 
 
 class Sink(Protocol):
-    """Where a blob's bytes go, in order."""
+    """The destination of a blob's bytes, in order."""
 
     def write(self, data: Bytes, /) -> None:
-        """Take all of `data`; raises OutputError. `data` may be reused after the call."""
+        """Write all of `data`; raises OutputError. `data` may be reused after the call."""
 
 
 class Reporter(Protocol):
-    """Is told progress and warnings, by one thread."""
+    """Receives progress and warnings, from one thread."""
 
     def progress(self, entries: int, tar_bytes: int) -> None:
         """Report the totals of the pass so far; called about once per chunk."""
@@ -27,7 +27,7 @@ class Reporter(Protocol):
 
 
 class Silence:
-    """A reporter that says nothing."""
+    """A reporter that ignores everything."""
 
     def progress(self, entries: int, tar_bytes: int) -> None:
         return
@@ -37,16 +37,16 @@ class Silence:
 
 
 class ContentMemory(Protocol):
-    """What is known of contents without reading them. A fingerprint is the blake3 of a content. Used by one thread."""
+    """Known contents, by file. A fingerprint is the blake3 of a content. Used by one thread."""
 
     def recall(self, entry: Entry) -> bytes | None:
-        """Return the fingerprint of a content that has not changed since it was read; None if it has to be read.
+        """Return the fingerprint of a content that is unchanged since it was read; None if it has to be read.
 
-        Asked of a content that has been read, None if it changed meanwhile.
+        After the content was read, None if it changed meanwhile.
         """
 
     def learn(self, entry: Entry, fingerprint: bytes) -> None:
-        """Take the fingerprint of what was just read; the content is still open."""
+        """Store the fingerprint of the content that was just read and is still open."""
 
 
 class ChunkMemory(Protocol):
@@ -56,4 +56,4 @@ class ChunkMemory(Protocol):
         """Return the compressed bytes of the chunk with this blake3; None if it has to be compressed."""
 
     def learn(self, fingerprint: bytes, offset_bytes: int, data: Bytes) -> None:
-        """Take where a chunk's compressed bytes are in the new blob, in order."""
+        """Store the position of a chunk's compressed bytes in the new blob, in order."""

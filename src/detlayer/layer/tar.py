@@ -1,7 +1,7 @@
-"""Entries to tar header bytes: `detlayer-tar/1` (SPEC 5). Never compresses, hashes or reads content.
+"""Entries to tar header bytes: `detlayer-tar/1` (SPEC 5). Does not compress, hash or read content.
 
-The module is one page on purpose: everything that decides a byte of a header is here. Python's `tarfile` is no writer
-for us, since its choices (PAX process ids, owner names, GNU records) have changed between versions.
+This module contains everything that decides a byte of a header. Python's `tarfile` is unsuitable, since its choices
+(PAX process ids, owner names, GNU records) have changed between versions.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _TYPE_FLAGS = {"file": b"0", "hardlink": b"1", "symlink": b"2", "dir": b"5"}
 _MAX_FIELD_OWNER = 0o7777777
 _MAX_FIELD_SIZE = 0o77777777777
 
-# Behind the link target: magic and version, no owner names, device numbers as digits, no prefix. SPEC 5.2
+# After the link target: magic and version, no owner names, device numbers as digits, no prefix. SPEC 5.2
 _USTAR = b"ustar\x0000" + bytes(64) + b"0000000\x000000000\0" + bytes(167)
 _NO_LINK_TAIL = bytes(100) + _USTAR
 _PAX_NAME = b"././@PaxHeader"
@@ -33,7 +33,7 @@ def padding(size_bytes: int) -> int:
 def encode_header(entry: Entry) -> bytes:
     """Encode an entry's header blocks, its PAX record blocks included: a multiple of 512 bytes.
 
-    Raises LayerError or TreeError for what the format can't hold.
+    Raises LayerError or TreeError for values outside of the format.
     """
     path = entry.written_path
     check_path(entry.path)
@@ -49,11 +49,11 @@ def encode_header(entry: Entry) -> bytes:
             "entry-value",
             f"{printable(path)}: mode {entry.mode:o}, owner {uid}:{gid}, mtime {entry.mtime} or size {size} "
             "is out of range",
-            f"owners go from 0 to {MAX_OWNER}, mtimes from 0 to {MAX_MTIME}, modes to 7777; only files have a size",
+            f"expected owners 0 to {MAX_OWNER}, mtimes 0 to {MAX_MTIME}, modes up to 7777, and a size only for files",
         )
     if entry.kind in ("symlink", "hardlink") and (not entry.target or b"\0" in entry.target):
         raise LayerError(
-            "entry-value", f"{printable(path)}: a link needs a target, without NUL", "no file system has links without"
+            "entry-value", f"{printable(path)}: a link needs a target, without NUL", "set its target, or omit the link"
         )
     if (
         len(path) > 100
@@ -85,13 +85,13 @@ def _block(path: bytes, numbers: tuple[int, int, int, int, int], flag: bytes, ta
     head = b"%b%07o\0%07o\0%07o\0%011o\0%011o\0" % (path[:100].ljust(100, b"\0"), *numbers)
     tail = flag + (target[:100].ljust(100, b"\0") + _USTAR if target else _NO_LINK_TAIL)
     # The checksum is the sum of all bytes, its own eight counted as spaces (POSIX ustar). The low half of Adler-32 is
-    # 1 + that sum modulo 65521, in C; a header sums to less: two names of at most 100 bytes of 255, and digits.
+    # 1 + that sum modulo 65521, computed in C; a header's sum is less: two names of at most 100 bytes, and digits.
     checksum = (adler32(tail, adler32(head)) & 0xFFFF) - 1 + 8 * 0x20
     return b"%b%06o\0 %b" % (head, checksum, tail)
 
 
 def _pax_records(entry: Entry, path: bytes) -> bytes:
-    """The records that the fields can't hold, in the order of SPEC 5.4; empty when all fit."""
+    """Return the records for values that do not fit the fields, in the order of SPEC 5.4; empty if all fit."""
     records = []
     target = entry.target
     if len(path) > 100 or not path.isascii():
@@ -111,16 +111,16 @@ def _pax_records(entry: Entry, path: bytes) -> bytes:
             raise LayerError(
                 "xattr-unwritable",
                 f"{printable(path)}: attribute {printable(name)} is empty or has '=' in its name",
-                "an empty PAX value means 'remove'; leave the attribute out of --xattrs",
+                "an empty PAX value means 'remove'; exclude the attribute from --xattrs",
             )
         records.append(_record(b"SCHILY.xattr." + name, value))
     return b"".join(records)
 
 
 def _record(key: bytes, value: bytes) -> bytes:
-    """`LENGTH KEY=VALUE\\n`, where LENGTH counts itself (POSIX pax, "extended header")."""
+    """Format `LENGTH KEY=VALUE\\n`, where LENGTH includes itself (POSIX pax, "extended header")."""
     rest = len(key) + len(value) + 3
     length = rest + len(str(rest))
-    if length != rest + len(str(length)):  # counting itself gave it one more digit
+    if length != rest + len(str(length)):  # the length itself added a digit
         length += 1
     return b"%d %b=%b\n" % (length, key, value)

@@ -1,12 +1,12 @@
 """One pass from entries to a layer: tar bytes, chunks, codec, both digests and the key (SPEC 5 to 8).
 
-Knows no registry and no disk: entries come in by an iterator whose contents open on demand, bytes go out through a
-sink. Memory is bounded by the number of chunk buffers, whatever the layer's size.
+Does not access registries or disks: entries come from an iterator whose contents open on demand, bytes go to a sink.
+Memory is bounded by the number of chunk buffers, whatever the layer's size.
 
     entries ─ header + content ─> chunk buffer ─┬─> codec, or memory ─> tar sha256, blob sha256, sink, in order
-              (calling thread)                  ┊   (a pipeline of workers, and the calling thread when it has to wait)
+              (calling thread)                  ┊   (a pipeline of workers, and the calling thread if no buffer is free)
 
-Nearly all of it happens in C without the GIL; the calling thread's Python per entry is the hot path.
+Nearly all of it happens in C without the GIL; the Python code per entry in the calling thread is the hot path.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _ZEROS = bytes(tar.BLOCK_BYTES)
 
 
 class Layer(msgspec.Struct, frozen=True):
-    """What a pass made. `digest` is of the blob, `diff_id` of the tar, `key` of the entries."""
+    """The result of a pass. `digest` is of the blob, `diff_id` of the tar, `key` of the entries."""
 
     codec: Codec
     codec_class: str
@@ -54,7 +54,7 @@ class Layer(msgspec.Struct, frozen=True):
         return MEDIA_TYPE_LAYER + self.codec.media_type_suffix
 
     def descriptor(self) -> Descriptor:
-        """Describe the blob for a manifest, with all that a later check compares as annotations (SPEC 7.2)."""
+        """Return the blob's descriptor for a manifest, with values that a later check compares (SPEC 7.2)."""
         about = {
             "diff-id": str(self.diff_id),
             "key": self.key,
@@ -83,12 +83,12 @@ def pack(
     contents: ContentMemory | None = None,
     chunks: ChunkMemory | None = None,
 ) -> Layer:
-    """Write `entries`, which must come in order, to `sink` as one layer blob.
+    """Write `entries`, which must be sorted, to `sink` as one layer blob.
 
     `jobs` threads compress; their number never changes the bytes. Every content is read. Its fingerprint comes from
-    `contents`, which learns it if it is unknown; chunks that `chunks` has compressed already are taken from there.
-    Raises LayerError when the entries break SPEC 3, TreeError when a content is not what its entry says, and whatever
-    the sink raises. What the sink holds then is the sink's to undo.
+    `contents`, which stores unknown ones; chunks that `chunks` has already compressed are reused. Raises LayerError
+    when the entries violate SPEC 3, TreeError when a content does not match its entry, and the errors of the sink. The
+    sink must then undo what was written.
     """
     with _PackPipeline(sink, codec, jobs, chunks) as pipeline:
         writer = _EntryWriter(pipeline, reporter or Silence(), contents)
@@ -109,10 +109,10 @@ def pack(
 
 
 def fingerprint(entries: Iterable[Entry], *, jobs: int = 1) -> bytes | None:
-    """Compute the blake3 of the blake3s of the chunks that `pack` would make of `entries`.
+    """Compute the blake3 of the blake3s of the chunks that `pack` makes of `entries`.
 
-    Two thirds of the time of a key where no content is known: one call for each chunk, in other threads. None if a
-    large content may have changed while it was read: only `pack` can tell. Raises what `pack` raises of its entries.
+    Takes two thirds of the time of a key if no content is known: one call per chunk, in other threads. None if a large
+    content may have changed while it was read: only `pack` can tell. Raises the errors of `pack` for its entries.
     """
     with _FingerprintPipeline(jobs) as pipeline:
         writer = _EntryWriter(pipeline, Silence(), None, has_key=False)
@@ -159,7 +159,7 @@ class _PackPipeline(ChunkPipeline[tuple[Bytes, bytes]]):
 
 
 class _FingerprintPipeline(ChunkPipeline[bytes]):
-    """Makes fingerprints of chunks, and one of these."""
+    """Computes fingerprints of chunks, and one over all of them."""
 
     def __init__(self, jobs: int) -> None:
         self.found = blake3()
@@ -173,7 +173,7 @@ class _FingerprintPipeline(ChunkPipeline[bytes]):
 
 
 class _EntryWriter:
-    """The calling thread's part: entries into chunk buffers, and the key over headers and contents, if it is wanted."""
+    """The calling thread's part: entries into chunk buffers, and the optional key over headers and contents."""
 
     def __init__(
         self,
@@ -192,7 +192,7 @@ class _EntryWriter:
         self._used = 0
         self.key = LayerKey()
         self.is_sure = True
-        """False if, without a key, a content was doubtful that is too large to be read a second time."""
+        """False if, without a key, a doubtful content was too large to be read a second time."""
         self.entries = 0
         self.files = 0
         self.tar_bytes = 0
@@ -227,7 +227,7 @@ class _EntryWriter:
         self._put_chunk(last=True)
 
     def _write_content(self, entry: Entry, size: int) -> bytes:
-        """Write a file's content and padding; returns its fingerprint, which is empty where no key is wanted."""
+        """Write a file's content and padding; returns its fingerprint, which is empty without a key."""
         content = entry.content
         if content is None:
             raise LayerError("entry-content", f"{printable(entry.path)} has a size but no content", "")
@@ -247,7 +247,7 @@ class _EntryWriter:
                 self._used = fill
                 if not self._has_key:
                     return b""
-                # Asked only now: what changed while it was read is not known.
+                # Only now: a content that changed while it was read is unknown.
                 known = self._memory.recall(entry) if self._memory is not None else None
                 if known is not None:
                     return known
@@ -259,7 +259,7 @@ class _EntryWriter:
                 if digest is None:
                     self.is_sure = self.is_sure and is_confirmed
                     return b""
-                if not is_confirmed:  # its chunks are on their way already
+                if not is_confirmed:  # its chunks were already submitted
                     confirm(entry, reader, digest)
                 fingerprint = digest.digest()
             if self._memory is not None:
@@ -269,7 +269,7 @@ class _EntryWriter:
             reader.close()
 
     def _write_large(self, entry: Entry, reader: ContentReader, size: int) -> blake3 | None:
-        """Write content in pieces of CHUNK_MAX, a chunk each (SPEC 6.1); the last stays open for its padding."""
+        """Write content in pieces of CHUNK_MAX, one chunk each (SPEC 6.1); the last stays open for its padding."""
         digest = blake3() if self._has_key else None
         left = size
         while True:
@@ -293,7 +293,7 @@ class _EntryWriter:
         self._used = end
 
     def _grow(self, size_bytes: int) -> None:
-        """Make room for headers longer than any that a sane tree has (a megabyte of extended attributes)."""
+        """Make room for unusually long headers (a megabyte of extended attributes)."""
         grown = mmap(-1, size_bytes + BUFFER_BYTES)
         grown[: self._used] = self._view[: self._used]
         self._buffer, self._view = grown, memoryview(grown)
@@ -312,7 +312,7 @@ class _EntryWriter:
 
 
 class BytesContent:
-    """Content that is in memory."""
+    """Content in memory."""
 
     __slots__ = ("_data",)
 
@@ -338,7 +338,7 @@ class _BytesReader:
 
     def finish(self) -> bool:
         if self._at != len(self._data):
-            raise LayerError("entry-size", f"an entry says {self._at} bytes of a content of {len(self._data)}", "")
+            raise LayerError("entry-size", f"an entry has size {self._at}, its content {len(self._data)} bytes", "")
         return True
 
     def close(self) -> None:

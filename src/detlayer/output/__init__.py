@@ -1,1 +1,1 @@
-"""Files that appear whole or not at all, temporary files and spooled contents."""
+"""Files that are written atomically, temporary files and spooled contents."""

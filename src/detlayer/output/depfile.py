@@ -1,4 +1,4 @@
-"""Dependency files for make and ninja: the rule that says what an output was made of. Never the disk."""
+"""Dependency files for make and ninja: the rule with the inputs of an output."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from detlayer.errors import TreeError, printable
 def rule(target: bytes, dependencies: list[bytes]) -> bytes:
     """Write `target: dependencies`, and an empty rule for each dependency.
 
-    The empty rules (as of `gcc -MP`) keep make going after a file was deleted. Raises TreeError for names that make or
-    ninja would read as something else.
+    The empty rules (as of `gcc -MP`) let make continue after a file was deleted. Raises TreeError for names that make
+    or ninja would misread.
     """
     escaped = [_escape(path) for path in dependencies]
     lines = [b" \\\n  ".join([_escape(target) + b":", *escaped])]
-    # On the left side a % would make a pattern rule of it, and a = an assignment.
+    # On the left side, a % makes a pattern rule, and a = an assignment.
     lines += [path + b":" for path in escaped if b"%" not in path and b"=" not in path]
     return b"\n".join(lines) + b"\n"
 
 
-# Control characters; what ends a list of prerequisites; a backslash before what is escaped by one, or at the end; a
-# leading ~; `lib(member)`, which make takes for a part of an archive.
+# Control characters; terminators of a list of prerequisites; a backslash before an escaped character, or at the end; a
+# leading ~; `lib(member)`, which make reads as a part of an archive.
 _UNWRITABLE = re.compile(rb"[\0-\x1f;|]|\\(?=[ #:$\\]|\Z)|\A~|\A[^(]+\(.+\)\Z| \Z", re.DOTALL)
 
 
@@ -30,7 +30,7 @@ def _escape(path: bytes) -> bytes:
         raise TreeError(
             "depfile-name",
             f"{printable(path)} can't be written in a depfile",
-            "make and ninja have no spelling for it that both read; rename or exclude it",
+            "make and ninja have no common escape for it; rename or exclude it",
         )
     path = path.replace(b"$", b"$$").replace(b"#", b"\\#")
     return path.replace(b" ", b"\\ ").replace(b":", b"\\:")

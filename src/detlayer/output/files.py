@@ -1,7 +1,7 @@
-"""Where a blob goes: a file, a stream, an OCI layout. What is written appears whole or not at all.
+"""Destinations of a blob: a file, a stream, an OCI layout. Files are written atomically.
 
-A file is written without a name (`temporary`), synced, and then gets its name in one step. Knows no layer; the digest
-under which a layout keeps a blob is told at the end.
+A file is written without a name (`temporary`), synced, and then named in one step. The digest under which a layout
+stores a blob is given at the end.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from detlayer.layer.ports import Bytes, Sink
 from detlayer.oci.types import MEDIA_TYPE_INDEX, OCI_LAYOUT_VERSION, Digest, canonical_json
 from detlayer.output.temporary import Temporary, sweep
 
-# What the system says where a file system has no locks; NFS wants a descriptor that can be written to.
+# Error numbers of file systems without locks; NFS needs a writable descriptor.
 _NO_LOCKS = (errno.ENOTSUP, errno.ENOSYS, errno.ENOLCK, errno.EINVAL, errno.EBADF)
 
 
@@ -29,29 +29,29 @@ class Output(Protocol):
 
     @property
     def can_restart(self) -> bool:
-        """Whether what was written can be taken back."""
+        """Whether what was written can be undone."""
 
     def restart(self) -> None:
-        """Take back all that was written, where that is possible; raises OutputError."""
+        """Undo all writes if possible; raises OutputError."""
 
     def write(self, data: Bytes, /) -> None: ...
 
     def settle(self) -> None:
-        """Bring what was written to the disk, where a full one shows; raises OutputError."""
+        """Sync what was written, which detects a full disk; raises OutputError."""
 
     def commit(self, digest: Digest | None = None) -> None:
-        """Make what was settled visible, in a layout under `digest`; raises OutputError."""
+        """Make the result visible, in a layout under `digest`; raises OutputError."""
 
     def discard(self) -> None:
-        """Leave nothing behind; does nothing after a commit."""
+        """Remove what was written; does nothing after a commit."""
 
 
 class FileOutput:
-    """A file that replaces what was at `path` in one step. A device or FIFO there is written to directly."""
+    """A file that replaces the one at `path` in one step. A device or FIFO is written to directly."""
 
     def __init__(self, path: str | os.PathLike[str], *, home: str | None = None) -> None:
         """`home` is for temporary files that need a name (`Temporary`)."""
-        self._path = _real(path)  # a symlink stays; what it points to is replaced
+        self._path = _real(path)  # a symlink stays; its target is replaced
         self._fd = -1
         self._temporary: Temporary | None = None
         self.is_kept = False
@@ -91,20 +91,20 @@ class FileOutput:
             fail(error, self._path)
 
     def final_path(self, digest: Digest) -> str | None:
-        """Name the file that a commit makes; None for a device or FIFO."""
+        """Return the path of the committed file; None for a device or FIFO."""
         return self._path if self._temporary is not None else None
 
     def keep(self, digest: Digest) -> bool:
-        """Let what is at the goal stay: it is what would be written. It gets a new time, as make expects.
+        """Keep the existing file, which is up to date, with a new mtime for make.
 
-        Tells whether that could be done; else it has to be written.
+        Tells whether that succeeded; otherwise it has to be written.
         """
         path = self.final_path(digest)
         try:
             if path is not None:
                 os.utime(path)
                 self.is_kept = True
-        except OSError:  # somebody else's file, in a directory of ours
+        except OSError:  # another user's file in our directory
             return False
         return self.is_kept
 
@@ -142,7 +142,7 @@ class FileOutput:
 
 
 class LayoutOutput(FileOutput):
-    """A blob of an OCI layout (image-spec image-layout.md), which is made where there is none."""
+    """A blob of an OCI layout (image-spec image-layout.md), which is created if missing."""
 
     def __init__(self, directory: str | os.PathLike[str]) -> None:
         self._layout = _real(directory)
@@ -168,7 +168,7 @@ class LayoutOutput(FileOutput):
                 try:
                     os.mkdir(path)
                     self._made.append(path)
-                except FileExistsError as error:  # made by another pack just now, or no directory
+                except FileExistsError as error:  # created by another pack just now, or not a directory
                     if not os.path.isdir(path):
                         fail(NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR)), error.filename)
         except OSError as error:
@@ -178,7 +178,7 @@ class LayoutOutput(FileOutput):
         while self._made:
             try:
                 os.rmdir(self._made.pop())
-            except OSError:  # somebody else put something into it, which keeps those above, too
+            except OSError:  # not empty any more, so its parents aren't either
                 self._made.clear()
 
     def final_path(self, digest: Digest) -> str | None:
@@ -198,7 +198,7 @@ class LayoutOutput(FileOutput):
 
 
 class StreamOutput:
-    """A stream that is somebody else's: what was written can't be taken back."""
+    """A stream of the caller: what was written can't be undone."""
 
     def __init__(self, stream: BinaryIO) -> None:
         self._stream = stream
@@ -213,7 +213,7 @@ class StreamOutput:
         try:
             while view:
                 count: int | None = self._stream.write(view)
-                if count is None:  # says a raw stream that would have to wait
+                if count is None:  # a raw stream that would block
                     raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
                 view = view[count:]
         except OSError as error:
@@ -244,7 +244,7 @@ class Tee:
 
 
 class Outputs:
-    """Where a layer goes, opened and decided together. A context: what is not committed is discarded at its end."""
+    """The outputs of a layer, opened and committed together. Leaving the context discards what is not committed."""
 
     def __init__(
         self,
@@ -264,7 +264,7 @@ class Outputs:
                 self._open(LayoutOutput(oci_layout))
             self._blobs = tuple(self._opened)
             self._depfile = self._open(FileOutput(depfile)) if depfile is not None else None
-            # Last, so that whoever finds a descriptor finds the blob.
+            # Last: a visible descriptor implies that the blob exists.
             self._descriptor = self._open(FileOutput(descriptor)) if descriptor is not None else None
         except BaseException:
             self.discard()
@@ -282,26 +282,26 @@ class Outputs:
 
     @property
     def sinks(self) -> Sequence[Sink]:
-        """Where the blob is written to."""
+        """The sink of the blob."""
         return self._blobs
 
     @property
     def can_restart(self) -> bool:
-        """Whether what was written of the blob can be taken back."""
+        """Whether the blob's bytes can be undone."""
         return all(one.can_restart for one in self._blobs)
 
     def restart(self) -> None:
-        """Take back all that was written of the blob; raises OutputError."""
+        """Undo all writes of the blob; raises OutputError."""
         for one in self._blobs:
             one.restart()
 
     def final_paths(self, digest: Digest) -> list[str]:
-        """Name the files that will hold the blob."""
+        """Return the paths of the files with the blob."""
         found = (one.final_path(digest) for one in self._blobs if isinstance(one, FileOutput))
         return [path for path in found if path is not None]
 
     def keep(self, digest: Digest, holds: Callable[[str], bool]) -> Sink | None:
-        """Let files that hold the blob already stay as they are, and give the sink of the others, if there are any."""
+        """Keep outputs that are up to date, and return the sink of the others, if any."""
         others = []
         for one in self._blobs:
             path = one.final_path(digest) if isinstance(one, FileOutput) else None
@@ -312,11 +312,11 @@ class Outputs:
 
     @property
     def kept(self) -> int:
-        """How many outputs stay as they are."""
+        """Number of outputs that were kept."""
         return sum(isinstance(one, FileOutput) and one.is_kept for one in self._blobs)
 
     def commit(self, digest: Digest, *, descriptor: bytes = b"", depfile: bytes = b"") -> None:
-        """Write the documents that were asked for and make everything visible; raises OutputError."""
+        """Write the requested documents and make everything visible; raises OutputError."""
         if self._depfile is not None:
             self._depfile.write(depfile)
         if self._descriptor is not None:
@@ -333,7 +333,7 @@ class Outputs:
 
 @contextmanager
 def locked(directory: str) -> Iterator[None]:
-    """Keep other processes of ours from changing the index of a layout, where the file system has locks."""
+    """Lock the index of a layout against other detlayer processes, if the file system has locks."""
     fd = -1
     try:
         try:
@@ -349,7 +349,7 @@ def locked(directory: str) -> Iterator[None]:
 
 
 def make_layout(directory: str) -> None:
-    """Write what makes a directory a layout, where it is not there; raises OutputError."""
+    """Write the missing files that make a directory a layout; raises OutputError."""
     index = {"schemaVersion": 2, "mediaType": MEDIA_TYPE_INDEX, "manifests": []}
     version = {"imageLayoutVersion": OCI_LAYOUT_VERSION}
     for name, document in (("index.json", index), ("oci-layout", version)):
@@ -363,7 +363,7 @@ def make_layout(directory: str) -> None:
 
 
 def write_file(path: str | os.PathLike[str], data: bytes, *, home: str | None = None) -> None:
-    """Put a small file at `path` in one step, by way of `home` if it needs another name; raises OutputError."""
+    """Write a small file at `path` in one step, through `home` if it needs another name; raises OutputError."""
     output = FileOutput(path, home=home)
     try:
         output.write(data)
@@ -374,7 +374,7 @@ def write_file(path: str | os.PathLike[str], data: bytes, *, home: str | None = 
 
 
 def home_in(layout: str) -> str:
-    """Name the directory of a layout for temporary files: among the blobs, other tools would stumble over them."""
+    """Return the directory of a layout for temporary files; among the blobs they would confuse other tools."""
     return os.path.join(layout, ".detlayer")
 
 
@@ -386,14 +386,14 @@ def _real(path: str | os.PathLike[str]) -> str:
 
 
 def write_all(fd: int, data: Bytes) -> None:
-    """Write to the last byte; raises OSError."""
+    """Write all bytes; raises OSError."""
     view = memoryview(data)
     while view:
         view = view[os.write(fd, view) :]
 
 
 def sync_directory(path: str) -> None:
-    """Bring names to the disk; raises OSError."""
+    """Sync a directory; raises OSError."""
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(fd)
@@ -402,16 +402,16 @@ def sync_directory(path: str) -> None:
 
 
 def fail(error: OSError, path: str) -> NoReturn:
-    """Raise what the system says as an OutputError."""
+    """Convert a system error to an OutputError and raise it."""
     shown = printable(path)
     match error.errno:
         case errno.ENOSPC | errno.EDQUOT:
-            code, message, hint = "disk-full", f"no space is left for {shown}", "free some, or write elsewhere"
+            code, message, hint = "disk-full", f"no space left for {shown}", "free some space, or write elsewhere"
         case errno.ENOENT | errno.ENOTDIR:
-            code, message = "output-directory-missing", f"there is no directory for {shown}"
-            hint = f"make it first: mkdir -p {printable(os.path.dirname(path))}"
+            code, message = "output-directory-missing", f"directory of {shown} not found"
+            hint = f"create it first: mkdir -p {printable(os.path.dirname(path))}"
         case errno.EPIPE:
-            code, message, hint = "output-closed", f"{shown} was closed by its reader", "see why the reader stopped"
+            code, message, hint = "output-closed", f"{shown} was closed by its reader", "check why the reader stopped"
         case _:
-            code, message, hint = "output-write", f"{shown}: {error.strerror}", "choose another place to write to"
+            code, message, hint = "output-write", f"{shown}: {error.strerror}", "write to another place"
     raise OutputError(code, message, hint) from error

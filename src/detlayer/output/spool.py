@@ -1,4 +1,4 @@
-"""Contents kept on disk while a layer is put into another order: one unnamed file, gone with the process."""
+"""Contents spooled to disk while a layer is sorted: one unnamed file that ends with the process."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from detlayer.layer.entry import ContentReader
 
 
 class Spool:
-    """Bytes written once and read at any place."""
+    """Bytes written once and read at any offset."""
 
     def __init__(self) -> None:
         self._file = tempfile.TemporaryFile(prefix="detlayer-")  # noqa: SIM115 - closed by close()
         self._end = 0
 
     def append(self, views: Iterable[memoryview]) -> int:
-        """Write a content; returns where it starts. Raises OutputError when the disk is full."""
+        """Write a content; returns its offset. Raises OutputError if the disk is full."""
         start = self._end
         try:
             for view in views:
@@ -29,40 +29,40 @@ class Spool:
         return start
 
     def flush(self) -> None:
-        """Make everything written readable; raises OutputError when the disk is full."""
+        """Flush everything written; raises OutputError if the disk is full."""
         try:
             self._file.flush()
         except OSError as error:
             raise _full(error) from error
 
     def content(self, start: int, size_bytes: int, patch: tuple[int, bytes] | None = None) -> SpoolContent:
-        """Name a stretch as content; `patch` replaces bytes at an offset in it."""
+        """Return a range as content; `patch` replaces bytes at an offset in it."""
         return SpoolContent(self._file.fileno(), start, size_bytes, patch)
 
     def read(self, start: int, size_bytes: int) -> bytes:
-        """Read a stretch; raises OutputError."""
+        """Read a range; raises OutputError."""
         try:
             return os.pread(self._file.fileno(), size_bytes, start)
         except OSError as error:
             raise _unreadable(error) from error
 
     def close(self) -> None:
-        with suppress(OSError):  # nobody needs what is still to be written
+        with suppress(OSError):  # unwritten bytes are not needed any more
             self._file.close()
 
 
 def _full(error: OSError) -> OutputError:
-    message = f"no room to sort the layer in {tempfile.gettempdir()}: {error.strerror}"
-    return OutputError("spool-full", message, "set TMPDIR to a directory with more room")
+    message = f"no space left to sort the layer in {tempfile.gettempdir()}: {error.strerror}"
+    return OutputError("spool-full", message, "set TMPDIR to a directory with more space")
 
 
 def _unreadable(error: OSError) -> OutputError:
     message = f"cannot read the temporary file in {tempfile.gettempdir()}: {error.strerror}"
-    return OutputError("spool-unreadable", message, "check that disk, or set TMPDIR")
+    return OutputError("spool-unreadable", message, "check that disk, or set TMPDIR to another directory")
 
 
 class SpoolContent:
-    """A stretch of a spool, as content and as its own reader."""
+    """A range of a spool, as content and as its own reader."""
 
     __slots__ = ("_at", "_end", "_fd", "_patch", "_start")
 

@@ -1,8 +1,8 @@
-"""Files on their way: without a name until they are complete, or locked under a name that shows what they are.
+"""Temporary files: without a name until they are complete, or locked under a recognisable name.
 
-A process that is killed leaves nothing where the file system has unnamed files (open(2), O_TMPFILE). Elsewhere, and for
-the moment in which a file replaces another, a temporary file has a name (`layer.entry.is_temporary`) and a lock, so
-that a later run can tell whether its owner still lives.
+A killed process leaves nothing if the file system has unnamed files (open(2), O_TMPFILE). Elsewhere, and while a file
+replaces another, a temporary file has a name (`layer.entry.is_temporary`) and a lock, so that a later run can tell
+whether its owner still runs.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import TypeVar
 from detlayer.layer.entry import TEMPORARY_NAME, is_temporary
 
 _FLAGS = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-_MODE = 0o666  # what the umask leaves of it
+_MODE = 0o666  # before the umask
 _ATTEMPTS = 10
 
 _Made = TypeVar("_Made")
@@ -26,8 +26,8 @@ _Made = TypeVar("_Made")
 class Temporary:
     """A file that gets its name when it is complete.
 
-    It is made on the file system of `directory`. While it needs a name of its own, that is in `home`, by default the
-    same directory, which is swept first. A missing `home` is made, and removed when it is empty. Raises OSError.
+    It is created on the file system of `directory`. If it needs a temporary name, that is in `home`, by default the
+    same directory, which is swept first. A missing `home` is created, and removed when empty. Raises OSError.
     """
 
     def __init__(self, directory: str, home: str | None = None) -> None:
@@ -41,7 +41,7 @@ class Temporary:
             self.fd, self._name = self._open_named()
 
     def publish(self, path: str) -> None:
-        """Give it its name, in place of what has that name now; raises OSError."""
+        """Name the file, replacing an existing one of that name; raises OSError."""
         if not self._name:
             try:
                 _link(self.fd, path)
@@ -53,18 +53,18 @@ class Temporary:
         self._leave_home()
 
     def close(self) -> None:
-        """Let go of it; a file that has not been published is gone. May be called again."""
+        """Close it; an unpublished file is removed. May be called again."""
         if self.fd >= 0:
             fd, self.fd = self.fd, -1
             if self._name:
-                with suppress(OSError):  # its directory may be gone
+                with suppress(OSError):  # its directory may have been removed
                     os.unlink(self._name)
                 self._name = ""
                 self._leave_home()
             os.close(fd)
 
     def _open_named(self) -> tuple[int, str]:
-        """Make a file with a name and a lock."""
+        """Create a file with a name and a lock."""
         while True:
             path = _path_in(self._home)
             fd = self._at_home(lambda path=path: os.open(path, _FLAGS | os.O_EXCL, _MODE))  # type: ignore[misc]
@@ -82,25 +82,25 @@ class Temporary:
 
     def _leave_home(self) -> None:
         if self._is_own_home:
-            with suppress(OSError):  # others are in it
+            with suppress(OSError):  # not empty
                 os.rmdir(self._home)
 
 
 def make_in(directory: str, make: Callable[[], _Made]) -> _Made:
-    """Make something in a directory that is made when it is missing, and that others remove when it is empty.
+    """Create something in a directory that is created if missing, and that others remove when it is empty.
 
     Raises OSError.
     """
     for _ in range(_ATTEMPTS):
         with suppress(FileNotFoundError):
-            with suppress(FileExistsError):  # it was there, and was removed before makedirs looked what it is
+            with suppress(FileExistsError):  # another process removed it between the two calls of makedirs
                 os.makedirs(directory, exist_ok=True)
             return make()
     return make()
 
 
 def sweep(directory: str) -> None:
-    """Remove the temporary files of processes that are gone; what cannot be removed stays."""
+    """Remove the temporary files of processes that have ended, if possible."""
     try:
         names = os.listdir(directory)
     except OSError:
@@ -128,16 +128,16 @@ def _path_in(directory: str) -> str:
 
 
 def _open_unnamed(directory: str) -> int:
-    """Make a file without a name, and lock it; -1 where that is not possible."""
+    """Create a file without a name, and lock it; -1 if that is not possible."""
     flag = getattr(os, "O_TMPFILE", 0)
     if not flag:
         return -1
     try:
         fd = os.open(directory, os.O_RDWR | flag | os.O_CLOEXEC, _MODE)
-    except OSError:  # whatever it is, making a named file says it again
+    except OSError:  # creating a named file will report it
         return -1
     try:
-        # It can get a name only by its entry in /proc, which may not be mounted.
+        # It can get a name only through /proc, which may not be mounted.
         if os.path.samestat(os.stat(_proc(fd)), os.fstat(fd)):
             _lock(fd)
             return fd
@@ -148,7 +148,7 @@ def _open_unnamed(directory: str) -> int:
 
 
 def _lock(fd: int) -> bool:
-    """Lock a new file; False if a sweep has its lock. Where there are no locks, there are no sweeps either."""
+    """Lock a new file; False if a sweep holds its lock. File systems without locks have no sweeps either."""
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -159,7 +159,7 @@ def _lock(fd: int) -> bool:
 
 
 def _link(fd: int, path: str) -> None:
-    # With a directory descriptor, which an absolute path does not need, os.link follows the link in /proc (linkat(2)).
+    # With a directory descriptor, which is ignored for an absolute path, os.link follows the link in /proc (linkat(2)).
     os.link(_proc(fd), path, src_dir_fd=fd, follow_symlinks=True)
 
 
@@ -168,7 +168,7 @@ def _proc(fd: int) -> str:
 
 
 def is_at(path: str, status: os.stat_result) -> bool:
-    """Tell whether a path still leads to this file; raises OSError."""
+    """Tell whether a path still refers to this file; raises OSError."""
     try:
         return os.path.samestat(os.stat(path, follow_symlinks=False), status)
     except FileNotFoundError:

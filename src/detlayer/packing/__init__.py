@@ -1,1 +1,1 @@
-"""`pack`: sources to a layer, with what the cache knows."""
+"""`pack`: sources to a layer, with a cache."""

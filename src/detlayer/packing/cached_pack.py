@@ -1,7 +1,7 @@
-"""A pack with a cache: the layer is looked for, else made with what is known of its chunks, and kept.
+"""A pack with a cache: find the layer, or else pack it with cached chunks and keep it.
 
-What it gives is what a pack without a cache gives, byte by byte: a trace is found by the key of the entries, which
-names the tar (SPEC 8), and the codec class, which names what the compressor makes of it; a chunk by its blake3.
+The result is byte for byte that of a pack without a cache. A trace is found by the key of the entries, which names the
+tar (SPEC 8), and the codec class, which names the compressor's output; a chunk is found by its blake3.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ from detlayer.tree import Scan, Walk
 _PIECE_BYTES = 1 << 20
 _SCAN_STEP = "scan/1"
 _CHUNKS_STEP = "chunks/1"
-_MANY_FILES = 64  # if so many are unknown and none is known, nor will the others be
-# All that a step depends on besides the entries and the codec.
+_MANY_FILES = 64  # if the first this many files are unknown, the others most likely are, too
+# Everything that a step depends on besides the entries and the codec.
 _STEP = " ".join(("pack/1", tar.FORMAT, chunking.FORMAT, codec.FORMAT, KEY_FORMAT))
 
 
@@ -51,33 +51,33 @@ class _Results(msgspec.Struct):
 
 
 class Lookup(msgspec.Struct, frozen=True):
-    """What a search for the layer found: the layer, or what a pack goes by."""
+    """The result of a search for the layer: the layer, or what the pack can use."""
 
     explanation: Explanation
     layer: Layer | None = None
     scanned: Scan | None = None
     """What the search saw of the tree, for a walk right after it."""
     warnings: Sequence[tuple[str, str]] = ()
-    """What its walk warned of."""
+    """The warnings of its walk."""
     paths: Sequence[bytes] = ()
-    """What its walk looked at, if the input keeps paths."""
+    """The paths that its walk looked at, if the input keeps paths."""
     is_counted: bool = False
-    """Whether the explanation has the files already."""
+    """Whether the explanation already counts the files."""
 
 
 class Packed(msgspec.Struct, frozen=True):
-    """A layer, and what the pack that made it can tell."""
+    """A layer, and information about the pack that made it."""
 
     layer: Layer
     explanation: Explanation
     paths: Sequence[bytes] = ()
-    """All files and directories that were looked at, if the input keeps them."""
+    """All files and directories that were looked at, if the input keeps paths."""
     is_kept: bool = True
     """Whether the cache has the blob."""
 
 
 class CachedPack:
-    """One pack with a cache: `find` first; if it finds no layer, `pack` makes it."""
+    """One pack with a cache: call `find` first; if it finds no layer, `pack` makes it."""
 
     def __init__(
         self,
@@ -97,7 +97,7 @@ class CachedPack:
         self._started_ns = int(store.clock() * 1e9)
 
     def write(self, outputs: Outputs, reporter: Reporter) -> Packed:
-        """Write the layer to outputs, with as little work as the cache allows; raises what `layer.writer.pack` does."""
+        """Write the layer to outputs with as little work as possible; raises the errors of `layer.writer.pack`."""
         lookup = self.find()
         if lookup.layer is not None:
             packed = Packed(lookup.layer, lookup.explanation, lookup.paths)
@@ -115,17 +115,17 @@ class CachedPack:
     def find(self) -> Lookup:
         """Look for the layer of these sources among the traces.
 
-        Contents are read only where stat records don't know them, and where there is a trace that they could lead to.
-        Raises what a pack of the same sources raises.
+        Reads contents only if their stat records are unknown and there is a trace that they may lead to. Raises the
+        errors of a pack of the same sources.
         """
         traces = self._store.traces
         if self._is_paranoid:
-            return Lookup(Explanation(reason="everything was read and compressed, as was asked for"))
+            return Lookup(Explanation(reason="--paranoid: everything was read and compressed"))
         if not traces.resembles(self._step):
-            return Lookup(Explanation(reason=f"no layer of {self._codec.name} is known"))
+            return Lookup(Explanation(reason=f"the cache has no {self._codec.name} layer"))
         scanned = self._input.scan()
         if scanned is None:
-            return Lookup(Explanation(reason="the tree has something that only a walk can judge"))
+            return Lookup(Explanation(reason="the tree needs a full walk"))
         state = self._input.state_of_scan(scanned)
         key = traces.get(state.key, self._now()) if state.key else None
         if key is not None:
@@ -135,7 +135,7 @@ class CachedPack:
             return Lookup(explanation, layer, scanned)
         if not traces.resembles(self._step, state.about):
             return Lookup(Explanation(reason="the tree has changed"), scanned=scanned)
-        # As many entries of as many bytes: unless a file changed and kept its size, only stat records are others.
+        # The number and size of files match a trace: unless a file changed and kept its size, only stat records differ.
         return self._find_by_contents(scanned)
 
     def _find_by_contents(self, scanned: Scan) -> Lookup:
@@ -163,7 +163,7 @@ class CachedPack:
         return Lookup(explanation, layer, scanned, walk.warnings, walk.paths, is_counted=True)
 
     def _find_by_chunks(self, scanned: Scan) -> Lookup:
-        """Look for the layer by its chunks: where all has to be read, that takes less time than file by file."""
+        """Find the layer by its chunks: if everything must be read, that is faster than file by file."""
         explanation = Explanation()
         walk = self._input.walk(scanned)
         found = writer.fingerprint(walk, jobs=self._jobs)
@@ -173,11 +173,11 @@ class CachedPack:
             explanation.is_fresh_checkout = True
             self._keep_scan(layer.key, walk)
         else:
-            explanation.reason = explanation.reason or "no layer of the same chunks is known"
+            explanation.reason = explanation.reason or "the cache has no layer with the same chunks"
         return Lookup(explanation, layer, scanned, walk.warnings, walk.paths)
 
     def explain_files(self, lookup: Lookup, each: Callable[[Entry], None]) -> Explanation:
-        """Say which files are not as they were, without a pack; `each` gets every entry."""
+        """Report which files changed, without a pack; `each` gets every entry."""
         explanation = Explanation()
 
         def entries() -> Iterator[Entry]:
@@ -189,27 +189,27 @@ class CachedPack:
         return lookup.explanation if lookup.is_counted else explanation
 
     def _keep_scan(self, key: str, walk: Walk) -> None:
-        """Remember to which key the walk that just ended has led, if a scan can be trusted to tell it again."""
+        """Record the key of the walk that just ended, if a later scan can recognise the same tree."""
         state = self._input.state_after(walk, self._started_ns)
         if state.key:
             self._store.traces.put(Trace(state.key, _SCAN_STEP, key.encode(), is_local=True), self._now())
 
     def _recall(self, key: str, explanation: Explanation) -> Layer | None:
-        """Return the layer that the trace under a key names; else the explanation says why not."""
+        """Return the layer that the trace of a key names; otherwise set the reason in the explanation."""
         data = self._store.traces.get(self._trace_key(key), self._now())
         if data is None:
-            explanation.reason = "no layer of such a tree is known"
+            explanation.reason = "the cache has no layer of this tree"
             return None
         try:
             results = msgspec.json.decode(data, type=_Results)
-            # Who wrote what was imported is not known, and a digest names a file.
+            # Imported traces are unverified, and a digest names a file.
             digest = parse_digest(f"sha256:{results.digest}")
             diff_id = parse_digest(f"sha256:{results.diff_id}")
         except (msgspec.MsgspecError, ValueError):
-            explanation.reason = "what is known of such a tree is damaged"
+            explanation.reason = "the cached trace of this tree is damaged"
             return None
         if not self._store.blobs.is_intact(digest):
-            explanation.reason = f"{digest} is not in the cache any more"
+            explanation.reason = f"{digest} is no longer in the cache"
             return None
         explanation.outcome = "whole"
         return Layer(
@@ -226,10 +226,10 @@ class CachedPack:
         )
 
     def _copy(self, packed: Packed, outputs: Outputs) -> bool:
-        """Write the blob of a layer that was found to the outputs that do not have it; False if it is corrupt.
+        """Write the blob of a cached layer to the outputs that do not have it yet; False if it is corrupt.
 
-        What was written is then wrong. If that cannot be taken back the blob is read before anything is written;
-        raises LostBlobError if it is lost between the two.
+        What was written is then wrong. If it cannot be undone, the blob is read in full before anything is written;
+        raises LostBlobError if it is lost after that.
         """
         layer, blobs = packed.layer, self._store.blobs
         sink = outputs.keep(layer.digest, lambda path: self._store.outputs.holds(path, layer.digest, layer.size_bytes))
@@ -262,7 +262,7 @@ class CachedPack:
         *,
         check: Callable[[Layer], None] | None = None,
     ) -> Packed:
-        """Make the layer that was not found, write it to sinks, and keep it unless `check` raises."""
+        """Pack the layer, write it to sinks, and cache it unless `check` raises."""
         explanation = lookup.explanation
         counts = Explanation() if lookup.is_counted else explanation
         contents = ContentCache(self._store, self._started_ns, counts, is_paranoid=self._is_paranoid)
@@ -297,7 +297,7 @@ class CachedPack:
         return Packed(layer, explanation, walk.paths, is_kept)
 
     def _keep(self, layer: Layer, chunks: ChunkCache, about: str) -> None:
-        """Keep how the layer is found again."""
+        """Record how to find the layer again."""
         results = _Results(
             layer.digest.hex,
             layer.size_bytes,
@@ -322,18 +322,18 @@ class CachedPack:
         make_room(self._store)
 
     def _compare(self, layer: Layer, contradicted: Sequence[bytes], reporter: Reporter) -> None:
-        """Report where the cache does not agree with what was read and made."""
+        """Report where the cache contradicts what was read and packed."""
         if contradicted:
             reporter.warning(
                 "cache-wrong",
-                f"{printable(contradicted[0])} changed without a trace in its stat record, as did "
-                f"{len(contradicted) - 1:,} others: pack this tree with --paranoid or --no-cache",
+                f"files that changed with unchanged stat records: {len(contradicted):,}, such as "
+                f"{printable(contradicted[0])}: pack this tree with --paranoid or --no-cache",
             )
         data = self._store.traces.get(self._trace_key(layer.key), self._now())
         with suppress(msgspec.MsgspecError):
             if data is not None and msgspec.json.decode(data, type=_Results).digest != layer.digest.hex:
                 reporter.warning(
-                    "cache-wrong", f"the cache had another blob for this tree than {layer.digest}: it is replaced"
+                    "cache-wrong", f"replaced the wrong blob that the cache had for this tree with {layer.digest}"
                 )
 
     def _trace_key(self, key: str) -> bytes:
@@ -344,5 +344,5 @@ class CachedPack:
 
 
 def _text(key: bytes) -> str:
-    """Read the key of a layer that a trace has; an invalid one never matches."""
+    """Parse the key of a layer in a trace; an invalid key never matches."""
     return key.decode("ascii", "replace")

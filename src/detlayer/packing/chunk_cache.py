@@ -1,4 +1,4 @@
-"""Chunks of earlier blobs, copied instead of compressed. Several threads."""
+"""Chunks of earlier blobs, copied instead of compressed. Thread-safe."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from detlayer.store import Spot, Store
 
 
 class ChunkCache:
-    """A `ChunkMemory` over the store. What is copied is checked by its blake3: a blob may be damaged.
+    """A `ChunkMemory` over the store. Copied bytes are checked by their blake3: a blob may be damaged.
 
-    Where nothing is compressed there is nothing to gain: a chunk is as soon made as copied.
+    Useless without compression: creating a chunk is as fast as copying it.
     """
 
     def __init__(self, store: Store, codec: Codec, *, is_read: bool = True) -> None:
@@ -28,12 +28,12 @@ class ChunkCache:
         self._fds: dict[Digest, int] = {}
         self._lock = Lock()
         self._fingerprints: dict[bytes, bytes] = {}
-        """blake3 of the compressed bytes of chunks that were copied, until their place in the new blob is known."""
+        """blake3 of the compressed bytes of copied chunks, until their position in the new blob is known."""
         self._combined = blake3()
         self._known: dict[bytes, tuple[Digest, Spot]] = {}
         self._asked: set[Digest] = set()
         self.spots: list[tuple[bytes, Spot]] = []
-        """Keys and places of the new blob's chunks, in order."""
+        """Keys and positions of the new blob's chunks, in order."""
         self.copied = 0
         self.compressed = 0
 
@@ -51,14 +51,14 @@ class ChunkCache:
         return data
 
     def learn(self, fingerprint: bytes, offset_bytes: int, data: Bytes) -> None:
-        """Take where a chunk's compressed bytes are in the new blob."""
+        """Record the position of a chunk's compressed bytes in the new blob."""
         self._combined.update(fingerprint)
         if self._compresses:
             spot = Spot(offset_bytes, len(data), self._fingerprints.pop(fingerprint, b"") or blake3(data).digest())
             self.spots.append((self._key(fingerprint), spot))
 
     def fingerprint(self) -> bytes:
-        """Return what `layer.writer.fingerprint` returns for the chunks that were taken."""
+        """Return the result of `layer.writer.fingerprint` for the recorded chunks."""
         return self._combined.digest()
 
     def close(self) -> None:
@@ -82,7 +82,7 @@ class ChunkCache:
         return (data, spot.fingerprint) if blake3(data).digest() == spot.fingerprint else None
 
     def _find(self, key: bytes) -> tuple[Digest, Spot] | None:
-        """Say where a chunk is. Where one is, most are that come next: they are asked for at once."""
+        """Look up a chunk, together with the others of its blob: the next ones are usually there, too."""
         found = self._known.get(key)
         if found is None:
             with self._lock:
@@ -95,7 +95,7 @@ class ChunkCache:
         return found
 
     def _open(self, digest: Digest) -> int:
-        """Open a blob once; held open, it can't be taken away. Raises OSError."""
+        """Open a blob once; it can't be removed while it is open. Raises OSError."""
         with self._lock:
             fd = self._fds.get(digest)
             if fd is None:

@@ -1,4 +1,4 @@
-"""What is known of a tree's contents: the walk's files against the store's stat records. One thread, one pass."""
+"""Known contents of a tree: compares the walk's files with the store's stat records. One thread, one pass."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from detlayer.tree import Source
 from detlayer.tree.disk import Dir, FileContent
 
 _SAVED_AT_ONCE = 10_000  # records, of half a kilobyte each
-# Half a kilobyte each while the walk is in their directory. One that is larger only a scan remembers.
+# Half a kilobyte each while the walk is in their directory. Only scans cache larger directories.
 _MAX_FILES = 100_000
 
 
 class _Directory:
-    """A directory of the tree: what was known of its files, and what is now."""
+    """A directory of the tree: the earlier records of its files, and the new ones."""
 
     __slots__ = ("dir", "new", "old", "relative")
 
@@ -42,9 +42,9 @@ class _Tree:
 
 
 class ContentCache:
-    """A `ContentMemory` of what the walk brings. Whoever made it calls `close` after a pass that ended well.
+    """A `ContentMemory` of a walk. The caller calls `close` after a pass without errors.
 
-    `started_ns` is before the first file was looked at. If it `is_paranoid` every file is read.
+    `started_ns` is before the first file was looked at. If `is_paranoid`, every file is read.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class ContentCache:
         self._explanation = explanation
         self._is_paranoid = is_paranoid
         self.contradicted: list[bytes] = []
-        """Paths whose content is not what their stat record promised."""
+        """Paths whose content changed although their stat record did not."""
         self._trees: dict[Source, _Tree] = {}
         self._source: Source | None = None
         self._tree: _Tree | None = None
@@ -82,7 +82,7 @@ class ContentCache:
         return record.fingerprint
 
     def learn(self, entry: Entry, fingerprint: bytes) -> None:
-        """Take the fingerprint of what was just read."""
+        """Record the fingerprint of the content that was just read."""
         content = entry.content
         if not isinstance(content, FileContent):
             return
@@ -111,7 +111,7 @@ class ContentCache:
             directory.new[found.name] = FileRecord(stamp, self._started_ns, fingerprint, content.variant)
 
     def close(self) -> None:
-        """Keep what was learned of trees that were walked to their end."""
+        """Save the records of trees that were walked to their end."""
         for tree in self._trees.values():
             while tree.open:
                 self._leave(tree)
@@ -122,7 +122,7 @@ class ContentCache:
     # -- directories
 
     def _enter(self, directory: Dir) -> _Directory:
-        """Find the records of a directory; the walk has left all that are not above it."""
+        """Return the records of a directory, after saving those of directories that the walk has left."""
         tree = self._tree
         if directory.source is not self._source or tree is None:
             tree = self._trees.get(directory.source)
@@ -173,7 +173,7 @@ def _is_above(above: Dir, directory: Dir) -> bool:
 
 
 def _reason(record: FileRecord, stamp: StatRecord, content: FileContent) -> ReadReason | None:
-    """Say why a record does not tell what a file holds; None if it does (SPEC 10.2)."""
+    """Return why a record does not prove a file's content; None if it does (SPEC 10.2)."""
     known = record.stamp
     if known == stamp:
         if record.variant != content.variant:
@@ -187,7 +187,7 @@ def _reason(record: FileRecord, stamp: StatRecord, content: FileContent) -> Read
 
 
 def _name(source: Source) -> bytes:
-    """Name a tree by where it is and what is taken of it: two selections of one directory don't disturb each other."""
+    """Name a tree by its path and its selection, so that two selections of one directory have separate records."""
     patterns = "\0".join(pattern.text for pattern in source.patterns).encode("utf-8", "surrogateescape")
     real = os.path.realpath(source.path)
     return real + b"\0" + blake3(patterns).digest(8) if patterns else real

@@ -1,4 +1,4 @@
-"""Why a pack could reuse what it did, and why not the rest: counts, and the first examples. Never prints."""
+"""What a pack reused from the cache, and why not the rest: counts and first examples."""
 
 from __future__ import annotations
 
@@ -15,31 +15,31 @@ CacheUse = Literal["whole", "chunks", "cold"]
 SHOWN = 10
 READ_REASONS: dict[str, str] = {
     "new": "is new",
-    "gone": "is gone",
-    "size": "has another size",
-    "mtime": "has another modification time",
-    "ctime": "was changed: another ctime",
-    "inode": "is another file: another inode or device",
-    "source": "is bytecode whose source, or time, is another",
-    "young": "had just been changed when it was last seen",
-    "attributes": "has another mode, owner or number of links",
+    "gone": "was deleted",
+    "size": "has a different size",
+    "mtime": "has a different modification time",
+    "ctime": "was changed: different ctime",
+    "inode": "was replaced: different inode or device",
+    "source": "is bytecode whose source, or its time, changed",
+    "young": "was changed just before it was last read",
+    "attributes": "has a different mode, owner or number of links",
 }
 
 
 class Explanation(msgspec.Struct):
-    """What was reused. `outcome` is `whole` (the layer), `chunks` (of one), or `cold` (nothing)."""
+    """What was reused. `outcome` is `whole` (the layer), `chunks` (some of them), or `cold` (nothing)."""
 
     outcome: CacheUse = "cold"
     reason: str = ""
     is_scanned: bool = False
-    """Whether no file was looked at twice: everything was as an earlier walk had seen it."""
+    """Whether one look at each file was enough: nothing changed since an earlier walk."""
     is_fresh_checkout: bool = False
-    """Whether every file was read, since none had a stat record that is known, and all held what they had held."""
+    """Whether every file was read, since no stat record was known, and all contents were unchanged."""
     known: int = 0
-    """Contents that were not read: their stat records are as they were."""
+    """Contents that were not read: their stat records are unchanged."""
     read: int = 0
     same: int = 0
-    """Of those that were read again, how many were what they had been."""
+    """Number of contents that were read and unchanged."""
     reasons: dict[ReadReason, int] = msgspec.field(default_factory=dict)
     examples: list[tuple[bytes, ReadReason]] = msgspec.field(default_factory=list)
     copied: int = 0
@@ -47,13 +47,13 @@ class Explanation(msgspec.Struct):
     kept_outputs: int = 0
 
     def note(self, path: bytes, reason: ReadReason) -> None:
-        """Count a file that is not as it was."""
+        """Count a changed file."""
         self.reasons[reason] = self.reasons.get(reason, 0) + 1
         if len(self.examples) < SHOWN:
             self.examples.append((path, reason))
 
     def to_lines(self) -> Iterator[str]:
-        """Say it to people."""
+        """Format it for people."""
         match self.outcome:
             case "whole":
                 yield "reused the whole layer: nothing was compressed"
@@ -63,18 +63,18 @@ class Explanation(msgspec.Struct):
             case _:
                 yield f"reused nothing: {self.reason}"
         if self.kept_outputs:
-            yield f"  outputs that held it already: {self.kept_outputs}"
+            yield f"  outputs that were up to date: {self.kept_outputs}"
         if self.is_scanned:
-            yield "  everything is as it was when it was last walked"
+            yield "  the tree is unchanged since it was last walked"
         if self.is_fresh_checkout:
-            yield "  no file has a known stat record, as in a fresh checkout: all were read, and are as they were"
+            yield "  no file has a known stat record, as in a fresh checkout: all were read and are unchanged"
         if self.known or self.read:
             yield f"  files known by their stat records: {self.known:,}; read: {self.read:,}, unchanged {self.same:,}"
-        if not self.known and not self.same:  # all of it is new
+        if not self.known and not self.same:  # everything is new
             return
         for path, reason in self.examples:
             yield f"  {printable(path)} {READ_REASONS[reason]}"
         more = sum(self.reasons.values()) - len(self.examples)
         if more > 0:
             counts = ", ".join(f"{count:,} {reason}" for reason, count in sorted(self.reasons.items()))
-            yield f"  and {more:,} more (in all: {counts})"
+            yield f"  and {more:,} more (in total: {counts})"

@@ -1,4 +1,4 @@
-"""How a layer is packed: the options that `pack`, `normalize` and `verify` share."""
+"""The packing options that `pack`, `normalize` and `verify` share."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from detlayer.tree import Selection
 if TYPE_CHECKING:
     from detlayer.packing.explanation import Explanation
 
-MAX_DEFAULT_JOBS = 8  # one thread reads: more workers than this would wait for it, and each costs memory
+MAX_DEFAULT_JOBS = 8  # one thread reads: more workers wait for it, and each costs memory
 
 _SUFFIXES = {".tar": "none", ".gz": "gzip", ".tgz": "gzip", ".zst": "zstd", ".tzst": "zstd"}
 _OTHER_SUFFIXES = (".bz2", ".tbz2", ".xz", ".txz", ".lz4", ".lzma", ".br", ".Z", ".zip", ".7z")
@@ -26,16 +26,16 @@ Path = str | os.PathLike[str]
 
 
 class PackOptions(msgspec.Struct, frozen=True):
-    """How sources become a layer. The defaults are those of the command line."""
+    """How to pack sources. The defaults are those of the command line."""
 
     compression: str | Codec | None = None
     """A codec, or text as on the command line; by default it follows from the suffix of the output."""
     profile: Profile = Profile()
-    """The values that entries get."""
+    """The values of entries."""
     selection: Selection = Selection()
-    """What is taken of the sources, and which markers are added."""
+    """Which files of the sources are packed, and which markers are added."""
     exclude: Sequence[str] = ()
-    """Gitignore lines (`!` brings back), after those of the ignore files."""
+    """Gitignore lines (`!` re-includes), applied after the ignore files."""
     ignore_files: Sequence[Path] = ()
     """Files of gitignore lines that apply to all sources."""
     use_ignore_file: bool = True
@@ -43,11 +43,11 @@ class PackOptions(msgspec.Struct, frozen=True):
     jobs: int | None = None
     """Number of threads that compress, which never changes the bytes; by default one per CPU, at most 8."""
     paranoid: bool = False
-    """Read and compress everything, and report where the cache was wrong."""
+    """Read and compress everything, and report errors of the cache."""
     reporter: Reporter | None = None
-    """Is told progress and warnings."""
+    """Receives progress and warnings."""
     explain: Callable[[Explanation], None] | None = None
-    """Is told what was reused from the cache, and why not the rest."""
+    """Is called with what was reused from the cache, and why not the rest."""
 
     def codec_for(self, output: object = None) -> Codec:
         """Return the codec for a layer in `output`, whose suffix counts if it is a path; raises ConfigError."""
@@ -56,7 +56,7 @@ class PackOptions(msgspec.Struct, frozen=True):
         if implied is None and name.endswith(_OTHER_SUFFIXES):
             raise ConfigError(
                 "compression-contradicts",
-                f"{printable(name)} names a compression that OCI layers don't have",
+                f"OCI layers do not support the compression of {printable(name)}",
                 "use .tar, .tar.gz or .tar.zst",
             )
         if self.compression is None:
@@ -65,15 +65,17 @@ class PackOptions(msgspec.Struct, frozen=True):
         if implied is not None and codec.family != implied:
             raise ConfigError(
                 "compression-contradicts",
-                f"{codec.name} does not go with the name {printable(name)}",
-                "change one of the two, or give the file a suffix of your own",
+                f"{codec.name} does not match the suffix of {printable(name)}",
+                "change either, or use another suffix than those of tars",
             )
         return codec
 
     def count_jobs(self) -> int:
         """Return the number of threads that compress; raises ConfigError."""
         if self.jobs is not None and self.jobs < 1:
-            raise ConfigError("jobs-invalid", f"{self.jobs} workers can't compress", "give 1 or more, or leave it out")
+            raise ConfigError(
+                "jobs-invalid", f"invalid number of jobs: {self.jobs}", "use --jobs 1 or more, or omit it"
+            )
         return self.jobs or default_jobs()
 
 

@@ -1,4 +1,4 @@
-"""What a pack reads: its sources with all that decides their entries, and what a scan or walk saw, as a key."""
+"""The input of a pack: its sources with everything that decides their entries, and a scan or walk of them as a key."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from detlayer.store import is_racy
 from detlayer.tree import Scan, Selection, Snapshot, Source, Walk, scan
 from detlayer.tree.patterns import ModeRules, OwnerRules, Pattern
 
-_ROUNDED_NS = 1_000_000_000  # a ctime without a fraction gets the longest time in which it may not move
+_ROUNDED_NS = 1_000_000_000  # a ctime without a fraction may stay the same for up to this long
 
 
 class InputState(msgspec.Struct, frozen=True):
-    """What is known of the input without making entries."""
+    """A snapshot of the input, taken without making entries."""
 
     key: bytes
-    """Names all that decides the entries; empty if that is not known."""
+    """Identifies everything that decides the entries; empty if unknown."""
     about: str
-    """How many files there are, of how many bytes."""
+    """Number of files and their total size."""
 
 
 class PackInput:
-    """The sources of a pack, with all that decides their entries."""
+    """The sources of a pack, with everything that decides their entries."""
 
     def __init__(
         self, sources: Sequence[Source], profile: Profile, selection: Selection, *, keep_paths: bool = False
@@ -37,15 +37,15 @@ class PackInput:
         self._profile = profile
         self._selection = selection
         self._keeps_paths = keep_paths
-        # Without a walk there would be no paths.
+        # Without a walk there are no paths.
         self._options = None if keep_paths else _describe(sources, profile, selection)
 
     def scan(self) -> Scan | None:
-        """See what a walk would see; None if only a walk can tell."""
+        """Scan what a walk looks at; None if only a walk can tell."""
         return scan(self._sources)
 
     def walk(self, scanned: Scan | None, reporter: Reporter | None = None) -> Walk:
-        """Start a walk, by what a scan just saw if there is one."""
+        """Start a walk, based on a scan from a moment ago if there is one."""
         return Walk(
             self._sources,
             profile=self._profile,
@@ -60,8 +60,8 @@ class PackInput:
         return self._state(scanned.snapshot, self._options is not None)
 
     def state_after(self, walk: Walk, started_ns: int) -> InputState:
-        """Return what a walk saw; without a key if a later scan could see the same, and other contents."""
-        # A walk has to repeat its warnings. Which file system's clock made the ctime is unknown: it is rounded up.
+        """Return a snapshot of the walk; without a key if a later scan might look the same with other contents."""
+        # A walk has to repeat its warnings. The file system's clock is unknown, so the ctime is rounded up.
         newest_ns = -(-walk.snapshot.newest_ns // _ROUNDED_NS) * _ROUNDED_NS
         is_sure = self._options is not None and not walk.warnings
         return self._state(walk.snapshot, is_sure and not is_racy((0, 0, newest_ns, 0, 0), started_ns))
@@ -74,7 +74,7 @@ class PackInput:
 
 
 def _describe(sources: Sequence[Source], profile: Profile, selection: Selection) -> bytes | None:
-    """Write down all but the disk that decides entries; None if a scan would not see all of it."""
+    """Serialize everything except the disk that decides entries; None if a scan does not see all of it."""
     if profile.xattrs or not isinstance(profile.mode_rule, ModeRules | None):
         return None
     if not isinstance(profile.owner_rule, OwnerRules | None):

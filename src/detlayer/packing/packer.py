@@ -1,4 +1,4 @@
-"""`pack`: sources to one layer blob, in the outputs that were asked for. Joins tree, layer, output and store."""
+"""`pack`: sources to one layer blob in the requested outputs. Joins tree, layer, output and store."""
 
 from __future__ import annotations
 
@@ -35,18 +35,18 @@ def pack(
 ) -> Layer:
     """Pack directories and files into one reproducible layer.
 
-    A source is a `Source`, or `SOURCE[:DEST]` as on the command line. The blob goes to `output` (a file that appears
-    whole or not at all, or a binary stream), to `oci_layout`, to both, or to neither: then it is only computed.
-    `descriptor` gets the OCI descriptor as JSON, `depfile` a rule for make and ninja. What earlier packs left in
-    `store` is reused.
+    A source is a `Source`, or `SOURCE[:DEST]` as on the command line. The blob goes to `output` (a file, written
+    atomically, or a binary stream), to `oci_layout`, to both, or to neither: then it is only computed. `descriptor`
+    gets the OCI descriptor as JSON, `depfile` a rule for make and ninja. Results of earlier packs in `store` are
+    reused.
 
-    Raises ConfigError, TreeError, LayerError or OutputError. Each output is then whole or untouched; only where one
-    can't be renamed at the very end are others there without it.
+    Raises ConfigError, TreeError, LayerError or OutputError. Each output is then complete or unchanged; if one can't
+    be renamed at the very end, others may already be in place.
     """
     reporter = options.reporter or Silence()
     output_path = output if isinstance(output, str | os.PathLike) else None
     codec = options.codec_for(output)
-    options.count_jobs()  # a wrong number is refused before anything is read
+    options.count_jobs()  # reject an invalid number before reading anything
     resolved = resolve(sources, options)
     target = output_path if output_path is not None else descriptor
     if depfile is not None and target is None:
@@ -55,7 +55,7 @@ def pack(
     with Outputs(output=output, oci_layout=oci_layout, descriptor=descriptor, depfile=depfile) as outputs:
         if store is not None and any(takes(one, os.fsencode(store.directory), is_dir=True) for one in resolved):
             reporter.warning(
-                "cache-unusable", f"{printable(store.directory)} lies in what is packed: working without a cache"
+                "cache-unusable", f"{printable(store.directory)} is inside a source: working without a cache"
             )
             store = None
         layer, paths = _write(resolved, outputs, codec, options, store, keep_paths=depfile is not None)
@@ -89,7 +89,7 @@ def _write(
         layer = writer.pack(entries, Tee(outputs.sinks), codec=codec, jobs=options.count_jobs(), reporter=reporter)
         return layer, entries.paths
     from detlayer.packing.cached_pack import CachedPack
-    from detlayer.packing.pack_input import PackInput  # with --no-cache nobody needs them
+    from detlayer.packing.pack_input import PackInput  # not needed with --no-cache
 
     cached = CachedPack(
         store,
@@ -115,18 +115,18 @@ def _pattern_files(sources: Sequence[Source], options: PackOptions) -> list[byte
 
 
 def codec_warnings(layer: Layer) -> Iterator[tuple[str, str]]:
-    """Yield a warning if the compressor here writes other bytes than the one that the codec is known by (SPEC 6.3)."""
+    """Warn if the local compressor writes other bytes than the codec's reference (SPEC 6.3)."""
     known = KNOWN_CLASSES.get(layer.codec.name)
     if known is not None and known != layer.codec_class:
         yield (
             "codec-class",
-            f"{layer.codec.name} here is of class {layer.codec_class}, not {known}: the diff_id is as elsewhere, "
-            "the digest is not",
+            f"{layer.codec.name} here is of class {layer.codec_class}, expected {known}: the diff_id is the same as "
+            "elsewhere, the digest is not",
         )
 
 
 def _check_outputs(files: dict[str, Path | None], layout: Path | None, sources: Sequence[Source]) -> None:
-    """Refuse outputs that replace each other or a source, and those that the next run would pack."""
+    """Reject outputs that replace each other or a source, and those that the next run would pack."""
     names: dict[str, str] = {}
     for name, path in files.items():
         if path is not None:
@@ -138,14 +138,14 @@ def _check_outputs(files: dict[str, Path | None], layout: Path | None, sources: 
                 raise ConfigError(
                     "outputs-collide",
                     f"{names[real]} and {name} are both {printable(os.fspath(path))}",
-                    "give each a file of its own",
+                    "use a different file for each",
                 )
     for path in (*files.values(), layout):
         for source in sources if path is not None else ():
             if path is not None and takes(source, os.fsencode(path), is_dir=path is layout):
                 raise ConfigError(
                     "output-in-source",
-                    f"{printable(os.fspath(path))} is, or lies in, {source}: it would be overwritten, or packed by the "
-                    "next run",
+                    f"{printable(os.fspath(path))} is, or is in, {source}: it would be overwritten, or packed by "
+                    "the next run",
                     "write it elsewhere, or --exclude it",
                 )

@@ -1,4 +1,4 @@
-"""Sources as `SOURCE[:DEST]` and with all the patterns that apply to them; destinations and exclusions."""
+"""Parse `SOURCE[:DEST]` and patterns: destinations and exclusions."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from detlayer.tree.patterns import Pattern, parse_pattern
 
 
 def resolve(sources: Iterable[Source | Path], options: PackOptions) -> list[Source]:
-    """Read sources with all patterns that judge their paths (SPEC 4.9); at least one, or it is a ConfigError."""
+    """Parse sources with all patterns that apply to them (SPEC 4.9); without any, raises ConfigError."""
     if isinstance(sources, str | os.PathLike) or isinstance(options.exclude, str):
         raise TypeError("sources and exclude are sequences: write ['dist:/srv/app']")
     common = [*read_ignore_files(options.ignore_files), *map(_single_pattern, options.exclude)]
@@ -25,24 +25,24 @@ def resolve(sources: Iterable[Source | Path], options: PackOptions) -> list[Sour
         own = read_own_patterns(os.fsdecode(source.path)) if options.use_ignore_file else []
         resolved.append(Source(source.path, source.dest, (*source.patterns, *own, *common)))
     if not resolved:
-        raise ConfigError("no-source", "there is nothing to pack", "name a directory: SOURCE[:DEST]")
+        raise ConfigError("no-source", "nothing to pack", "name a directory: SOURCE[:DEST]")
     return resolved
 
 
 def parse_source(text: str) -> Source:
-    """Read `SOURCE[:DEST]`; the last colon divides. Raises ConfigError.
+    """Parse `SOURCE[:DEST]`; the last colon separates. Raises ConfigError.
 
-    DEST ending in `/` is the directory that a single file goes into, else its new path.
+    A DEST ending in `/` is the directory for a single file, otherwise its new path.
     """
     left, colon, right = text.rpartition(":")
     path, dest = (left, right) if colon else (text, "")
     if not path:
-        raise ConfigError("source-invalid", f"{printable(text)!r} names no source", "write SOURCE[:DEST]")
+        raise ConfigError("source-invalid", f"invalid source {printable(text)!r}", "write SOURCE[:DEST]")
     clean = parse_destination(dest)
     try:
         has_file = is_file(path)
     except OSError as error:
-        if error.errno != errno.ELOOP:  # which the walk has a better word for
+        if error.errno != errno.ELOOP:  # the walk reports a loop better
             fail(error, os.fsencode(path))
         has_file = False
     if has_file and (not clean or dest.endswith("/")):
@@ -52,11 +52,11 @@ def parse_source(text: str) -> Source:
 
 
 def parse_destination(text: str) -> bytes:
-    """Read a path in the layer: absolute or relative to its root, which are the same. Raises ConfigError."""
+    """Parse a path in the layer, absolute or relative to its root (both mean the same). Raises ConfigError."""
     parts = [part for part in os.fsencode(text).split(b"/") if part not in (b"", b".")]
     if b".." in parts or b"\0" in os.fsencode(text):
         raise ConfigError(
-            "destination-invalid", f"{printable(text)!r} is no path in a layer", "give an absolute path without '..'"
+            "destination-invalid", f"invalid path {printable(text)!r}", "give an absolute path without '..'"
         )
     return b"/".join(parts)
 
@@ -64,5 +64,5 @@ def parse_destination(text: str) -> bytes:
 def _single_pattern(text: str) -> Pattern:
     pattern = parse_pattern(text)
     if pattern is None:
-        raise ConfigError("pattern-invalid", f"{printable(text)!r} matches nothing", "a leading # is written \\#")
+        raise ConfigError("pattern-invalid", f"{printable(text)!r} is blank or a comment", "write a leading # as \\#")
     return pattern

@@ -1,4 +1,4 @@
-"""The copy of a new blob that the cache gets while the blob is written to the outputs."""
+"""Write a copy of a new blob to the cache while it is written to the outputs."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from detlayer.oci.types import Digest
 from detlayer.store import Incoming, Store
 from detlayer.store.maintenance import MAX_BYTES
 
-_CHECK_BYTES = 32 << 20  # how often it is asked whether there is room
+_CHECK_BYTES = 32 << 20  # free space is checked after every so many bytes
 _LEFT_FREE_BYTES = 256 << 20
 
 
 class SpareBlob:
-    """A sink that never fails: an error is a warning, and the cache goes without the blob.
+    """A sink that never fails: an error is a warning, and the blob is not cached.
 
-    So it does if the blob would fill half the cache, or the disk: the output may need that room.
+    The same happens if the blob would fill half the cache, or the disk: the output may need that space.
     """
 
     def __init__(self, store: Store) -> None:
@@ -42,7 +42,7 @@ class SpareBlob:
             self._fail(error)
 
     def commit(self, digest: Digest) -> bool:
-        """Put it under its digest; tells whether it is there."""
+        """Commit the blob under its digest; tells whether it is in the cache."""
         try:
             if self._incoming is not None and not self._is_over:
                 self._incoming.commit(digest)
@@ -62,5 +62,5 @@ class SpareBlob:
     def _fail(self, error: OSError) -> None:
         self._give_up()
         self._store.index.warn(
-            "cache-unusable", f"{printable(self._store.directory)}: {error.strerror}: the layer is not kept"
+            "cache-unusable", f"{printable(self._store.directory)}: {error.strerror}: the layer is not cached"
         )

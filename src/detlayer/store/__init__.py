@@ -1,7 +1,7 @@
-"""What is kept from run to run: blobs by digest, and an index of what is known. Never what a step means.
+"""The cache: blobs by digest, and an index of known results. Does not know what a step does.
 
-All of it may be lost at any time and costs only time: nothing here decides a byte that is not checked (SPEC 10).
-Opening a store does nothing yet; what it needs is opened by the first question.
+All of it may be lost at any time, which only costs time: bytes from it are always checked (SPEC 10). Opening a store
+does nothing; the first query opens its files.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ __all__ = [
 
 
 class Store:
-    """The cache in a directory, by default the user's, which is created when it is first used. A context manager.
+    """A cache in a directory, by default the user's, created at first use. A context manager.
 
-    An unusable directory is one warning, and an empty store. `clock` returns seconds since 1970.
+    An unusable directory is one warning and an empty cache. `clock` returns seconds since 1970.
     """
 
     def __init__(
@@ -66,6 +66,6 @@ class Store:
         self.close()
 
     def close(self) -> None:
-        """Let go of files and pins; a later question opens them again."""
+        """Close files and release pins; a later query opens them again."""
         self.index.close()
         self.lease.close()

@@ -1,8 +1,8 @@
-"""A store in one file, for caches of CI: an uncompressed tar with an OCI layout and what is known of its blobs.
+"""A cache in one file, for CI: an uncompressed tar with an OCI layout and the traces of its blobs.
 
-Deterministic: the same holdings give the same bytes, so that nothing is uploaded twice. Stat records and facts of
-registries are of one machine and one hour, and are left out. Whoever can write such a file decides what packs give:
-blobs are held against their digests, but that a trace belongs to its key is taken on trust.
+Deterministic: an equal cache gives equal bytes, so that nothing is uploaded twice. Stat records and facts about
+registries are valid only for one machine and a short time, and are left out. The author of such a file controls the
+results of packs: blobs are checked against their digests, but that a trace belongs to its key is trusted.
 """
 
 from __future__ import annotations
@@ -58,10 +58,10 @@ class _Document(msgspec.Struct):
 
 
 def export(store: Store, sink: Sink, *, only: Collection[Digest] | None = None) -> int:
-    """Write what the store holds to `sink`; `only` what belongs to these blobs. Counts the blobs.
+    """Write the contents of the store to `sink`; `only` those of these blobs. Returns the number of blobs.
 
-    Every blob is read before anything is written, so that a corrupt one is left out. Raises OutputError, also for a
-    blob of `only` that is missing, and LostBlobError for one that is lost meanwhile.
+    Every blob is read before anything is written, to skip corrupt ones. Raises OutputError, also if a blob of `only`
+    is missing, and LostBlobError if one is lost while it is written.
     """
     wanted = {one.hex for one in only} if only is not None else None
     blobs = sorted(digest.hex for digest, _ in store.blobs.all() if wanted is None or digest.hex in wanted)
@@ -75,7 +75,7 @@ def export(store: Store, sink: Sink, *, only: Collection[Digest] | None = None) 
 
 
 def take_in(store: Store, source: BinaryIO) -> int:
-    """Add what an exported file holds; counts the blobs that came. Raises LayerError, and OutputError if it can't."""
+    """Import an exported file; returns the number of new blobs. Raises LayerError or OutputError."""
     present: set[str] = set()
     document: _Document | None = None
     came = 0
@@ -88,7 +88,7 @@ def take_in(store: Store, source: BinaryIO) -> int:
         elif member.entry.path == _NAME:
             document = _read_document(member)
     if document is None:
-        raise LayerError("cache-archive", "this is no exported cache", "write one with `detlayer cache export`")
+        raise LayerError("cache-archive", "not an exported cache", "create one with `detlayer cache export`")
     now = int(store.clock())
     chunks: dict[str, list[tuple[bytes, Digest, Spot]]] = {}
     for one in document.chunks:
@@ -148,7 +148,7 @@ def _entries(store: Store, blobs: list[str], document: bytes) -> Iterator[Entry]
         body = store.blobs.body(Digest(one))
         if body is None:
             raise LostBlobError(
-                "cache-vanished", f"sha256:{one} was removed from the cache meanwhile", "try again", Digest(one)
+                "cache-vanished", f"sha256:{one} was removed from the cache during the export", "try again", Digest(one)
             )
         content = _BlobContent(body) if body.size_bytes else None
         yield Entry(_BLOBS + b"/" + one.encode(), "file", size_bytes=body.size_bytes, content=content)
@@ -188,7 +188,7 @@ _: type[Content] = _BlobContent
 
 
 def _take_blob(store: Store, digest: Digest, member: Member) -> bool:
-    """Put a blob of the file into the store; tells whether it is new."""
+    """Import a blob into the store; tells whether it is new."""
     if store.blobs.is_intact(digest):
         return False
     try:
@@ -198,7 +198,9 @@ def _take_blob(store: Store, digest: Digest, member: Member) -> bool:
                 blob.write(view)
             if blob.digest() != digest:
                 raise LayerError(
-                    "cache-archive", f"{digest} in the file is another blob", "export the cache again: it is damaged"
+                    "cache-archive",
+                    f"a blob in the file does not match {digest}",
+                    "the file is damaged: export it again",
                 )
             blob.commit(digest)
         finally:
@@ -212,21 +214,21 @@ def _take_blob(store: Store, digest: Digest, member: Member) -> bool:
 
 def _read_document(member: Member) -> _Document:
     if member.entry.size_bytes > _MAX_DOCUMENT_BYTES:
-        raise LayerError("cache-archive", "the list of traces is longer than any that we write", "export it again")
+        raise LayerError("cache-archive", "the list of traces is too long", "export it again")
     data = b"".join(map(bytes, member.views()))
     try:
         document = msgspec.json.decode(data, type=_Document)
     except (msgspec.MsgspecError, RecursionError) as error:
-        raise LayerError("cache-archive", f"the list of traces is none: {printable(str(error))}", "") from error
+        raise LayerError("cache-archive", f"invalid list of traces: {printable(str(error))}", "") from error
     if document.format != FORMAT:
         raise LayerError(
             "cache-archive",
-            f"the file has the format {printable(document.format)}, not {FORMAT}",
-            "export it with this version",
+            f"unsupported format {printable(document.format)}, expected {FORMAT}",
+            "export it with this version of detlayer",
         )
     for one in document.chunks:
         if one.offset < 0 or not 0 <= one.size < 1 << 31:
-            raise LayerError("cache-archive", "a chunk lies outside of its blob", "export it again")
+            raise LayerError("cache-archive", "a chunk is outside of its blob", "export it again")
         _digest(one.blob.encode())
     for trace in document.traces:
         for blob in trace.blobs:
@@ -237,4 +239,4 @@ def _read_document(member: Member) -> _Document:
 def _digest(name: bytes) -> Digest:
     with suppress(ValueError):
         return parse_digest("sha256:" + name.decode("ascii", "replace"))
-    raise LayerError("cache-archive", f"{printable(name)} is no digest", "export it again")
+    raise LayerError("cache-archive", f"invalid digest {printable(name)}", "export it again")

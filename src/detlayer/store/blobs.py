@@ -1,9 +1,9 @@
-"""Blobs by sha256, in an OCI layout that other tools can read (image-spec, image-layout.md). Never what they mean.
+"""Blobs by sha256, in an OCI layout that other tools can read (image-spec, image-layout.md).
 
-A blob is written elsewhere and renamed, so it is complete, unless the machine lost its power before the disk had it.
-It is synced and its digest is checked before it is trusted, and only then is its stat record enough to find it again
-(SPEC 10.4). Reading a blob to its end gives bytes that have its digest, or LostBlobError: disks rot, and stat records
-do not show it.
+A blob is written elsewhere and renamed, so it is complete unless the machine crashed before it was on disk. It is
+synced and its digest is checked before it is trusted; from then on its stat record is enough (SPEC 10.4). Reading a
+blob to its end gives bytes that match its digest, or raises LostBlobError: a stat record does not show that a disk
+failed.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from detlayer.store.lease import Lease
 from detlayer.store.stat_record import StatRecord, stat_record_of
 from detlayer.store.verified_files import holds, prove, read_digest
 
-_TOUCH_S = 3600  # how exactly it is known when a blob was last used
+_TOUCH_S = 3600  # precision of the time of last use
 _PIECE_BYTES = 1 << 20
 
 
 class LostBlobError(IntegrityError):
-    """A blob of the store is missing or corrupt, and is not in the store any more: it can be made again."""
+    """A blob of the store is missing or corrupt. It is no longer in the store and can be made again."""
 
     def __init__(self, code: str, message: str, hint: str, digest: Digest) -> None:
         super().__init__(code, message, hint)
@@ -39,7 +39,7 @@ class LostBlobError(IntegrityError):
 
 
 class Incoming:
-    """A blob that is being written. It is a `Sink`, whose write raises OSError."""
+    """A blob that is being written. It is a `Sink` whose write raises OSError."""
 
     def __init__(self, blobs: Blobs, path: str) -> None:
         self._blobs = blobs
@@ -54,31 +54,31 @@ class Incoming:
             view = view[self._file.write(view) or 0 :]
 
     def commit(self, digest: Digest) -> None:
-        """Put it under its digest, which must be right; raises OSError."""
+        """Commit the blob under its digest, which must be right; raises OSError."""
         self._file.close()
         self._blobs.admit(self._path, digest)
 
     def free_bytes(self) -> int:
-        """How much room its disk has left for us; raises OSError."""
+        """Return the free space on its disk that is available to us; raises OSError."""
         found = os.fstatvfs(self._file.fileno())
         return found.f_bavail * found.f_frsize
 
     def digest(self) -> Digest:
-        """Read what was written; raises OSError."""
+        """Open what was written for reading; raises OSError."""
         found = read_digest(self._path)
         if found is None:
             raise OSError(errno.EIO, "what was written can't be read")
         return found[0]
 
     def discard(self) -> None:
-        """Leave nothing behind; does nothing after a commit."""
+        """Remove the file; does nothing after a commit."""
         self._file.close()
         with suppress(OSError):
             os.unlink(self._path)
 
 
 class Blobs:
-    """The blobs of a store. What is pinned or put by this process stays until its lease ends."""
+    """The blobs of a store. Blobs that this process pinned or added stay until its lease ends."""
 
     def __init__(self, directory: str, lease: Lease, index: Index, clock: Callable[[], float]) -> None:
         self._directory = directory
@@ -91,14 +91,14 @@ class Blobs:
         self._lock = Lock()
 
     def path(self, digest: Digest) -> str:
-        """Name the file of a blob, which need not be there."""
+        """Return the path of a blob, which may not exist."""
         return os.path.join(self._home, digest.hex)
 
     def has(self, digest: Digest) -> bool:
         return os.path.isfile(self.path(digest))
 
     def incoming(self) -> Incoming:
-        """Begin a blob whose digest is not yet known; raises OSError."""
+        """Start a blob whose digest is not yet known; raises OSError."""
         make_directory(self._directory)
         self._lease.hold()
         os.makedirs(os.path.join(self._directory, "incoming"), exist_ok=True)
@@ -107,11 +107,11 @@ class Blobs:
         return Incoming(self, self._new_path())
 
     def _new_path(self) -> str:
-        """Name a file that is being written; it is swept when our lease has ended."""
+        """Return the path of a file that is being written; it is removed once our lease has ended."""
         return os.path.join(self._directory, "incoming", f"{self._lease.name}-{os.urandom(6).hex()}")
 
     def put(self, data: bytes) -> Digest:
-        """Keep bytes; raises OSError."""
+        """Store bytes; raises OSError."""
         digest = digest_of(data)
         if self.pin(digest) and self.get(digest) == data:
             return digest
@@ -140,14 +140,14 @@ class Blobs:
         return data
 
     def pin(self, digest: Digest) -> bool:
-        """Keep a blob from being collected while this process runs; tells whether it is there."""
+        """Protect a blob from collection while this process runs; tells whether it exists."""
         with self._lease.pinning(digest):
             return self.has(digest)
 
     def is_intact(self, digest: Digest) -> bool:
         """Pin a blob and tell whether it is intact: by its stat record, or by reading it.
 
-        One that is not is dropped, with a warning.
+        A corrupt blob is dropped with a warning.
         """
         if not self.pin(digest):
             return False
@@ -166,16 +166,16 @@ class Blobs:
     def judge(
         self, digest: Digest, *, sync: bool = True
     ) -> tuple[Literal["intact", "corrupt", "gone"], StatRecord | None]:
-        """Read a blob, after a sync, and tell whether it has its digest; an intact one with its stat record."""
+        """Sync and read a blob, and tell whether it matches its digest; an intact one with its stat record."""
         path = self.path(digest)
-        # Twice: another process may have put the same blob in its place while it was read.
+        # Twice: another process may have replaced the blob while it was read.
         found = read_digest(path, sync=sync) or read_digest(path, sync=sync)
         if found is None:
             return ("corrupt" if os.path.lexists(path) else "gone"), None
         return ("intact", found[1]) if found[0] == digest else ("corrupt", None)
 
     def check(self, digest: Digest) -> bool:
-        """Tell whether a blob is intact, by reading it; if not, drop it, with a warning."""
+        """Tell whether a blob is intact, by reading it; a corrupt one is dropped with a warning."""
         now = self._clock()
         verdict, stamp = self.judge(digest)
         if stamp is None:
@@ -193,7 +193,7 @@ class Blobs:
         return True
 
     def body(self, digest: Digest) -> Body | None:
-        """Give a blob for reading, pinned; None if it is not here. Reading checks it (`StoredBlobReader`)."""
+        """Open a blob for reading, pinned; None if it is missing. Reading checks it (`StoredBlobReader`)."""
         if not self.is_intact(digest):
             return None
         try:
@@ -202,7 +202,7 @@ class Blobs:
             return None
 
     def reject(self, digest: Digest, file: BinaryIO | None = None) -> None:
-        """Drop a corrupt blob, whoever uses it, with one warning; not if another than the open `file` is there now."""
+        """Drop a corrupt blob with one warning, even if it is in use; not if it is no longer the open `file`."""
         with self._lock:
             is_new = digest not in self._reported
             self._reported.add(digest)
@@ -214,11 +214,11 @@ class Blobs:
         self.drop(digest)
 
     def drop(self, digest: Digest) -> None:
-        """Remove a blob, and what is known of it."""
+        """Remove a blob, and all records of it."""
         path = self.path(digest)
         with suppress(OSError):
             if os.path.isdir(path) and not os.path.islink(path):
-                import shutil  # hardly ever
+                import shutil  # rarely needed
 
                 shutil.rmtree(path)
             else:
@@ -226,7 +226,7 @@ class Blobs:
         self.forget([digest])
 
     def forget(self, digests: list[Digest]) -> None:
-        """Forget what was known of blobs that are gone: the chunks in them, and the steps that made them."""
+        """Remove the records of deleted blobs: their chunks, and the steps that made them."""
         rows = [(one.hex,) for one in digests]
         self._index.write(
             ("DELETE FROM blob WHERE digest=?", rows),
@@ -236,7 +236,7 @@ class Blobs:
         )
 
     def all(self) -> Iterator[tuple[Digest, os.stat_result]]:
-        """List what is there, in no order; raises OutputError if the directory cannot be read."""
+        """List the existing blobs, in no order; raises OutputError if the directory cannot be read."""
         try:
             with os.scandir(self._home) as found:
                 for item in found:
@@ -259,7 +259,7 @@ class Blobs:
                 self.reject(digest)
                 os.replace(path, self.path(digest))
             size = os.stat(self.path(digest), follow_symlinks=False).st_size
-        # Without a proof: what comes next reads it once.
+        # Without a proof: the next use reads it once.
         self._index.write(
             (
                 "INSERT OR REPLACE INTO blob (digest, size, used) VALUES (?, ?, ?)",
@@ -268,12 +268,12 @@ class Blobs:
         )
 
     def _make(self) -> None:
-        """Make the layout, where it is missing; raises OSError."""
+        """Create the layout if it is missing; raises OSError."""
         if os.path.isdir(self._home):
             return
         os.makedirs(self._home, exist_ok=True)
         index = {"schemaVersion": 2, "mediaType": MEDIA_TYPE_INDEX, "manifests": []}
-        # What makes a directory a layout comes last.
+        # The file that makes a directory a layout comes last.
         for name, document in (("index.json", index), ("oci-layout", {"imageLayoutVersion": OCI_LAYOUT_VERSION})):
             path = self._new_path()
             try:
@@ -298,7 +298,7 @@ class _StoredBody:
 
     @contextmanager
     def open(self, offset: int = 0) -> Iterator[StoredBlobReader]:
-        """Open for reading from `offset`; raises LostBlobError, as does what is read."""
+        """Open for reading from `offset`; raises LostBlobError, as does reading."""
         try:
             file = open(self._blobs.path(self._digest), "rb", buffering=0)  # noqa: SIM115
         except OSError as error:
@@ -310,9 +310,9 @@ class _StoredBody:
 
 
 class StoredBlobReader:
-    """Reads a blob to its end, and checks its digest before it gives the last bytes.
+    """Reads a blob to its end, and checks its digest before it returns the last bytes.
 
-    So nobody completes a copy of a corrupt blob: it is dropped, and reading it raises LostBlobError.
+    So a copy of a corrupt blob is never completed: the blob is dropped, and reading raises LostBlobError.
     """
 
     def __init__(self, blobs: Blobs, digest: Digest, size_bytes: int, file: BinaryIO) -> None:
@@ -336,13 +336,13 @@ class StoredBlobReader:
         return data
 
     def skip(self, count_bytes: int) -> None:
-        """Pass by bytes, which are read all the same: the digest is of the whole blob."""
+        """Skip bytes, which are read anyway: the digest covers the whole blob."""
         while count_bytes and (data := self.read(min(count_bytes, _PIECE_BYTES))):
             count_bytes -= len(data)
 
 
 def _lost(blobs: Blobs, digest: Digest, error: OSError | None, file: BinaryIO | None = None) -> LostBlobError:
-    """Drop a blob that cannot be read, and say so; one that is gone already is not corrupt."""
+    """Drop an unreadable blob and return the error; a blob that is already gone is not corrupt."""
     if isinstance(error, FileNotFoundError | NotADirectoryError):
         blobs.forget([digest])
         message = f"{digest} was removed from the cache while it was in use"

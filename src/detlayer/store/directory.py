@@ -1,9 +1,9 @@
 """Where the store is, and the files in it.
 
 DIRECTORY/
-  index.sqlite       what is known: records, traces, chunks, facts of registries (`index`)
+  index.sqlite       records, traces, chunks, facts about registries (`index`)
   oci/               an OCI layout with no image: blobs/sha256/… (`blobs`)
-  leases/            what running processes use, a file for each (`lease`)
+  leases/            what running processes use, one file each (`lease`)
   incoming/          blobs that are being written
   index.lock, gc.lock
 """
@@ -20,7 +20,7 @@ _TAG = (
 
 
 def default_directory() -> str:
-    """Return the user's cache directory: $DETLAYER_CACHE_DIR, or the one of the platform."""
+    """Return the user's cache directory: $DETLAYER_CACHE_DIR, or the platform's."""
     if named := os.environ.get("DETLAYER_CACHE_DIR"):
         return named
     from platformdirs import user_cache_dir
@@ -29,12 +29,12 @@ def default_directory() -> str:
 
 
 def make_directory(path: str) -> None:
-    """Make the cache's directory, for nobody else's eyes; raises OSError."""
+    """Create the cache directory, readable only by its owner; raises OSError."""
     if os.path.isdir(path):
         return
     os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
     with suppress(FileExistsError):
-        # What is packed may be secret, and so may be where uploads go on.
+        # Packed files may be secret, and so may the URLs of uploads.
         os.mkdir(path, 0o700)
     fd = os.open(os.path.join(path, "CACHEDIR.TAG"), os.O_WRONLY | os.O_CREAT, 0o644)
     try:

@@ -1,6 +1,6 @@
-"""Stat records of trees: for each directory, its files with the blake3 of their contents. Never the files themselves.
+"""Stat records of trees: for each directory, its files with the blake3 of their contents.
 
-One row a directory: a walk asks once for each, and a change writes one.
+One row per directory: a walk reads each once, and a change writes one.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from detlayer.store.stat_record import StatRecord
 
 
 class FileRecord(NamedTuple):
-    """A file as it was when it was read. `variant` is what else decided what was packed of it."""
+    """A file at the time when it was read. `variant` is what else decided which bytes were packed."""
 
     stamp: StatRecord
     seen_ns: int
@@ -32,7 +32,7 @@ _ENCODER = msgspec.msgpack.Encoder()
 
 
 class TreeRecords:
-    """The records of one tree, which is named by bytes of the caller's making."""
+    """The records of one tree, named by a key of the caller."""
 
     def __init__(self, index: Index, tree: bytes, now: int) -> None:
         self._index = index
@@ -45,11 +45,11 @@ class TreeRecords:
         self._ahead: dict[bytes, bytes] = {}
 
     def load(self, directory: bytes) -> DirectoryRecords:
-        """Give what is known of a directory's files, by name."""
+        """Return the records of a directory's files, by name."""
         if self._id is None:
             return {}
         if directory not in self._ahead:
-            # A walk asks for nearly all, and nearly in this order: one question for many that are not large.
+            # A walk needs nearly all, nearly in this order: one query loads several small ones.
             rows = self._index.rows(
                 "SELECT path, records FROM directory WHERE tree=? AND path>=? AND (path=? OR length(records)<=?) "
                 "ORDER BY path LIMIT ?",
@@ -65,7 +65,7 @@ class TreeRecords:
             return {}
 
     def save(self, directories: Collection[tuple[bytes, DirectoryRecords]]) -> None:
-        """Keep what is known of directories, in place of what was."""
+        """Replace the records of directories."""
         if self._id is None:
             self._index.write(("INSERT OR IGNORE INTO tree (path, used) VALUES (?, ?)", [(self._tree, self._now)]))
             rows = self._index.rows("SELECT id FROM tree WHERE path=?", (self._tree,))
@@ -79,7 +79,7 @@ class TreeRecords:
         self._index.write(("INSERT OR REPLACE INTO directory (tree, path, records) VALUES (?, ?, ?)", kept))
 
     def prune(self, directories: Collection[bytes]) -> None:
-        """Forget all directories but these."""
+        """Remove the records of all other directories."""
         rows = self._index.rows("SELECT path FROM directory WHERE tree=?", (self._id,))
         gone = [(self._id, path) for (path,) in rows if path not in directories]
         if gone:

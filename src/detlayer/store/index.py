@@ -1,10 +1,10 @@
-"""The index of the store: one SQLite file that may be lost at any time. Never what a row means.
+"""The index of the store: one SQLite file that may be lost at any time. Does not know what a row means.
 
-Whatever goes wrong here is a store that knows less, never an error: a miss, and one warning where the user can do
-something about it. Values that decide bytes are sealed: a row that was changed on disk is ignored.
+Failures are cache misses, never errors, with one warning if the user can act on it. Values that decide bytes are
+sealed: a row that was changed on disk is ignored.
 
-Locks: whoever has the file open holds `index.lock` shared; making it, or making it anew, needs it alone, because
-SQLite's own files must not be taken away from under somebody.
+Locks: each process that has the file open holds `index.lock` shared. Creating or replacing the file needs it
+exclusively, because SQLite's files must not be removed while they are in use.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ Statement = tuple[str, Iterable[Sequence[object]]]
 
 
 class Index:
-    """Rows in and out. Opens at the first question; safe to use from several threads and processes."""
+    """Rows in and out. Opens at the first query; safe to use from several threads and processes."""
 
     def __init__(self, directory: str, *, reporter: Reporter | None = None) -> None:
         self.directory = directory
@@ -75,19 +75,19 @@ class Index:
         self._is_open = False
         self._is_mended = False
         self._has_warned = False
-        # Asked again by the same thread while it mends.
+        # Locked again by the same thread during a repair.
         self._lock = RLock()
 
     @property
     def is_usable(self) -> bool:
-        """Whether there is an index to ask, which opens it."""
+        """Whether there is a usable index; opens it."""
         with self._lock:
             return self._connected() is not None
 
     def rows(self, query: str, parameters: Sequence[object] = (), kinds: Sequence[type] = ()) -> list[Row]:
-        """Answer a query; nothing where nothing can be known.
+        """Run a query; no rows if the index is unusable.
 
-        Rows of other `kinds` of values are left out: in a damaged file a number may have become a text.
+        Rows with values of other `kinds` are skipped: in a damaged file a number may have become a text.
         """
         with self._lock:
             for _ in range(2):
@@ -103,7 +103,7 @@ class Index:
             return []
 
     def write(self, *statements: Statement) -> bool:
-        """Carry out statements, each for many rows, all or none; tells whether it is done."""
+        """Execute statements, each for many rows, all or none; tells whether they succeeded."""
         with self._lock:
             connection = self._connected()
             if connection is None:
@@ -121,7 +121,7 @@ class Index:
                 return False
 
     def size_bytes(self) -> int:
-        """How much of the disk the index takes."""
+        """Return the disk usage of the index in bytes."""
         found = 0
         for name in _FILES:
             with suppress(OSError):
@@ -129,11 +129,11 @@ class Index:
         return found
 
     def is_sound(self) -> bool:
-        """Read all of it, and tell whether it is as SQLite would have written it."""
+        """Check the integrity of the whole file."""
         with self._lock:
             connection = self._connected()
             if connection is None:
-                return True  # there is none; why was said
+                return True  # no index; the reason was already reported
             try:
                 return bool(connection.execute("PRAGMA integrity_check(1)").fetchall() == [("ok",)])
             except Exception as error:
@@ -141,7 +141,7 @@ class Index:
                 return False
 
     def compact(self) -> None:
-        """Give back the room of rows that are gone, if nobody else is at it."""
+        """Free the space of deleted rows, if the index is not in use elsewhere."""
         with self._lock, suppress(Exception):
             connection = self._connected()
             if connection is not None:
@@ -149,29 +149,29 @@ class Index:
                 connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
     def forget_all(self) -> None:
-        """Remove every row, whoever else has it open."""
+        """Delete all rows, even if other processes have the file open."""
         tables = self.rows("SELECT name FROM sqlite_master WHERE type='table'")
         self.write(*((f"DELETE FROM {name}", [()]) for (name,) in tables))
         self.compact()
 
     def drop(self) -> None:
-        """Forget everything, by making the file anew."""
+        """Replace the file by an empty one."""
         with self._lock:
             self._let_go()
             self._open(bad=_inode(self.path))
 
     def close(self) -> None:
-        """Let go of the file. Threads that are late find nothing, and open nothing again."""
+        """Close the file. Later queries of other threads find nothing, and do not open it again."""
         with self._lock:
             self._let_go()
             self._is_open = True
 
     def tell(self, code: str, message: str) -> None:
-        """Say what was found wrong in the store, and is mended."""
+        """Warn of damage in the store that is being repaired."""
         self._reporter.warning(code, message)
 
     def warn(self, code: str, message: str) -> None:
-        """Say why the store is of no use, once."""
+        """Warn once that the store is unusable."""
         if not self._has_warned:
             self._has_warned = True
             self._reporter.warning(code, message)
@@ -184,22 +184,22 @@ class Index:
         return self._connection
 
     def _open(self, *, bad: int = 0) -> None:
-        """Open the file, made anew if there is none that is of use, or if it is still the `bad` one (an inode)."""
+        """Open the file; create it if it is missing, unusable, or still the `bad` one (an inode)."""
         import sqlite3
 
         self._is_open = True
         try:
             make_directory(self.directory)
-            if not os.access(self.directory, os.W_OK):  # what can be read but never written only ages
+            if not os.access(self.directory, os.W_OK):  # a read-only cache only gets older
                 raise PermissionError(errno.EROFS, "it can't be written to")
             self._lock_fd = os.open(os.path.join(self.directory, "index.lock"), os.O_RDWR | os.O_CREAT, 0o600)
             if not lock(self._lock_fd, fcntl.LOCK_SH):
-                raise _BlockedError("another process is making it anew")
+                raise _BlockedError("another process is replacing it")
             connection = self._connect(bad)
             if connection is None:
                 if not lock(self._lock_fd, fcntl.LOCK_EX):
-                    raise _BlockedError("it has to be made anew, and other processes have it open")
-                # Somebody else may have made it while we waited.
+                    raise _BlockedError("it has to be replaced, but other processes have it open")
+                # Another process may have replaced it while we waited.
                 connection = self._connect(bad) or self._make()
                 fcntl.flock(self._lock_fd, fcntl.LOCK_SH)
             self._connection = connection
@@ -208,8 +208,8 @@ class Index:
             self._let_go()
             self.warn(
                 "cache-newer",
-                f"{printable(self.path)} was written by a later detlayer (schema {newer}, this one knows {SCHEMA}): "
-                "working without it; give this one a --cache-dir of its own",
+                f"{printable(self.path)} was written by a later detlayer (schema {newer}, supported: {SCHEMA}): "
+                "working without a cache; use another --cache-dir with this version",
             )
         except (OSError, sqlite3.Error, _BlockedError) as error:
             self._let_go()
@@ -217,7 +217,7 @@ class Index:
             self.warn("cache-unusable", f"{printable(self.directory)}: {reason}: working without a cache")
 
     def _connect(self, bad: int) -> sqlite3.Connection | None:
-        """Open what is there; None if it is nothing that we can use. Raises _NewerError, OSError, sqlite3.Error."""
+        """Open the existing file; None if it is unusable. Raises _NewerError, OSError, sqlite3.Error."""
         import sqlite3
 
         if _inode(self.path) in (0, bad):
@@ -227,7 +227,7 @@ class Index:
             version = connection.execute("PRAGMA user_version").fetchone()[0]
             if version == SCHEMA:
                 connection.execute("SELECT id FROM tree WHERE id < 0")
-                # Enough for an index that may be lost: a crash of the machine loses the newest rows, never the file.
+                # Enough for a cache: a crash of the machine loses the newest rows, never the file.
                 connection.execute("PRAGMA synchronous=NORMAL")
                 return connection
         except (sqlite3.Error, UnicodeDecodeError) as error:
@@ -241,7 +241,7 @@ class Index:
         return None
 
     def _make(self) -> sqlite3.Connection:
-        """Make an empty index; nobody else has it open."""
+        """Create an empty index; no other process has it open."""
         for name in _FILES:
             with suppress(FileNotFoundError):
                 os.unlink(os.path.join(self.directory, name))
@@ -272,7 +272,7 @@ class Index:
     # -- what goes wrong
 
     def _survive(self, error: Exception) -> bool:
-        """Make the best of a failed statement; tells whether to try once more. Raises what is no matter of SQLite."""
+        """Handle a failed statement; tells whether to retry. Raises errors that are not SQLite's."""
         import sqlite3
 
         if not isinstance(error, sqlite3.Error | UnicodeDecodeError):
@@ -282,7 +282,7 @@ class Index:
             self._let_go()
             self._open(bad=self._file)
             return self._connection is not None
-        # One that is locked is somebody else's for long: this answer is lost, the next need not be.
+        # A long lock by another process: only this query is lost.
         if _code(error) not in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
             self._let_go()
             self.warn("cache-unusable", f"{printable(self.path)}: {error}: working without a cache")
@@ -290,39 +290,39 @@ class Index:
 
 
 class _BlockedError(Exception):
-    """Other processes have what we would need alone."""
+    """Other processes hold a lock that we need exclusively."""
 
 
 class _NewerError(Exception):
-    """The index has a schema that this version does not know."""
+    """The index has a newer schema than this version supports."""
 
 
 def seal(key: bytes, value: bytes) -> bytes:
-    """Make a value that shows when it, or its key, is not what was written."""
+    """Seal a value, so that a change of it or its key is detected."""
     return blake3(key + value).digest(_SEAL_BYTES) + value
 
 
 def unseal(key: bytes, sealed: bytes) -> bytes | None:
-    """Give the value back; None if it is not what was written."""
+    """Return the sealed value; None if it was changed."""
     value = sealed[_SEAL_BYTES:]
     return value if sealed[:_SEAL_BYTES] == blake3(key + value).digest(_SEAL_BYTES) else None
 
 
 def _is_damage(error: Exception) -> bool:
-    """Tell a damaged file from one that is locked, full or not to be written."""
+    """Tell a damaged file from one that is locked, full or read-only."""
     import sqlite3
 
-    # SQLITE_ERROR is a table or column that is not there.
+    # SQLITE_ERROR is a missing table or column.
     return _code(error) in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR)
 
 
 def _code(error: Exception) -> int:
-    """The primary result code; what has none is of Python's module, which could not make sense of what it read."""
+    """Return the primary result code; errors without one come from Python's module, which could not decode a value."""
     return int(getattr(error, "sqlite_errorcode", 11)) & 0xFF
 
 
 def _inode(path: str) -> int:
-    """Tell which file it is; 0 if there is none."""
+    """Return the inode of the file; 0 if it is missing."""
     try:
         return os.stat(path).st_ino
     except FileNotFoundError:

@@ -1,8 +1,8 @@
-"""What running processes use, so that nobody collects it: a file for each, locked while its process lives.
+"""Protect blobs in use from collection: each process has a lease file, locked while it lives.
 
-Before a process relies on a blob it writes the digest into its lease, under a shared lock of `gc.lock`; whoever
-collects looks at the leases and removes under that lock alone. A lease whose lock can be had belongs to nobody any
-more, however its process ended.
+Before a process relies on a blob, it writes the digest into its lease, under a shared lock of `gc.lock`. A collector
+reads the leases and removes blobs under an exclusive lock. A lease that can be locked belongs to a process that has
+ended.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Survey(msgspec.Struct, frozen=True):
 
 
 class Lease:
-    """What this process uses. Made on disk at the first pin; a store that can't be written to pins nothing."""
+    """The pins of this process. Created on disk at the first pin; in a read-only store nothing is pinned."""
 
     def __init__(self, directory: str) -> None:
         self._directory = directory
@@ -43,13 +43,13 @@ class Lease:
 
     @contextmanager
     def pinning(self, digest: Digest) -> Iterator[None]:
-        """Pin a blob, and keep collectors out for as long as the context lasts."""
+        """Pin a blob, and block collectors while the context lasts."""
         with self._lock:
             if digest in self._pinned:
                 gate = -1
             else:
                 gate = self._enter(fcntl.LOCK_SH)
-                with suppress(OSError):  # a full disk; then the blob may be collected, which is a miss
+                with suppress(OSError):  # a full disk: the blob may be collected, which is a cache miss
                     self._note(digest)
         try:
             yield
@@ -58,7 +58,7 @@ class Lease:
                 os.close(gate)
 
     def hold(self) -> None:
-        """Make the lease, so that files that bear its name are left alone; raises OSError."""
+        """Create the lease, so that files with its name are kept; raises OSError."""
         with self._lock:
             gate = self._enter(fcntl.LOCK_SH)
             try:
@@ -69,7 +69,7 @@ class Lease:
 
     @contextmanager
     def collecting(self) -> Iterator[Survey | None]:
-        """Keep everybody from pinning, and say what is pinned; None if that can't be, and nothing may be removed."""
+        """Block pinning and return what is pinned; None if that is impossible and nothing may be removed."""
         gate = self._enter(fcntl.LOCK_EX)
         if gate < 0:
             yield None
@@ -84,7 +84,7 @@ class Lease:
             os.close(gate)
 
     def sweep(self) -> None:
-        """Remove what processes that are no more were writing."""
+        """Remove unfinished files of processes that have ended."""
         home = os.path.join(self._directory, "incoming")
         with suppress(OSError):
             if all(name.startswith(self.name) for name in os.listdir(home)):
@@ -106,7 +106,7 @@ class Lease:
             self._pinned.clear()
 
     def _enter(self, how: int) -> int:
-        """Take the gate; -1 where that can't be. A pin then may come too late, and what it was for is a miss."""
+        """Lock the gate; -1 if that is impossible. A pin may then come too late, which is a cache miss."""
         try:
             gate = os.open(os.path.join(self._directory, _LOCK), os.O_RDWR | os.O_CREAT, 0o600)
         except OSError:

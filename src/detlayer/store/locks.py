@@ -1,4 +1,4 @@
-"""Locks of files, for which nobody waits for ever. They end with the process that has them, however it ends."""
+"""File locks with a time limit. They end with the process that holds them, even after a crash."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _PATIENCE_S = 3.0
 
 
 def lock(fd: int, how: int) -> bool:
-    """Take a lock (`fcntl.LOCK_SH` or `LOCK_EX`), waiting a little; tells whether it is ours. Raises OSError."""
+    """Acquire a lock (`fcntl.LOCK_SH` or `LOCK_EX`), waiting briefly; tells whether it succeeded. Raises OSError."""
     until = time.monotonic() + _PATIENCE_S
     while not try_lock(fd, how):
         if time.monotonic() >= until:
@@ -20,7 +20,7 @@ def lock(fd: int, how: int) -> bool:
 
 
 def try_lock(fd: int, how: int) -> bool:
-    """Take a lock if nobody has it; raises OSError where there are none."""
+    """Acquire a lock without waiting; raises OSError if the file system has no locks."""
     try:
         fcntl.flock(fd, how | fcntl.LOCK_NB)
     except OSError as error:

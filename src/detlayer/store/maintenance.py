@@ -1,7 +1,7 @@
-"""Keeping the store in bounds and in order: what it holds, what goes, what is damaged.
+"""Maintenance of the store: usage, garbage collection, verification.
 
-Whatever a running process has pinned stays (`lease`); blobs go by when they were last used, and take with them what is
-known of them. All of it may be done while others work.
+Blobs that a running process has pinned stay (`lease`); the others are collected by time of last use, together with
+their records. Other processes may use the store meanwhile.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from detlayer.store.memory import FACT_AGE_S, SESSION_AGE_S
 if TYPE_CHECKING:
     from detlayer.store import Store
 
-MAX_BYTES = 10 << 30  # what a store may grow to before packs make room by themselves
+MAX_BYTES = 10 << 30  # packs collect garbage above this size
 MAX_AGE_S = 30 * 86400
-_ROOM = 0.8  # how much of the bound is filled again: else every pack would have to make room
+_ROOM = 0.8  # collect down to this part of the limit, so that not every pack has to
 
 
 class StoreStatistics(msgspec.Struct, frozen=True):
-    """What a store holds."""
+    """The contents of a store."""
 
     directory: str
     blobs: int
@@ -49,18 +49,18 @@ class Collected(msgspec.Struct, frozen=True):
     left: int
     left_bytes: int
     in_use: int
-    """Blobs that would have gone, were they not in use."""
+    """Blobs that were kept only because they are in use."""
 
 
 class StoreHealth(msgspec.Struct):
-    """What a look at every byte has shown. What is corrupt or without its blob was dropped."""
+    """The result of reading every byte. Corrupt entries and those without a blob were dropped."""
 
     blobs: int = 0
     blob_bytes: int = 0
     corrupt: list[Digest] = []
     is_index_sound: bool = True
     orphans: int = 0
-    """Traces and chunks whose blob is not there."""
+    """Traces and chunks whose blob is missing."""
 
     @property
     def is_sound(self) -> bool:
@@ -68,7 +68,7 @@ class StoreHealth(msgspec.Struct):
 
 
 def measure(store: Store) -> StoreStatistics:
-    """Count what is there."""
+    """Count the contents of the store."""
     sizes = [status.st_size for _, status in store.blobs.all()]
     tables = ("trace", "chunk", "tree", "directory", "place", "session")
     traces, chunks, trees, directories, facts, uploads = [
@@ -92,7 +92,7 @@ def measure(store: Store) -> StoreStatistics:
 
 
 def collect(store: Store, *, max_bytes: int | None = None, max_age_s: float | None = None) -> Collected:
-    """Remove what was not used for so long, and then the least recently used until the rest has so few bytes.
+    """Remove entries unused for `max_age_s`, and then the least recently used until the rest is within the limit.
 
     Raises OutputError if the store cannot be read.
     """
@@ -105,8 +105,8 @@ def collect(store: Store, *, max_bytes: int | None = None, max_age_s: float | No
         if survey is None:
             raise OutputError(
                 "cache-closed",
-                f"cannot tell which blobs of {printable(store.directory)} are in use",
-                "try again; if that does not help, check the disk of the cache",
+                f"cannot determine which blobs of {printable(store.directory)} are in use",
+                "try again; if it fails again, check the disk of the cache",
             )
         found = [(used.get(one.hex, status.st_mtime), one, status.st_size) for one, status in store.blobs.all()]
         found.sort(key=lambda each: (each[0], each[1].hex))
@@ -141,19 +141,19 @@ def collect(store: Store, *, max_bytes: int | None = None, max_age_s: float | No
 
 
 def make_room(store: Store, max_bytes: int = MAX_BYTES) -> Collected | None:
-    """Collect if a store has grown over its bound, as every pack that adds to it asks."""
+    """Collect garbage if a store exceeds its limit; every pack that adds to it calls this."""
     rows = store.index.rows("SELECT sum(size) FROM blob", (), (int,))
     if not rows or rows[0][0] <= max_bytes:
         return None
     try:
         return collect(store, max_bytes=int(max_bytes * _ROOM))
-    except OutputError as error:  # what was packed is there all the same
+    except OutputError as error:  # the pack itself succeeded
         store.index.warn("cache-unusable", f"{error.message}: it grows beyond {max_bytes} bytes")
         return None
 
 
 def examine(store: Store) -> StoreHealth:
-    """Read every blob and the whole index, and drop what is corrupt or cannot be read."""
+    """Read every blob and the whole index, and drop corrupt or unreadable entries."""
     found = StoreHealth()
     if not store.index.is_sound():
         found.is_index_sound = False
@@ -180,7 +180,7 @@ def examine(store: Store) -> StoreHealth:
 
 
 def clear(store: Store) -> Collected:
-    """Remove all that is not in use, and everything that is known."""
+    """Remove everything that is not in use, and all records."""
     collected = collect(store, max_bytes=0)
     store.index.forget_all()
     return collected

@@ -1,7 +1,7 @@
-"""What is remembered of registries: the `Memory` of `oci.ports`, kept in the index and among the blobs.
+"""Facts about registries: the `Memory` of `oci.ports`, stored in the index and as blobs.
 
-Only what was seen to be there is kept, with its age; that something is missing is never kept. Nothing here is secret:
-whom a registry took us for is a name that the caller made. It forgets rather than fails.
+Only positive results are stored, with their time. Nothing here is secret: the principal is a name that the caller
+made. A failure to store is not an error.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from detlayer.store.blobs import Blobs
 from detlayer.store.index import Index
 
 FACT_AGE_S = 6 * 3600
-SESSION_AGE_S = 24 * 3600  # registries drop uploads that rest for longer, most sooner
-_AHEAD_S = 60  # a fact from further ahead was kept before the clock was set back
-_AT_ONCE = 400  # parameters of one query; SQLite's own bound was 999 for long
+SESSION_AGE_S = 24 * 3600  # registries drop idle uploads after at most this long
+_AHEAD_S = 60  # a fact from further in the future was stored before the clock was set back
+_AT_ONCE = 400  # parameters per query; SQLite's limit used to be 999
 _PROOFS = ("uploaded", "mounted", "seen", "inferred")
 
 
@@ -32,7 +32,7 @@ class RegistryMemory:
         self._clock = clock
 
     def locations(self, registry: str, principal: str, digests: Collection[Digest]) -> list[BlobLocation]:
-        """Say which repositories of a registry are known to have any of these, the newest fact first."""
+        """Return which repositories of a registry are known to have any of these, the newest fact first."""
         now = self._clock()
         found = []
         wanted = sorted({one.hex for one in digests})
@@ -53,7 +53,7 @@ class RegistryMemory:
         ]
 
     def remember(self, principal: str, locations: Collection[BlobLocation]) -> None:
-        """Keep facts, as of now; older ones of any registry that nobody would believe any more go."""
+        """Store facts with the current time; expired facts of all registries are removed."""
         if not locations:
             return
         now = int(self._clock())
@@ -66,7 +66,7 @@ class RegistryMemory:
         )
 
     def forget(self, principal: str, name: RepositoryName, digests: Collection[Digest] | None = None) -> None:
-        """Drop facts that proved wrong; without `digests` all facts of the repository."""
+        """Remove facts that proved wrong; without `digests` all facts of the repository."""
         if digests is None:
             key = (name.registry, principal, name.repository)
             self._index.write(("DELETE FROM place WHERE registry=? AND principal=? AND repository=?", [key]))
@@ -78,7 +78,7 @@ class RegistryMemory:
             )
 
     def session(self, principal: str, name: RepositoryName, digest: Digest) -> Session | None:
-        """Say what is known of an upload that did not end."""
+        """Return the state of an unfinished upload."""
         now = self._clock()
         rows = self._index.rows(
             "SELECT location, offset FROM session WHERE registry=? AND principal=? AND digest=? AND repository=? "
@@ -89,7 +89,7 @@ class RegistryMemory:
         return Session(*rows[0]) if rows else None
 
     def keep_session(self, principal: str, name: RepositoryName, digest: Digest, session: Session | None) -> None:
-        """Keep the newest state of an upload; None when it is over."""
+        """Store the newest state of an upload; None when it is finished."""
         key = (name.registry, principal, digest.hex, name.repository)
         now = int(self._clock())
         if session is None:
@@ -107,10 +107,10 @@ class RegistryMemory:
         )
 
     def document(self, digest: Digest) -> bytes | None:
-        """Recall a manifest, an index or a config: its bytes are what the digest says."""
+        """Return a manifest, index or config whose bytes match the digest."""
         return self._blobs.get(digest)
 
     def keep_document(self, data: bytes) -> None:
-        """Keep a document under its digest."""
+        """Store a document under its digest."""
         with suppress(OSError):  # a full disk: it is fetched again
             self._blobs.put(data)

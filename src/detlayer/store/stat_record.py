@@ -1,7 +1,7 @@
-"""What a stat record promises: a file that still has it holds what it held (SPEC 10.2). Never content, never the clock.
+"""What a stat record proves: while a file has the same record, its content is unchanged (SPEC 10.2).
 
-The record is size, mtime, ctime, inode and device. No user can set a ctime, so any change moves it; unless the change
-came within one tick of the file system's clock, which is why a record that is too young for its file proves nothing.
+The record is size, mtime, ctime, inode and device. Users cannot set a ctime, so any change moves it, unless the change
+came within one tick of the file system's clock. So a record that is too young proves nothing.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ _COARSE_NS = 2_000_000_000
 
 
 def stat_record_of(status: os.stat_result) -> StatRecord:
-    """Take the stat record of a file."""
+    """Return the stat record of a file."""
     return status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino, status.st_dev
 
 
 def is_racy(stamp: StatRecord, seen_ns: int) -> bool:
-    """Tell whether a file could have changed after it was `seen`, and still have this record.
+    """Tell whether a file may have changed after it was `seen`, and still have this record.
 
-    So could one whose ctime is ahead: then the clock was set back.
+    Also true if its ctime is in the future: the clock was set back.
     """
     ctime_ns = stamp[2]
     return ctime_ns + (_TICK_NS if ctime_ns % 1_000_000 else _COARSE_NS) >= seen_ns

@@ -1,6 +1,6 @@
-"""Traces: what a step gave for a key, and the blobs that it made; where compressed chunks are. Never what a step is.
+"""Traces: the results of a step by key with their blobs, and positions of compressed chunks.
 
-A key is bytes of the caller's making that name all that the step depends on.
+A key is made by the caller and covers everything that the step depends on.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ import msgspec
 from detlayer.oci.types import Digest
 from detlayer.store.index import Index, Statement, seal, unseal
 
-_TOUCH_S = 3600  # how exactly it is known when something was last used
+_TOUCH_S = 3600  # precision of the time of last use
 
 
 class Spot(NamedTuple):
-    """Where in a blob a chunk's compressed bytes are, with their own blake3."""
+    """The position of a chunk's compressed bytes in a blob, with their blake3."""
 
     offset_bytes: int
     size_bytes: int
@@ -31,9 +31,9 @@ class Trace(msgspec.Struct, frozen=True):
     step: str
     results: bytes
     about: str = ""
-    """What is known of them without the key."""
+    """What is known of the results without the key."""
     is_local: bool = False
-    """Whether it means nothing on other machines."""
+    """Whether it is valid only on this machine."""
     blobs: Collection[Digest] = ()
     chunks: Sequence[tuple[bytes, Digest, Spot]] = ()
 
@@ -45,7 +45,7 @@ class TraceStore:
         self._index = index
 
     def get(self, key: bytes, now: int) -> bytes | None:
-        """Recall the results of a step; None if there is no trace. Its blobs are the caller's to ask for."""
+        """Return the results of a step; None if there is no trace. The caller has to check for its blobs."""
         rows = self._index.rows("SELECT results, used FROM trace WHERE key=?", (key,), (bytes, int))
         if not rows:
             return None
@@ -54,13 +54,13 @@ class TraceStore:
         return unseal(key, rows[0][0])
 
     def resembles(self, step: str, about: str = "") -> bool:
-        """Tell whether a step has any trace, or one of which the same was said."""
+        """Tell whether a step has any trace, or one with this `about`."""
         if about:
             return bool(self._index.rows("SELECT 1 FROM trace WHERE step=? AND about=? LIMIT 1", (step, about)))
         return bool(self._index.rows("SELECT 1 FROM trace WHERE step=? LIMIT 1", (step,)))
 
     def put(self, trace: Trace, now: int) -> bool:
-        """Keep a trace, all or nothing; tells whether it is kept."""
+        """Store a trace, all or nothing; tells whether it succeeded."""
         key = trace.key
         statements: list[Statement] = [
             (
@@ -77,11 +77,11 @@ class TraceStore:
         return self._index.write(*statements)
 
     def drop(self, key: bytes) -> None:
-        """Forget a trace that proved wrong."""
+        """Remove a trace that proved wrong."""
         self._index.write(("DELETE FROM trace WHERE key=?", [(key,)]), ("DELETE FROM trace_blob WHERE key=?", [(key,)]))
 
     def find_chunk(self, chunk: bytes) -> tuple[Digest, Spot] | None:
-        """Say where a chunk's compressed bytes are, or were."""
+        """Return the position of a chunk's compressed bytes, which may be outdated."""
         rows = self._index.rows("SELECT digest, spot FROM chunk WHERE key=?", (chunk,), (str, bytes))
         if not rows:
             return None
@@ -90,7 +90,7 @@ class TraceStore:
         return (blob, spot) if spot is not None else None
 
     def chunks_in(self, blob: Digest) -> dict[bytes, Spot]:
-        """Say which chunks are, or were, in a blob, and where."""
+        """Return the chunks in a blob and their positions, which may be outdated."""
         rows = self._index.rows("SELECT key, spot FROM chunk WHERE digest=?", (blob.hex,), (bytes, bytes))
         found = {key: _unpack(key, blob, sealed) for key, sealed in rows}
         return {key: spot for key, spot in found.items() if spot is not None}

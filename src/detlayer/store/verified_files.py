@@ -1,4 +1,4 @@
-"""Files that are known to hold a blob by their stat records: ours, and outputs that we wrote. Read when in doubt."""
+"""Files that are known by their stat records to contain a blob: our own, and outputs. Read in case of doubt."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ _PIECE_BYTES = 1 << 20
 
 
 def prove(stamp: StatRecord, seen_ns: int, digest: Digest) -> bytes:
-    """Write down that a file with this record held a blob."""
+    """Encode that a file with this record contained a blob."""
     return seal(digest.hex.encode(), msgspec.msgpack.encode((stamp, seen_ns)))
 
 
 def holds(proof: bytes | None, stamp: StatRecord, digest: Digest) -> bool:
-    """Tell whether a file with this record must still hold the blob."""
+    """Tell whether a file with this record must still contain the blob."""
     data = unseal(digest.hex.encode(), proof) if proof is not None else None
     try:
         known, seen_ns = msgspec.msgpack.decode(data, type=tuple[StatRecord, int]) if data is not None else ((), 0)
@@ -31,9 +31,9 @@ def holds(proof: bytes | None, stamp: StatRecord, digest: Digest) -> bool:
 
 
 def read_digest(path: str, *, sync: bool = False) -> tuple[Digest, StatRecord] | None:
-    """Read a file and tell what it holds; None if it can't be read or did not hold still.
+    """Read a file and return its digest; None if it can't be read or changed meanwhile.
 
-    With `sync` it is then on the disk, too.
+    With `sync`, it is then also on disk.
     """
     sha = hashlib.sha256()
     try:
@@ -52,14 +52,14 @@ def read_digest(path: str, *, sync: bool = False) -> tuple[Digest, StatRecord] |
 
 
 class VerifiedOutputs:
-    """Outputs that hold what they should: writing them again would change nothing but their times."""
+    """Outputs that are up to date: writing them again would only change their times."""
 
     def __init__(self, index: Index, clock: Callable[[], float]) -> None:
         self._index = index
         self._clock = clock
 
     def holds(self, path: str, digest: Digest, size_bytes: int) -> bool:
-        """Tell whether a file holds a blob; one that we did not write is not even read."""
+        """Tell whether a file contains a blob; a file that we did not write is not read."""
         rows = self._index.rows("SELECT digest, proof FROM output WHERE path=?", (os.fsencode(path),), (str, bytes))
         if not rows or rows[0][0] != digest.hex:
             return False
@@ -75,7 +75,7 @@ class VerifiedOutputs:
         return found is not None and found[0] == digest
 
     def keep(self, paths: list[str], digest: Digest) -> None:
-        """Remember what was just written."""
+        """Record the outputs that were just written."""
         rows = []
         now = self._clock()
         for path in paths:

@@ -1,4 +1,4 @@
-"""Sources on disk become entries, in order, with content that opens on demand (SPEC 3, 4). Knows no tar, no hashing."""
+"""Sources on disk to ordered entries, whose content opens on demand (SPEC 3, 4). Does not know tar or hashes."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def walk(
     reporter: Reporter | None = None,
     keep_paths: bool = False,
 ) -> Walk:
-    """Start a walk, whose iteration gives the normalised entries of all sources in order."""
+    """Start a walk, which iterates over the normalised entries of all sources in order."""
     return Walk(
         sources,
         profile=profile or Profile(),
@@ -49,14 +49,14 @@ def walk(
 
 
 def takes(source: Source, path: bytes, *, is_dir: bool = False) -> bool:
-    """Tell whether a walk of `source` would take a file (or directory) at `path`, were it there; raises TreeError."""
+    """Tell whether a walk of `source` would include a file or directory at `path`; raises TreeError."""
     try:
         root, inside = os.fsencode(real_path(os.fsdecode(source.path))), os.fsencode(real_path(os.fsdecode(path)))
         is_tree = leads_to_dir(root)
     except OSError as error:
         fail(error, os.fsencode(error.filename or path))
     if root == inside:
-        return is_dir or not is_tree  # a file that is to replace a directory is refused as such
+        return is_dir or not is_tree  # replacing a directory with a file is rejected elsewhere
     if not is_tree or os.path.commonpath([root, inside]) != root:
         return False
     parts = os.path.relpath(inside, root).decode("utf-8", "surrogateescape").split("/")

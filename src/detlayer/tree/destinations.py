@@ -1,4 +1,4 @@
-"""The destinations of sources, before the walk: a small tree of named paths (SPEC 4.4, 4.5)."""
+"""The destinations of sources, before the walk: a tree of named paths (SPEC 4.4, 4.5)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from detlayer.tree.stable_read import fail
 
 
 class Node(msgspec.Struct):
-    """A path that a destination or whiteout names: a directory with what goes there, one file, or a marker."""
+    """A path of a destination or whiteout: a directory with its contents, one file, or a marker."""
 
     path: bytes
     children: dict[bytes, Node] = msgspec.field(default_factory=dict)
@@ -30,7 +30,7 @@ class Node(msgspec.Struct):
         return self.file is None and not self.is_marker
 
     def __str__(self) -> str:
-        """Who asked for it, for messages."""
+        """Name the source of this path in messages."""
         if self.file is not None or self.roots:
             return str(self.file or self.roots[0])
         if self.is_marker:
@@ -42,13 +42,13 @@ class Node(msgspec.Struct):
 
 
 def find_destinations(sources: Sequence[Source], selection: Selection) -> Node:
-    """Put every source and marker where it goes; raises TreeError for collisions, ConfigError for bad destinations."""
+    """Place every source and marker; raises TreeError for collisions, ConfigError for invalid destinations."""
     top = Node(b"")
     for source in sources:
         try:
             mode = os.stat(source.path).st_mode
         except (FileNotFoundError, NotADirectoryError, ValueError) as error:
-            raise TreeError("source-missing", f"there is no {source}", "check the path: SOURCE[:DEST]") from error
+            raise TreeError("source-missing", f"{source} not found", "check the path: SOURCE[:DEST]") from error
         except OSError as error:
             if error.errno == errno.ELOOP:
                 raise TreeError("source-missing", f"{source} is a symlink to itself", "name another path") from error
@@ -59,7 +59,7 @@ def find_destinations(sources: Sequence[Source], selection: Selection) -> Node:
         elif stat.S_ISREG(mode):
             _leaf(top, source.dest, selection, str(source)).file = source
         else:
-            raise TreeError("special-files", f"{source} is neither a directory nor a file", "name one of these")
+            raise TreeError("special-files", f"{source} is neither a directory nor a file", "name a directory or file")
     for path in dict.fromkeys(selection.whiteouts):
         above, slash, name = path.rpartition(b"/")
         _leaf(top, above + slash + WHITEOUT_PREFIX + name, selection, "--whiteout", is_marker=True)
@@ -72,13 +72,13 @@ def find_destinations(sources: Sequence[Source], selection: Selection) -> Node:
 def collide(path: bytes, one: str, other: str, detail: str = "") -> NoReturn:
     raise TreeError(
         "collision",
-        f"{printable(path)} comes from {one} and from {other}{detail}",
+        f"{printable(path)} comes from both {one} and {other}{detail}",
         "exclude it from one of them, or choose another destination",
     )
 
 
 def _branch(top: Node, path: bytes, selection: Selection, who: str) -> Node:
-    """Find or make the directory at `path`, and those above it."""
+    """Return the directory at `path`, creating it and its parents as needed."""
     node = top
     if path:
         check_path(path)
@@ -91,8 +91,8 @@ def _branch(top: Node, path: bytes, selection: Selection, who: str) -> Node:
                 better = "run/lock" if better == "lock" else better
                 raise ConfigError(
                     "merged-usr-parent",
-                    f"{who}: a directory /{shown} in a layer replaces the symlink of that name on current bases",
-                    f"use /{better} instead, or --allow-parent /{shown} if the base has a real directory there",
+                    f"{who}: a directory /{shown} in a layer replaces the symlink of that name in current base images",
+                    f"use /{better} instead, or --allow-parent /{shown} if /{shown} is a directory in the base",
                 )
             node = node.children.setdefault(name, Node(below))
             if not node.is_dir:
@@ -116,6 +116,6 @@ def _check_name(name: bytes, path: bytes, who: str) -> None:
     if name.startswith(WHITEOUT_PREFIX):
         raise TreeError(
             "whiteout-name",
-            f"{who}: in the destination {printable(path)}, engines would take {printable(name)} for a deletion",
+            f"{who}: in the destination {printable(path)}, engines interpret {printable(name)} as a whiteout",
             "choose another destination; to delete a file of the base, use --whiteout PATH",
         )

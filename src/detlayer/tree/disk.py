@@ -1,7 +1,7 @@
-"""Directories and files on disk, held by descriptor, and what can go wrong with them. Knows no destination, no order.
+"""Directories and files on disk, held by descriptor, and their errors. Does not know destinations or order.
 
-Everything is opened relative to an open directory and never through a symlink, so a tree that changes under the walk
-can't lead it outside; what changed is an error that names it.
+Everything is opened relative to an open directory and never through a symlink, so a tree that changes during the walk
+can't redirect it; a change is an error that names the path.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from detlayer.tree.source import Source
 from detlayer.tree.stable_read import CHANGED_AGAIN, changed, difference, fail, settle, steady
 
 _OPEN_DIR = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
-# Not blocking: what was a file when it was listed may be a FIFO by now.
+# Non-blocking: a listed file may have been replaced by a FIFO.
 _OPEN_FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
 
 
 class Dir:
-    """A directory of one source. `fd` is None while it is not open; it is found again by device and inode.
+    """A directory of one source. `fd` is None while it is closed; it is reopened by device and inode.
 
-    Where there is a `listing`, what a scan saw in it a moment ago, it is not looked into again.
+    With a `listing`, the result of a scan a moment ago, it is not read again.
     """
 
     __slots__ = ("fd", "identity", "listing", "name", "parent", "relative", "source")
@@ -46,10 +46,10 @@ class Dir:
         self.fd: int | None = None
         self.identity = identity
         self.relative: str = above.relative + name.decode("utf-8", "surrogateescape") + "/" if above is not None else ""
-        """Path below the source's root, with a `/` behind it unless it is the root itself."""
+        """Path below the source's root with a trailing `/`, empty for the root itself."""
 
     def lineage(self) -> list[Dir]:
-        """This directory and those above it, the source's root first."""
+        """This directory and its parents, the source's root first."""
         found: list[Dir] = []
         at: Dir | None = self
         while at is not None:
@@ -59,11 +59,11 @@ class Dir:
 
     @property
     def path(self) -> bytes:
-        """Where it is on disk, as far as messages go."""
+        """Return its path on disk for messages."""
         return os.path.join(self.source.path, *(directory.name for directory in self.lineage()[1:]))
 
     def open(self) -> None:
-        """Open it, relative to the directory above; raises TreeError."""
+        """Open it relative to its parent; raises TreeError."""
         above = self.parent
         try:
             if above is None:
@@ -82,7 +82,7 @@ class Dir:
         identity = (status.st_dev, status.st_ino)
         if self.identity not in (None, identity):
             os.close(fd)
-            raise changed(self.path, "is another directory than a moment ago")
+            raise changed(self.path, "was replaced by another directory")
         self.fd, self.identity = fd, identity
 
     def _open_from_root(self) -> int:
@@ -97,13 +97,13 @@ class Dir:
         return fd
 
     def reopen_parent(self) -> bool:
-        """Open the directory above from here, if it is still the same one."""
+        """Open the parent directory from here, if it is still the same one."""
         above = self.parent
         if above is None or above.fd is not None or self.fd is None:
             return False
         try:
             fd = os.open(b"..", _OPEN_DIR, dir_fd=self.fd)
-        except OSError:  # it is opened from the root instead
+        except OSError:  # it is reopened from the root instead
             return False
         try:
             status = os.fstat(fd)
@@ -118,13 +118,13 @@ class Dir:
 
     def close(self) -> None:
         if self.fd is not None:
-            # Forgotten first: were an interrupt to come between, closing twice could hit somebody else's descriptor.
+            # Cleared first: after an interrupt, a second close could hit a reused descriptor.
             fd, self.fd = self.fd, None
             os.close(fd)
 
 
 class Found:
-    """Something in a directory (or, without a name, the directory itself), as lstat saw it."""
+    """An entry of a directory (or, without a name, the directory itself), as returned by lstat."""
 
     __slots__ = ("dir", "name", "stat")
 
@@ -139,7 +139,7 @@ class Found:
 
     @property
     def path(self) -> bytes:
-        """Where it is on disk, as far as messages go."""
+        """Return its path on disk for messages."""
         return os.path.join(self.dir.path, self.name) if self.name else self.dir.path
 
     def __str__(self) -> str:
@@ -147,22 +147,22 @@ class Found:
 
 
 class FileContent:
-    """Content and reader in one: a file of the tree that must stay what lstat saw, of which one state is read."""
+    """Content and reader in one: a file of the tree that must match its lstat, and is read in one state."""
 
     __slots__ = ("_fd", "_status", "found", "is_steady")
 
     def __init__(self, found: Found) -> None:
         self.found = found
-        """The file, as lstat saw it."""
+        """The file's stat from lstat."""
         self._fd = -1
         self._status = found.stat
-        """What the file must still be after a read."""
+        """What the stat after a read must match."""
         self.is_steady = True
-        """False once its ctime was seen to change while it was read."""
+        """False once its ctime changed during a read."""
 
     @property
     def variant(self) -> bytes:
-        """What else than the file decides what is read of it."""
+        """What else, besides the file, decides the bytes read."""
         return b""
 
     def open(self) -> ContentReader:
@@ -171,7 +171,7 @@ class FileContent:
         try:
             if found.dir.fd is not None:
                 self._fd = os.open(found.name, _OPEN_FILE, dir_fd=found.dir.fd)
-            else:  # a file that was named itself; its directory is not walked
+            else:  # a single file as a source; its directory is not walked
                 self._fd = os.open(found.path, _OPEN_FILE)
         except OSError as error:
             fail(error, found.path)
@@ -180,7 +180,7 @@ class FileContent:
     def read_into(self, buffer: memoryview) -> int:
         try:
             done = os.readv(self._fd, (buffer,))
-            while done < len(buffer):  # a signal, the kernel's 2 GiB a call, or the end
+            while done < len(buffer):  # short reads: a signal, or the kernel's limit of 2 GiB per call
                 count = os.readv(self._fd, (buffer[done:],))
                 if not count:
                     break
@@ -218,7 +218,7 @@ class FileContent:
 
 
 class BytecodeContent(FileContent):
-    """A .pyc whose recorded mtime becomes its source's normalised one, where that source is in the tree (SPEC 4.8)."""
+    """A .pyc whose recorded mtime becomes its source's normalised one, if the source is in the tree (SPEC 4.8)."""
 
     __slots__ = ("_is_sought", "_profile", "_source", "_started")
 
@@ -258,7 +258,7 @@ class BytecodeContent(FileContent):
         return count
 
     def _sought(self) -> os.stat_result | None:
-        """Look at the source file once: what is packed and its record are of the same one."""
+        """Stat the source file once, so that its content and its record match."""
         if not self._is_sought:
             self._source = self._seek()
             self._is_sought = True
@@ -272,7 +272,7 @@ class BytecodeContent(FileContent):
         home = directory.parent if in_pycache else directory
         if name is None or home is None:
             return None
-        if home.listing is not None:  # which has only what is packed
+        if home.listing is not None:  # which contains only packed entries
             status = home.listing.found.get(name)
             return status if status is not None and stat.S_ISREG(status.st_mode) else None
         try:
@@ -292,8 +292,8 @@ class BytecodeContent(FileContent):
 def read_xattrs(found: Found, profile: Profile) -> tuple[tuple[bytes, bytes], ...]:
     """Read the extended attributes that the profile keeps, sorted; raises TreeError and ConfigError."""
     if not hasattr(os, "listxattr"):
-        raise ConfigError("xattrs-unsupported", "only Linux lets extended attributes be read", "leave --xattrs out")
-    # There is no listxattrat; the descriptor's own name in /proc keeps the path relative to what is open.
+        raise ConfigError("xattrs-unsupported", "extended attributes are supported only on Linux", "omit --xattrs")
+    # There is no listxattrat; the descriptor's name in /proc keeps the path relative to the open directory.
     where = found.dir.path if found.dir.fd is None else b"/proc/self/fd/%d" % found.dir.fd
     path = os.path.join(where, found.name) if found.name else where
     follow = not found.name
@@ -310,11 +310,11 @@ def read_xattrs(found: Found, profile: Profile) -> tuple[tuple[bytes, bytes], ..
     except OSError as error:
         if error.errno == errno.ENOTSUP:
             return ()
-        if error.errno == errno.ENODATA:  # it was there when they were listed
-            raise changed(found.path, "lost an extended attribute while they were read") from error
+        if error.errno == errno.ENODATA:  # removed since they were listed
+            raise changed(found.path, "lost an extended attribute while it was read") from error
         fail(error, found.path)
 
 
 def seconds(status: os.stat_result) -> int:
-    """The mtime in whole seconds, rounded down; the float `st_mtime` would round some up."""
+    """Return the mtime in whole seconds, rounded down; the float `st_mtime` may round up."""
     return status.st_mtime_ns // 1_000_000_000

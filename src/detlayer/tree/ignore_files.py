@@ -1,4 +1,4 @@
-"""Files with patterns that leave paths out: `.detlayerignore` of a source, and those that are named (SPEC 4.9)."""
+"""Files of exclude patterns: the `.detlayerignore` of a source, and those given by option (SPEC 4.9)."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ def find_ignore_file(directory: str) -> str | None:
 
 
 def read_own_patterns(directory: str) -> list[Pattern]:
-    """Read the patterns that a directory has in its ignore file, which is left out itself; raises ConfigError."""
+    """Read the ignore file of a directory, whose patterns exclude the file itself; raises ConfigError."""
     path = find_ignore_file(directory)
-    # Its own pattern comes first, so that a later line can bring it back.
+    # Its own pattern comes first, so that a later line can re-include it.
     return [*parse_patterns(["/" + IGNORE_FILE]), *read_ignore_files([path])] if path is not None else []
 
 

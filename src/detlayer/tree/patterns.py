@@ -1,8 +1,8 @@
-"""Patterns in gitignore syntax: which paths of a source to pack, and which entries a rule is for. Never the disk.
+"""Patterns in gitignore syntax: which paths of a source to pack, and which entries a rule applies to.
 
-pathspec translates a pattern to a regular expression; what git adds around that is here: each path is judged by itself,
-the last pattern that matches wins, a pattern ending in `/` is for directories only, and below an excluded directory
-nothing can come back (gitignore(5), "PATTERN FORMAT"). SPEC 4.9.
+pathspec translates a pattern to a regular expression. The rules of git around it are here: each path is judged by
+itself, the last matching pattern wins, a pattern ending in `/` matches only directories, and nothing below an excluded
+directory can be re-included (gitignore(5), "PATTERN FORMAT"). SPEC 4.9.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from detlayer.layer.entry import MAX_OWNER, Owner
 
 
 class Pattern(msgspec.Struct, frozen=True):
-    """One compiled pattern. `negated` brings back what an earlier one excluded."""
+    """One compiled pattern. `negated` re-includes paths that an earlier one excluded."""
 
     text: str
     negated: bool
@@ -30,7 +30,7 @@ class Pattern(msgspec.Struct, frozen=True):
         if self.dirs_only and not is_dir:
             return False
         match = self.regex.search(path)
-        # pathspec lets a pattern for a directory match what lies below, and marks the slash where it did.
+        # pathspec lets a pattern for a directory match paths below it, and marks the slash where it did.
         return match is not None and match.groupdict().get("ps_d") is None
 
 
@@ -43,12 +43,12 @@ def parse_pattern(text: str) -> Pattern | None:
     dirs_only = line.endswith("/") and not line.endswith("\\/") and line.strip("/!") != ""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # of brackets that a later `re` may read otherwise
+            warnings.simplefilter("ignore", FutureWarning)  # about brackets that a later `re` may read differently
             compiled = GitIgnoreSpecPattern(_kept_blank(line[:-1]) if dirs_only else line)
             regex = None if compiled.regex is None else _git_regex(compiled.regex.pattern)
     except (GitIgnorePatternError, re.error) as error:
         raise ConfigError(
-            "pattern-invalid", f"{printable(text)!r} is no gitignore pattern", "see gitignore(5) for the syntax"
+            "pattern-invalid", f"invalid gitignore pattern {printable(text)!r}", "see `man gitignore` for the syntax"
         ) from error
     if compiled.include is None or regex is None:
         return None
@@ -56,8 +56,8 @@ def parse_pattern(text: str) -> Pattern | None:
 
 
 def _git_regex(pattern: str) -> re.Pattern[str]:
-    """Correct what pathspec's expressions do otherwise than git: a bracket never matches a slash, a name may hold line
-    breaks, and its end is the end, not the place before a last line break."""
+    """Correct where pathspec's expressions differ from git: a bracket never matches a slash, names may contain line
+    breaks, and `$` must not match before a final line break."""
     guarded = _BRACKET.sub(
         lambda found: found[0] if found[0][0] == "\\" or found[0] == "[^/]" else "(?!/)" + found[0], pattern
     )
@@ -78,19 +78,19 @@ def _kept_blank(stem: str) -> str:
 
 
 def _git_line(text: str) -> str:
-    """Spell a line so that pathspec reads it as git does: spaces and tabs at the end, and POSIX character classes."""
+    """Rewrite a line so that pathspec reads it as git does: trailing spaces and tabs, and POSIX character classes."""
     line = text.rstrip(" ")
     backslashes = len(line) - len(line.rstrip("\\"))
     if len(line) < len(text) and backslashes % 2:
         line = line[:-1] + "[ ]"  # an escaped space is kept
     elif line and line[-1].isspace():
-        line = f"{line[:-1]}[{line[-1]}]"  # git drops spaces only
-    line = _ASTERISKS.sub(lambda found: found[1] or "**", line)  # to git, three are as good as two
-    line = line.replace("[!/]", "?").replace("[^/]", "?")  # pathspec divides at every slash
+        line = f"{line[:-1]}[{line[-1]}]"  # git strips only spaces
+    line = _ASTERISKS.sub(lambda found: found[1] or "**", line)  # git reads three as two
+    line = line.replace("[!/]", "?").replace("[^/]", "?")  # pathspec splits at every slash
     return _POSIX_CLASS.sub(lambda found: _POSIX_CLASSES[found[1]], line)
 
 
-# What git's wildmatch makes of [:name:] between brackets.
+# The expansion of [:name:] between brackets in git's wildmatch.
 _POSIX_CLASSES = {
     "alnum": "0-9A-Za-z",
     "alpha": "A-Za-z",
@@ -105,12 +105,12 @@ _POSIX_CLASS = re.compile(rf"\[:({'|'.join(_POSIX_CLASSES)}):\]")
 
 
 def parse_patterns(lines: Iterable[str]) -> tuple[Pattern, ...]:
-    """Compile lines in order, leaving out blanks and comments. Raises ConfigError."""
+    """Compile lines in order, skipping blanks and comments. Raises ConfigError."""
     return tuple(pattern for pattern in map(parse_pattern, lines) if pattern is not None)
 
 
 def read_ignore_file(data: bytes, name: str) -> tuple[Pattern, ...]:
-    """Compile the bytes of an ignore file; raises ConfigError that names it."""
+    """Compile the bytes of an ignore file; raises ConfigError with its name."""
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError:
@@ -119,7 +119,7 @@ def read_ignore_file(data: bytes, name: str) -> tuple[Pattern, ...]:
 
 
 def excluded(patterns: tuple[Pattern, ...], path: str, is_dir: bool) -> bool:
-    """Judge one path by itself: the last pattern that matches wins. Directories above it are the walk's to judge."""
+    """Judge one path by itself: the last matching pattern wins. The walk judges its parent directories."""
     for pattern in reversed(patterns):
         if pattern.matches(path, is_dir):
             return not pattern.negated
@@ -127,7 +127,7 @@ def excluded(patterns: tuple[Pattern, ...], path: str, is_dir: bool) -> bool:
 
 
 class ModeRules(msgspec.Struct, frozen=True):
-    """`--chmod`: the mode of the last pattern that matches a written path."""
+    """`--chmod`: the mode of the last pattern that matches a path."""
 
     rules: tuple[tuple[Pattern, int], ...]
 
@@ -137,7 +137,7 @@ class ModeRules(msgspec.Struct, frozen=True):
 
 
 class OwnerRules(msgspec.Struct, frozen=True):
-    """`--chown`: the owner of the last pattern that matches a written path."""
+    """`--chown`: the owner of the last pattern that matches a path."""
 
     rules: tuple[tuple[Pattern, Owner], ...]
 
@@ -147,26 +147,26 @@ class OwnerRules(msgspec.Struct, frozen=True):
 
 
 def parse_mode_rules(texts: Iterable[str]) -> ModeRules | None:
-    """Read `PATTERN=MODE` rules in order; None when there are none. Raises ConfigError."""
+    """Parse `PATTERN=MODE` rules in order; None if there are none. Raises ConfigError."""
     rules = tuple((pattern, parse_mode(value)) for pattern, value in map(_split_rule, texts))
     return ModeRules(rules) if rules else None
 
 
 def parse_owner_rules(texts: Iterable[str]) -> OwnerRules | None:
-    """Read `PATTERN=UID:GID` rules in order; None when there are none. Raises ConfigError."""
+    """Parse `PATTERN=UID:GID` rules in order; None if there are none. Raises ConfigError."""
     rules = tuple((pattern, parse_owner(value)) for pattern, value in map(_split_rule, texts))
     return OwnerRules(rules) if rules else None
 
 
 def parse_mode(text: str) -> int:
-    """Read an octal mode of at most twelve bits; raises ConfigError."""
+    """Parse an octal mode of at most twelve bits; raises ConfigError."""
     if re.fullmatch(r"(0o?)?[0-7]{3,4}", text) is None:
-        raise ConfigError("mode-invalid", f"{text!r} is no mode", "give it in octal, such as 0755 or 4755")
+        raise ConfigError("mode-invalid", f"invalid mode {text!r}", "use octal digits, such as 0755 or 4755")
     return int(text.removeprefix("0o"), 8)
 
 
 def parse_owner(text: str) -> Owner:
-    """Read `UID` or `UID:GID`, the group being the owner's number unless given. Raises ConfigError."""
+    """Parse `UID` or `UID:GID`; without GID, the group has the number of the owner. Raises ConfigError."""
     match = re.fullmatch(r"([0-9]{1,10})(?::([0-9]{1,10}))?", text)
     if match is not None:
         owner = Owner(int(match[1]), int(match[2] or match[1]))
@@ -174,8 +174,8 @@ def parse_owner(text: str) -> Owner:
             return owner
     raise ConfigError(
         "owner-invalid",
-        f"{text!r} is no owner",
-        "give numbers, UID or UID:GID: names mean other numbers on other machines",
+        f"invalid owner {text!r}",
+        "use numbers, UID or UID:GID: names may have other numbers on other machines",
     )
 
 
@@ -185,7 +185,7 @@ def _split_rule(text: str) -> tuple[Pattern, str]:
     if pattern is None or pattern.negated:
         raise ConfigError(
             "rule-invalid",
-            f"{text!r} is no rule",
+            f"invalid rule {text!r}",
             "write PATTERN=VALUE, such as '*.sh=0755' or '/srv/app/**=1000:1000'",
         )
     return pattern, value

@@ -1,7 +1,7 @@
-"""A scan: the stat records of all that a walk would take, without making entries. It takes a fraction of the time.
+"""A scan: the stat records of everything that a walk includes, without making entries. Much faster than a walk.
 
-If two scans are equal, two walks give the same entries with the same contents (SPEC 10.3). A walk records what it sees
-itself, so that what is kept is about that walk and not about a moment before it; or it goes by what the scan saw.
+If two scans are equal, two walks give the same entries with the same contents (SPEC 10.3). A walk makes its own record,
+so that the cache describes that walk and not an earlier moment, or it uses the results of the scan.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ _STATUS = Struct("<xBqqqqqqqq").pack  # names have no NUL
 _OPEN = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
 _ENCODING = sys.getfilesystemencoding()
 _ERRORS = sys.getfilesystemencodeerrors()
-_MAX_DEPTH = 200  # each level is an open directory; what is deeper is left to the walk
+_MAX_DEPTH = 200  # each level is an open directory; deeper trees are left to the walk
 _PARTS = 4096
 _LEAVE = b"\0"
-_MAX_LISTED = 25_000  # a file takes 700 bytes, a directory 1,000
+_MAX_LISTED = 25_000  # 700 bytes per file, 1,000 per directory
 
 
 class Listing:
-    """A source, or a directory in it, as the scan saw it: all that a walk takes of it, in order."""
+    """A source, or a directory in it, as scanned: everything that a walk includes, in order."""
 
     __slots__ = ("below", "found", "stat")
 
@@ -42,7 +42,7 @@ class Listing:
 
 
 class Snapshot:
-    """The stat records of all that a walk or scan looked at, source by source, as one digest."""
+    """A digest of the stat records of everything that a walk or scan looked at, source by source."""
 
     def __init__(self) -> None:
         self._streams: dict[int, tuple[blake3, list[bytes]]] = {}
@@ -52,10 +52,10 @@ class Snapshot:
         self.size_bytes = 0
         """Of all files."""
         self.newest_ns = 0
-        """The latest ctime of anything but a directory: those are listed again each time."""
+        """The latest ctime of anything but a directory: directories are always listed again."""
 
     def add(self, source: Source, name: bytes, status: os.stat_result) -> None:
-        """Add something that a source has, in the walk's order."""
+        """Add an entry of a source, in the walk's order."""
         if source is not self._source:
             self._turn(source)
         mode = status.st_mode
@@ -94,7 +94,7 @@ class Snapshot:
         self._parts.append(_LEAVE)
 
     def digest(self, sources: Sequence[Source]) -> bytes:
-        """Condense all that was seen of these sources: 32 bytes."""
+        """Return a digest of everything recorded of these sources: 32 bytes."""
         found = blake3()
         for source in sources:
             stream, parts = self._streams.get(id(source), (blake3(), []))
@@ -109,14 +109,14 @@ class Snapshot:
 
 
 class Scan:
-    """What a scan saw. `listings` has all of it, for walks right after it; None where that would be very much."""
+    """The result of a scan. `listings` has all of it for walks right after it; None if that is too much."""
 
     def __init__(self) -> None:
         self.snapshot = Snapshot()
         self.listings: dict[Source, Listing] | None = {}
 
     def forget_listings(self) -> None:
-        """Let go of them, and of what the scan has seen of their roots."""
+        """Drop the listings and the stats of their roots."""
         for listing in (self.listings or {}).values():
             listing.found.clear()
             listing.below.clear()
@@ -124,7 +124,7 @@ class Scan:
 
 
 def scan(sources: Sequence[Source]) -> Scan | None:
-    """See what a walk of these sources would see; None where it has to be the walk that looks, or complains."""
+    """Scan the paths that a walk of these sources looks at; None if only a walk can tell, or report an error."""
     result = Scan()
     try:
         for source in sources:
@@ -156,11 +156,11 @@ def _scan(
     result: Scan,
     listing: Listing,
 ) -> bool:
-    """Scan a directory whose descriptor it closes; tells whether it could. Raises OSError."""
+    """Scan a directory and close its descriptor; tells whether that was possible. Raises OSError."""
     try:
         own = os.fstat(fd)
         identity = (own.st_dev, own.st_ino)
-        # Should it be another one than was looked at a moment ago, its listing would be of both.
+        # If it was replaced a moment ago, its listing would mix both.
         if identity != (listing.stat.st_dev, listing.stat.st_ino) or identity in above or len(above) > _MAX_DEPTH:
             return False
         above.append(identity)

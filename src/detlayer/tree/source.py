@@ -1,4 +1,4 @@
-"""What a user names: sources, and what is taken of them. Reads nothing."""
+"""Sources, and which of their files are included. Reads nothing."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from detlayer.tree.patterns import Pattern
 
 
 class Source(msgspec.Struct, frozen=True):
-    """A directory or file to pack. `path` is followed if it is a symlink: it was named, not found.
+    """A directory or file to pack. `path` is followed if it is a symlink.
 
-    `dest` is where it goes, without slashes at either end: what a directory contains goes below it, a file becomes it.
-    `patterns` judge paths relative to a directory.
+    `dest` is its destination, without leading or trailing slashes: the contents of a directory go below it, a file gets
+    this path. `patterns` apply to paths relative to a directory.
     """
 
     path: bytes
@@ -26,7 +26,7 @@ class Source(msgspec.Struct, frozen=True):
 
 
 class Selection(msgspec.Struct, frozen=True):
-    """What is taken of the sources, and what is added to them. Paths are written paths, without slashes at the ends."""
+    """Which files of the sources are included, and what is added. Paths have no leading or trailing slashes."""
 
     hardlinks: Literal["separate", "preserve"] = "separate"
     special: Literal["error", "skip"] = "error"

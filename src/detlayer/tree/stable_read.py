@@ -1,7 +1,7 @@
-"""Reads of what may change at any moment: each gives one state of a file, or an error that names it (SPEC 9.1, 9.2).
+"""Read files that may change at any time: each read gives one state of a file, or an error (SPEC 9.1, 9.2).
 
-No program can set a ctime, so a write shows in it even where size and mtime are set back. A new mode, owner or link
-moves it as well, which is harmless: only a second read tells the two apart.
+No program can set a ctime, so it shows a write even if size and mtime are set back. A new mode, owner or link moves it
+as well, which is harmless: only a second read tells the two apart.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from detlayer.errors import TreeError, printable
 
 T = TypeVar("T")
 
-# Linux moves its file times with its timer, every 1 to 10 ms, and may be late. A ctime without a fraction of a
+# Linux updates its file times with its timer, every 1 to 10 ms, and may be late. A ctime without a fraction of a
 # millisecond comes from a file system that rounds, to at most 2 s.
 _TICK_NS = 12_000_000
 _COARSE_NS = 2_000_000_000
@@ -31,31 +31,31 @@ def settle(status: os.stat_result) -> None:
     """Wait until a change would give the file another ctime than `status` has: at most one tick of its clock."""
     ctime_ns = status.st_ctime_ns
     age_ns = time.time_ns() - ctime_ns
-    if age_ns < _COARSE_NS:  # seldom
+    if age_ns < _COARSE_NS:  # rare
         grain_ns = _TICK_NS if ctime_ns % 1_000_000 else _COARSE_NS
-        if -_TICK_NS < age_ns < grain_ns:  # if it is further ahead, no change gets the same
+        if -_TICK_NS < age_ns < grain_ns:  # further in the future, no change gets the same ctime
             time.sleep((grain_ns - age_ns) / 1e9)
 
 
 def difference(was: os.stat_result, now: os.stat_result) -> str | None:
-    """Say how a file changed while it was read; None if it did not.
+    """Describe how a file changed while it was read; None if it did not.
 
-    Empty if only its ctime moved: then what was read may be right, and a second read tells.
+    Empty if only its ctime changed: the bytes may be right, and a second read tells.
     """
     if now.st_ino != was.st_ino:
         return "was replaced while it was read"
     if not stat.S_ISDIR(was.st_mode):
         if now.st_size != was.st_size:
-            return f"went from {was.st_size} to {now.st_size} bytes while it was read"
+            return f"changed from {was.st_size} to {now.st_size} bytes while it was read"
         if now.st_mtime_ns != was.st_mtime_ns:
             return "was written to while it was read"
     return "" if now.st_ctime_ns != was.st_ctime_ns else None
 
 
 def steady(path: bytes, was: os.stat_result, look: Callable[[], os.stat_result], read: Callable[[], T]) -> T:
-    """Call `read`, and once more if the ctime moved meanwhile; raises TreeError if what is at `path` changed.
+    """Call `read`, and retry once if the ctime changed meanwhile; raises TreeError if the file at `path` changed.
 
-    `was` is from before the first read; `look` gives the stat after each.
+    `was` is the stat before the first read; `look` returns the stat after each.
     """
     for _ in range(2):
         settle(was)
@@ -71,7 +71,7 @@ def steady(path: bytes, was: os.stat_result, look: Callable[[], os.stat_result],
 
 
 def read_file(path: bytes) -> bytes:
-    """Read one state of a file that was named; raises OSError, and TreeError if it changes all the time."""
+    """Read one state of a named file; raises OSError, and TreeError if it keeps changing."""
     with open(path, "rb", buffering=0) as file:
         fd = file.fileno()
         was = os.fstat(fd)
@@ -86,7 +86,7 @@ def read_file(path: bytes) -> bytes:
 
 
 def copy_file(old: bytes, new: bytes) -> None:
-    """Copy one state of a file's content; raises OSError, and TreeError if it changes all the time."""
+    """Copy one state of a file's content; raises OSError, and TreeError if it keeps changing."""
     with open(_open_regular(old), "rb", buffering=0) as source, open(new, "wb", buffering=0) as copy:
 
         def write() -> None:
@@ -99,38 +99,36 @@ def copy_file(old: bytes, new: bytes) -> None:
 
 
 def _open_regular(path: bytes) -> int:
-    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # not to wait for the writer of a FIFO
+    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # does not wait for the writer of a FIFO
     if stat.S_ISREG(os.fstat(fd).st_mode):
         return fd
     os.close(fd)
-    raise OSError(errno.EINVAL, "it is not a regular file", path)
+    raise OSError(errno.EINVAL, "not a regular file", path)
 
 
 def changed(path: bytes, what: str) -> TreeError:
-    return TreeError(
-        "changed-while-read", f"{printable(path)} {what}", "pack a tree that nothing writes to, or try again"
-    )
+    return TreeError("changed-while-read", f"{printable(path)} {what}", "stop the process that writes to it, or retry")
 
 
 def fail(error: OSError, path: bytes) -> NoReturn:
-    """Translate what the file system said into a TreeError that names the path."""
+    """Convert an OSError to a TreeError that names the path."""
     shown = printable(path)
     match error.errno:
         case errno.ENOENT:
             code, message = "vanished", f"{shown} vanished during the walk"
-            hint = "pack a tree that nothing writes to, or try again"
+            hint = "stop the process that changes the tree, or retry"
         case errno.EACCES | errno.EPERM:
             code, message = "unreadable", f"{shown} can't be read: {error.strerror}"
             hint = "change its mode or owner, or --exclude it"
         case errno.ELOOP | errno.ENOTDIR:
-            raise changed(path, "became something else during the walk") from error
+            raise changed(path, "was replaced during the walk") from error
         case errno.ENAMETOOLONG:
             code, message = "path-too-long", f"{shown[:60]}… is too long for this system"
             hint = "start from a shorter path"
         case errno.EMFILE | errno.ENFILE:
-            code, message = "too-many-open-files", f"no more files can be opened, at {shown}"
-            hint = "raise the limit: ulimit -n"
+            code, message = "too-many-open-files", f"cannot open {shown}: too many open files"
+            hint = "raise the limit: ulimit -n 4096"
         case _:
             code, message = "tree-io", f"{shown}: {error.strerror}"
-            hint = "check the disk or mount that it is on"
+            hint = "check its disk or mount"
     raise TreeError(code, message, hint) from error

@@ -1,4 +1,4 @@
-"""The walk: one ordered pass over all sources merged. Memory is bounded by the names of the directories above."""
+"""The walk: one ordered pass over all sources merged. Memory is bounded by the names of the parent directories."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from detlayer.tree.scan import Listing, Scan, Snapshot
 from detlayer.tree.source import Selection, Source
 from detlayer.tree.stable_read import changed, fail, steady
 
-# Directories kept open at a time; deeper walks close the outermost ones and open them again on the way back.
+# Directories kept open at a time; deeper walks close the outermost ones and reopen them on the way back.
 _MAX_OPEN_DIRS = 64
 _SHOWN = 20
 _FEW_NAMES = 10_000
@@ -41,7 +41,7 @@ _ERRORS = sys.getfilesystemencodeerrors()
 
 
 class Frame:
-    """A directory of the layer while its children are walked: the directories that it merges, and virtual children."""
+    """A directory of the layer while its children are walked: the directories it merges, and virtual children."""
 
     __slots__ = ("dirs", "listed", "names", "node", "prefix")
 
@@ -51,14 +51,14 @@ class Frame:
         self.node = node
         self.names: Iterator[bytes] = iter(())
         self.listed: list[frozenset[bytes]] = []
-        """What each directory holds, where there are several."""
+        """The names in each directory, if there are several."""
 
 
 class Walk:
     """One pass over sources: iterate over it for their normalised entries, in order.
 
-    A content opens only until the next entry is asked for. Where there is a scan with listings, the walk goes by what
-    that saw, and only contents are looked at again. Raises TreeError, and ConfigError for invalid destinations.
+    A content can be opened only until the next entry. With a scan that has listings, the walk uses its results, and
+    only contents are looked at again. Raises TreeError, and ConfigError for invalid destinations.
     """
 
     def __init__(
@@ -74,11 +74,11 @@ class Walk:
     ) -> None:
         is_scanned = scanned is not None and scanned.listings is not None
         self.snapshot = scanned.snapshot if scanned is not None and is_scanned else Snapshot()
-        """What was seen so far, if it is kept; all that the scan saw, if the walk goes by that."""
+        """The record of the walk so far, if kept; that of the scan, if the walk uses one."""
         self.warnings: list[tuple[str, str]] = []
         """Code and message of each warning so far."""
         self.paths: list[bytes] = []
-        """The files and directories that were looked at so far, if they are kept."""
+        """The files and directories looked at so far, if kept."""
         self.profile = profile
         self.selection = selection
         self._reporter = reporter
@@ -110,7 +110,7 @@ class Walk:
                         below, entry = self._one(path, found)
                     else:
                         below, entry = self._several(path, frame, name)
-                    # After the first special file the walk goes on only to name them all.
+                    # After the first special file the walk continues only to list them all.
                     if entry is not None and not self._special:
                         yield entry
                     if below is not None:
@@ -130,9 +130,9 @@ class Walk:
     def _enter(self, path: bytes, dirs: list[Dir], node: Node | None) -> Frame:
         prefix = path + b"/" if path else b""
         if node is not None and not node.children:
-            node = None  # nothing more is named below: what the directories hold is all
+            node = None  # no destinations below: only the names in the directories remain
         frame = Frame(prefix, dirs, node)
-        # Room for every directory merged here and in the one above, whatever their number.
+        # Reserve room for all directories merged here and in the parent.
         self._max_open = max(self._max_open, 2 * len(dirs) + 2)
         for directory in dirs:
             self._open_dir(directory)
@@ -172,8 +172,8 @@ class Walk:
                 directory.close()
                 raise TreeError(
                     "directory-loop",
-                    f"{printable(directory.path)} is the same directory as {printable(above.path)} above it",
-                    "a bind mount makes a loop; exclude it or unmount it",
+                    f"{printable(directory.path)} is the same directory as its parent {printable(above.path)}",
+                    "a bind mount creates a loop; exclude it or unmount it",
                 )
             above = above.parent
         self._open.append(directory)
@@ -193,7 +193,7 @@ class Walk:
             return list(directory.listing.found)
         assert directory.fd is not None
         try:
-            # Given a descriptor, scandir yields str; this turns it back into the bytes on disk under any locale.
+            # Given a descriptor, scandir yields str; convert back to the bytes on disk under any locale.
             with os.scandir(directory.fd) as found:
                 return [item.name.encode(_ENCODING, _ERRORS) for item in found]
         except OSError as error:
@@ -202,14 +202,14 @@ class Walk:
     # -- one name
 
     def _look(self, directory: Dir, name: bytes) -> Found | None:
-        """See what is there, once; None if it is not to be taken."""
+        """Stat an entry, once; None if it is excluded or missing."""
         found = self._peek(directory, name)
         if found is not None and self._recording is not None:
             self._recording.add(directory.source, name, found.stat)
         return found
 
     def _peek(self, directory: Dir, name: bytes) -> Found | None:
-        """See what is there; None if it is not to be taken."""
+        """Stat an entry; None if it is excluded or missing."""
         if directory.listing is not None:
             return Found(directory, name, directory.listing.found[name])
         try:
@@ -223,14 +223,14 @@ class Walk:
         return Found(directory, name, status)
 
     def _one(self, path: bytes, found: Found) -> tuple[Frame | None, Entry | None]:
-        """Turn what one source has into its entry, and a frame to walk if it is a directory."""
+        """Convert a path of one source to its entry, and a frame to walk if it is a directory."""
         status = found.stat
         mode = status.st_mode
         name = found.name
         if name.startswith(WHITEOUT_PREFIX):
             raise TreeError(
                 "whiteout-name",
-                f"{found}: container engines take a name that starts with '.wh.' as the deletion of another file",
+                f"{found}: container engines interpret a name that starts with '.wh.' as a whiteout",
                 "rename or exclude it; to delete a file of the base, use --whiteout PATH",
             )
         if stat.S_ISREG(mode):
@@ -243,13 +243,13 @@ class Walk:
         if stat.S_ISLNK(mode):
             return None, self._plain(path, "symlink", found, self._target(found))
         if self.selection.special == "skip":
-            self._warn("special-skipped", f"left out {found}, a {_kind(mode)}")
+            self._warn("special-skipped", f"skipped {found}, a {_kind(mode)}")
         else:
             self._special.append(f"{found} ({_kind(mode)})")
         return None, None
 
     def _target(self, found: Found) -> bytes:
-        """Read where a symlink leads, which must be the one that lstat saw."""
+        """Read the target of a symlink, which must still match its lstat."""
         name, fd = found.name, found.dir.fd
         try:
             return steady(
@@ -259,7 +259,7 @@ class Walk:
             fail(error, found.path)
 
     def _several(self, path: bytes, frame: Frame, name: bytes) -> tuple[Frame | None, Entry | None]:
-        """Turn what all sources have under one name into an entry: directories merge, anything else collides."""
+        """Merge the entries of all sources with one name: directories merge, anything else collides."""
         node = frame.node.children.get(name) if frame.node is not None else None
         found = []
         for directory, listed in zip(frame.dirs, frame.listed, strict=True):
@@ -292,7 +292,7 @@ class Walk:
         return self._enter(path, dirs + roots, node), self._merged(path, found)
 
     def _named(self, path: bytes, node: Node) -> Entry:
-        """Make the entry of a file that was named as a source, or of a marker."""
+        """Make the entry of a single file as a source, or of a marker."""
         if node.file is None:
             return marker(path, self.profile)
         if self._keeps_paths:
@@ -304,7 +304,7 @@ class Walk:
         except OSError as error:
             fail(error, node.file.path)
         if not stat.S_ISREG(status.st_mode):
-            raise changed(node.file.path, "became something else during the walk")
+            raise changed(node.file.path, "was replaced during the walk")
         if self._recording is not None:
             self._recording.add(node.file, name, status)
         return self._file(path, Found(Dir(Source(above), None, b""), name, status))
@@ -318,7 +318,7 @@ class Walk:
             for name in ("mode", "uid", "gid", "xattrs"):
                 if getattr(first, name) != getattr(other, name):
                     collide(path, str(found[0]), str(seen), f", with another {name}")
-        # A directory's mtime is when something was last put into it; merging puts things into it.
+        # A directory's mtime is that of its last change, and merging changes it.
         mtime = max(entry.mtime for entry in (first, *others))
         return Entry(path, "dir", first.mode, first.uid, first.gid, mtime, 0, b"", first.xattrs)
 
@@ -354,7 +354,7 @@ class Walk:
                 )
         content: FileContent | None = None
         if status.st_size:
-            # A file that was named itself comes without a tree that could hold its source.
+            # A single file as a source comes without a tree that could contain its source.
             retime = found.name.endswith(b".pyc") and found.dir.fd is not None and self.selection.retime_pyc
             content = BytecodeContent(found, self.profile) if retime else FileContent(found)
         entry = normalise(
@@ -383,12 +383,12 @@ class Walk:
         self._reporter.warning(code, message)
 
     def _warn_alike(self, frame: Frame, names: list[bytes]) -> None:
-        """Warn of siblings that are one file where case or Unicode form does not count, if both are packed."""
-        if len(names) <= _FEW_NAMES:  # one look at all of them together, for nearly every directory
+        """Warn of packed siblings that are the same file if case or Unicode form is ignored."""
+        if len(names) <= _FEW_NAMES:  # one check of all names together, for nearly every directory
             together = b"/".join(names)
             if together.isascii() and len(set(together.lower().split(b"/"))) == len(names):
                 return
-        # By hash first, in eight bytes a name: a directory may hold a million.
+        # By hash first, eight bytes per name: a directory may have a million.
         hashes = sorted(array("q", (hash(fold_name(name)) for name in names)))
         twice = {one for one, other in pairwise(hashes) if one == other}
         if not twice:
@@ -404,9 +404,9 @@ class Walk:
                 how = "Unicode form" if code == "unicode-collision" else "case"
                 self._warn(
                     code,
-                    f"{printable(frame.prefix + twin)} and {printable(frame.prefix + name)} differ only by {how} "
+                    f"{printable(frame.prefix + twin)} and {printable(frame.prefix + name)} differ only in {how} "
                     f"({twin.decode('utf-8', 'backslashreplace')!a}, "
-                    f"{name.decode('utf-8', 'backslashreplace')!a}): one file on macOS and Windows",
+                    f"{name.decode('utf-8', 'backslashreplace')!a}): they are the same file on macOS and Windows",
                 )
 
     def _packs(self, frame: Frame, name: bytes) -> bool:
@@ -425,7 +425,7 @@ class Walk:
             raise TreeError(
                 "special-files",
                 f"sockets, FIFOs and devices can't be in a reproducible layer:\n  {shown}",
-                "exclude them, or leave them out with --special skip",
+                "exclude them, or omit them with --special skip",
             )
 
 

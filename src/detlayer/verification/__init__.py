@@ -1,4 +1,4 @@
-"""`verify`: is a target reproducible, and if not, what is the cause?
+"""`verify`: check whether a target is reproducible, and if not, find the cause.
 
 A finished layer or image is checked by its bytes, sources by packing them several times under varied conditions, and a
 build command by running it twice.
@@ -37,18 +37,20 @@ def verify(
 ) -> VerifyReport:
     """Check that targets are reproducible, and name what prevents it.
 
-    A target is `oci:DIR[:TAG]`, `oci-archive:FILE[:TAG]`, a layer file, or else a source as `pack` takes it. A layout
-    and an archive of one are recognised without a prefix; with a destination (`DIR:/srv`) a target is a source. All
+    A target is `oci:DIR[:TAG]`, `oci-archive:FILE[:TAG]`, a layer file, or otherwise a source as for `pack`. Layouts
+    and archives of layouts are recognised without a prefix; with a destination (`DIR:/srv`) a target is a source. All
     sources together are one layer. `against` is the expected digest, diff_id, descriptor (JSON) or layer. `rebuild` is
-    a shell command that makes `output` in a copy of the working directory; it runs twice.
+    a shell command that creates `output` in a copy of the working directory; it runs twice.
 
-    Negative results are in the report. Raises ConfigError, TreeError, LayerError or OutputError if there is no result.
+    Negative results are returned. Raises ConfigError, TreeError, LayerError or OutputError if there is no result.
     """
     options = options or VerifyOptions()
     if options.runs < 1:
-        raise ConfigError("runs-invalid", f"{options.runs} runs show nothing", "use at least 1 run")
+        raise ConfigError("runs-invalid", f"invalid number of runs: {options.runs}", "use --runs 1 or more")
     if (rebuild is None) != (output is None):
-        raise ConfigError("rebuild-incomplete", "--rebuild and --output go together", "add the other of the two")
+        raise ConfigError(
+            "rebuild-incomplete", "--rebuild and --output must be used together", "add the missing option"
+        )
     expectation = None
     if against is not None:
         expectation = parse_expectation(against, max_expansion=options.max_expansion)
@@ -65,16 +67,14 @@ def verify(
     if rebuild is not None and output is not None:
         reports.append(check_rebuild(rebuild, output, options))
     if not reports:
-        raise ConfigError(
-            "no-target", "there is nothing to verify", "name a layer, oci:DIR, SOURCE[:DEST], or use --rebuild"
-        )
+        raise ConfigError("no-target", "nothing to verify", "name a layer, oci:DIR, SOURCE[:DEST], or use --rebuild")
     return VerifyReport(tuple(reports))
 
 
 def _check_finished(
     target: str, name: LayoutName | str, expectation: Expectation | None, options: VerifyOptions
 ) -> TargetReport:
-    """Check a layer file, a layout or an archive of one."""
+    """Check a layer file, a layout or an archive of a layout."""
     if isinstance(name, str):
         report = check_layer(name, expectation, options)
         if report is not None:
@@ -84,7 +84,7 @@ def _check_finished(
 
 
 def _name(target: Source | Path) -> LayoutName | str | None:
-    """Tell a layout and a layer file, or an archive, by prefix or by what is there; None for sources."""
+    """Find out by prefix or file type whether `text` is a layout, an archive or a layer file; None for sources."""
     if isinstance(target, Source):
         return None
     text = os.fspath(target)
@@ -106,7 +106,7 @@ def _name(target: Source | Path) -> LayoutName | str | None:
         prefix = "oci:" if kind == "layout" else "oci-archive:"
         raise ConfigError(
             "target-ambiguous",
-            f"{printable(text)} may be a source with a destination, or an image with a tag",
-            f"{prefix}{printable(text)} is the image; {printable(path)}:/{printable(right)} packs {printable(path)}",
+            f"ambiguous target {printable(text)}: a source with a destination, or an image with a tag",
+            f"image: {prefix}{printable(text)}; source: {printable(path)}:/{printable(right)}",
         )
     return None

@@ -1,4 +1,4 @@
-"""An OCI layout checked: every blob against its digest and size, configs against layers, each layer by an audit.
+"""Check an OCI layout: every blob against its digest and size, configs against layers, each layer by an audit.
 
 Does not read the disk itself (`images.layout` does) and uses no network: foreign layers are skipped.
 """
@@ -23,10 +23,9 @@ _MAX_BLOBS = 20_000
 def check_layout(
     target: str, name: LayoutName, expectation: Expectation | None, options: VerifyOptions
 ) -> TargetReport:
-    """Check what index.json leads to, or what of it has the tag in `name`.
+    """Check the images of index.json, or those with the tag in `name`.
 
-    A blob that is not what its digest says is a finding of the report; raises LayerError or TreeError where there is no
-    layout to read.
+    A blob that does not match its digest is a finding. Raises LayerError or TreeError if there is no readable layout.
     """
     with open_layout(name, max_expansion=options.max_expansion) as layout:
         check = _Check(layout, options)
@@ -49,18 +48,18 @@ class _Check:
         self.layers: dict[Digest, LayerFacts | None] = {}
         self.failures = Findings()
         self.advice = Findings()
-        self.notes: dict[str, None] = {}  # each once, in order
+        self.notes: dict[str, None] = {}  # ordered, without duplicates
 
     def take(self, name: LayoutName) -> None:
         wanted = [one for one in self._layout.manifests() if not name.tag or one.is_named(name.tag)]
         if name.tag and not wanted:
             raise TreeError(
                 "layout-tag",
-                f"{printable(name.path)} has no image {printable(name.tag)}",
+                f"no image with the tag {printable(name.tag)} in {printable(name.path)}",
                 "see the annotations in its index.json",
             )
         if not wanted:
-            self._note("index.json names no image; all blobs were checked")
+            self._note("index.json lists no image; all blobs were checked")
         for found in self._layout.images(wanted, self._document):
             if isinstance(found, Descriptor):
                 self._check_other(found, "no image")
@@ -72,7 +71,7 @@ class _Check:
             self._take_others(with_layers=not wanted)
 
     def _take_others(self, *, with_layers: bool) -> None:
-        """Check the blobs that no image leads to; where there is no image (`pack --oci` makes none), layers, too."""
+        """Check the blobs outside of images; if there is no image (`pack --oci` makes none), also layers."""
         others = 0
         for digest in self._layout.blobs():
             if digest in self._measures:
@@ -85,17 +84,17 @@ class _Check:
             if self._check_blob(blob) and with_layers and self._begins_like_layer(digest):
                 self._audit(digest)
         if others and not with_layers:
-            self._note(f"blobs that index.json does not lead to: {others}; only their digests were checked")
+            self._note(f"blobs that index.json does not refer to: {others}; only their digests were checked")
 
     def _begins_like_layer(self, digest: Digest) -> bool:
         with self._layout.open(digest) as file:
             return is_layer(file.read(HEAD_BYTES))
 
     def _check_other(self, blob: Descriptor, what: str) -> None:
-        # Not remembered as seen: where it is named as what we know, it is looked into.
+        # Not recorded as seen: another reference to it may have a known media type.
         if self._check_blob(blob):
             kind = printable(blob.media_type[:100]) or "no media type"
-            self._note(f"{blob.digest}: {kind}, {what} that we know; only its digest was checked")
+            self._note(f"{blob.digest}: {kind}, {what} of a known type; only its digest was checked")
 
     def _take_image(self, image: LayoutImage) -> None:
         self._check_blob(image.config)
@@ -105,7 +104,7 @@ class _Check:
             return
         diff_ids = image.facts().diff_ids
         if not all(one.is_layer for one in image.layers):
-            return  # an attestation: its "layers" are no tars, and nobody unpacks them
+            return  # an attestation: its "layers" are not tars and are never unpacked
         if len(diff_ids) != len(image.layers):
             found, wanted = f"{len(diff_ids)} of them", f"{len(image.layers)}, one for each layer"
             self.failures.add(
@@ -121,7 +120,7 @@ class _Check:
         if not blob.is_layer:
             self._check_other(blob, "no layer")
         elif blob.is_foreign and not self._layout.has(blob.digest):
-            self._note(f"{blob.digest}: a foreign layer, which lies elsewhere; not checked")
+            self._note(f"{blob.digest}: a foreign layer, stored elsewhere; not checked")
         elif self._check_blob(blob) and blob.digest not in self.layers:
             self._audit(blob.digest)
 
@@ -140,7 +139,7 @@ class _Check:
         for kept, found in zip((self.failures, self.advice), divide(report.findings, strict=self._strict), strict=True):
             for trap, count in found.counts.items():
                 kept.counts[trap] = kept.counts.get(trap, 0) + count
-            # A path alone does not say in which of the layers it is.
+            # The same path may be in several layers.
             kept.kept += [one._replace(path=f"{shown[:19]}:{one.path}" if one.path else shown) for one in found.kept]
 
     def _note(self, note: str) -> None:
@@ -149,16 +148,18 @@ class _Check:
     # -- blobs
 
     def _document(self, blob: Descriptor) -> bytes | None:
-        """Read a document that is what its digest says; None, with a finding, if it is not."""
+        """Read a document and check its digest; None, with a finding, if it does not match."""
         return self._layout.document(blob) if self._check_blob(blob) else None
 
     def _check_blob(self, blob: Descriptor) -> bool:
-        """Compare a blob with its digest and size; False, with a finding, if it is another."""
+        """Compare a blob with its digest and size; False, with a finding, if they differ."""
         known = self._blobs.get((blob.digest, blob.size_bytes))
         if known is not None:
             return known
         if len(self._blobs) >= _MAX_BLOBS:
-            raise LayerError("layout-invalid", f"over {_MAX_BLOBS} blobs", "no honest image has as many")
+            raise LayerError(
+                "layout-invalid", f"over {_MAX_BLOBS} blobs", "the limit protects against malicious layouts"
+            )
         findings = list(self._judge_blob(blob))
         for finding in findings:
             self.failures.add(finding)
@@ -166,7 +167,7 @@ class _Check:
         return not findings
 
     def _measure(self, digest: Digest) -> Measure | None:
-        """Read a blob through, once under however many sizes it is named."""
+        """Read a blob in full, once per digest."""
         if digest not in self._measures:
             self._measures[digest] = self._layout.measure(digest)
         return self._measures[digest]
@@ -183,14 +184,14 @@ class _Check:
             yield Finding("blob-digest", shown, "digest", str(found.digest), shown)
 
     def compare(self, expectation: Expectation) -> None:
-        """Hold the layout against what was expected: one of its blobs, or a layer's diff_id, has to be that."""
+        """Compare the layout with the expected digest: that of one of its blobs, or a layer's diff_id."""
         wanted = {expectation.either or expectation.digest, expectation.diff_id} - {""}
         known = {str(digest) for digest, _ in self._blobs}
         for facts in self.layers.values():
             if facts is not None:
                 known |= {facts.diff_id, facts.key}
         if not wanted & known:
-            found = f"{len(known)} blobs, none of which is that"
+            found = f"{len(known)} blobs, none with this digest"
             self.failures.add(
                 Finding("unexpected-digest", "", "digests", found, expectation.either or expectation.digest)
             )

@@ -1,4 +1,4 @@
-"""A finished layer: judged by one audit, and compared with what was expected of it. Never how it was made."""
+"""Check a finished layer by one audit, and compare it with what was expected."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Opener = Callable[[], AbstractContextManager[Readable]]
 
 @dataclass(frozen=True, slots=True)
 class Expectation:
-    """What a layer should be. Empty where nothing is expected; `either` may be the digest or the diff_id."""
+    """The expected values of a layer; empty if unknown. `either` may be the digest or the diff_id."""
 
     name: str
     either: str = ""
@@ -39,7 +39,7 @@ class Expectation:
     layer: Opener | None = None
 
     def check(self, facts: LayerFacts, opened: Opener, *, max_expansion: int) -> Iterator[Finding]:
-        """Compare; nothing if the layer is what was expected. `opened` reads it once more to say where it differs."""
+        """Compare; yield nothing if the layer is as expected. `opened` reads it again to find where it differs."""
         if self.either:
             if self.either not in (facts.digest, facts.diff_id, facts.key):
                 found = f"{facts.digest} (diff_id {facts.diff_id})"
@@ -62,15 +62,12 @@ class Expectation:
 
 
 def parse_expectation(text: str, *, max_expansion: int = 200) -> Expectation:
-    """Read what `--against` names: a digest or diff_id, a file with a descriptor, or a layer. Raises ConfigError.
-
-    A `blake3:` key counts, too.
-    """
+    """Read `--against`: a digest, diff_id, `blake3:` key, descriptor file or layer. Raises ConfigError."""
     if text.startswith(("sha256:", "blake3:")):
         try:
             parse_digest(text.replace("blake3:", "sha256:", 1))
         except ValueError as error:
-            raise _odd(text, "is no digest: sha256: and 64 hexadecimal digits") from error
+            raise _odd(text, "is not a digest (sha256: and 64 hexadecimal digits)") from error
         return Expectation(text, either=text)
     try:
         has_file = is_file(text)
@@ -95,16 +92,16 @@ def parse_expectation(text: str, *, max_expansion: int = 200) -> Expectation:
 
 
 def check_layer(path: str, expectation: Expectation | None, options: VerifyOptions) -> TargetReport | None:
-    """Judge a layer file; None if it is an archive of an OCI layout, which is for `check_layout`.
+    """Check a layer file; None if it is an archive of an OCI layout, which `check_layout` checks.
 
-    Raises LayerError where it can't be read, or not as a layer.
+    Raises LayerError if it can't be read, or is not a layer.
     """
     opened = partial(open_file, path)
     try:
         file = opened()
     except FormatError as error:
         name = quoted(f"{path}:/{os.path.basename(path)}")
-        hint = f"{error.hint}; or pack it as it is: detlayer verify {name}"
+        hint = f"{error.hint}; or pack it as a file: detlayer verify {name}"
         raise FormatError(error.code, error.message, hint) from error
     with file:
         report = audit(file, profile=options.pack.profile, max_expansion=options.max_expansion)
@@ -126,11 +123,11 @@ def _parse_descriptor(name: str, data: bytes) -> Expectation:
         notes = document.get("annotations") or {}
         about = {key: str(notes.get(ANNOTATION_PREFIX + key, "")) for key in ("diff-id", "key", "codec-class")}
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        raise _odd(name, "is no OCI descriptor") from error
+        raise _odd(name, "is not an OCI descriptor") from error
     return Expectation(name, "", digest, about["diff-id"], about["key"], about["codec-class"])
 
 
 def _odd(text: str, what: str) -> ConfigError:
     return ConfigError(
-        "against-invalid", f"{printable(text)} {what}", "--against takes a digest, a descriptor's JSON or a layer file"
+        "against-invalid", f"{printable(text)} {what}", "--against takes a digest, a descriptor (JSON) or a layer file"
     )

@@ -1,4 +1,4 @@
-"""What this machine lets us vary: programs that may be there, and processors. Reads no environment: it is handed in."""
+"""What can be varied on this machine: optional programs, and processors. The caller passes the environment."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ FAKETIME_OFFSET = "+400d"
 
 
 class CannotViewError(Exception):
-    """No disordered view of a directory can be had here; the reason is the argument."""
+    """A disordered view of a directory is not available; the argument is the reason."""
 
 
 def find_program(name: str, environment: Mapping[str, str]) -> str | None:
@@ -21,15 +21,15 @@ def find_program(name: str, environment: Mapping[str, str]) -> str | None:
 
 
 def time_prefix(environment: Mapping[str, str]) -> tuple[str, ...]:
-    """What to put before a command so that it sees another day; empty without `faketime`."""
+    """Return a command prefix that shifts the clock to another day; empty without `faketime`."""
     program = find_program("faketime", environment)
-    # The clock alone: shifted file times would differ in whatever holds a source's time, as `gzip -c FILE` does.
+    # Only the clock: shifted file times would change outputs that record a source's time, such as `gzip -c FILE`.
     return () if program is None else ("env", "NO_FAKE_STAT=1", program, "-f", FAKETIME_OFFSET)
 
 
 @contextmanager
 def disordered(directory: str, at: str, how: str, environment: Mapping[str, str]) -> Iterator[str]:
-    """Show `directory` at the new directory `at`, through disorderfs, its names listed in another order.
+    """Mount `directory` at the new directory `at` with disorderfs, which lists names in another order.
 
     Raises CannotViewError where that is not permitted.
     """
@@ -42,7 +42,7 @@ def disordered(directory: str, at: str, how: str, environment: Mapping[str, str]
         [program, "--quiet", how, directory, at], capture_output=True, check=False, stdin=subprocess.DEVNULL
     )
     if done.returncode or not os.path.ismount(at):
-        said = done.stderr.decode(errors="replace").strip().splitlines()[-1:] or ["it gave no reason"]
+        said = done.stderr.decode(errors="replace").strip().splitlines()[-1:] or ["no reason given"]
         raise CannotViewError(f"disorderfs: {said[0]}")
     try:
         yield at
@@ -53,7 +53,7 @@ def disordered(directory: str, at: str, how: str, environment: Mapping[str, str]
 
 @contextmanager
 def on_one_processor() -> Iterator[bool]:
-    """Let the processes that are started meanwhile have one processor; False where that can't be."""
+    """Restrict processes that are started in the context to one processor; False if that is not possible."""
     if not hasattr(os, "sched_setaffinity"):
         yield False
         return
@@ -61,7 +61,7 @@ def on_one_processor() -> Iterator[bool]:
     if len(allowed) < 2:
         yield False
         return
-    os.sched_setaffinity(0, {min(allowed)})  # of this thread, and inherited by what it starts
+    os.sched_setaffinity(0, {min(allowed)})  # of this thread; child processes inherit it
     try:
         yield True
     finally:

@@ -16,12 +16,12 @@ class VerifyOptions(msgspec.Struct, frozen=True):
     """How targets are verified. The defaults are those of the command line."""
 
     pack: PackOptions = PackOptions()
-    """How sources and the output of a rebuild are packed. A finished layer is judged by the profile."""
+    """How sources and the output of a rebuild are packed. A finished layer is checked against the profile."""
     runs: int = DEFAULT_RUNS
-    """How many times sources are packed under varied conditions, beside the plain run."""
+    """How many times sources are packed under varied conditions, in addition to the plain run."""
     strict: bool = False
     """Count suspicious contents as failures."""
     max_expansion: int = DEFAULT_MAX_EXPANSION
-    """Refuse a layer that expands to more than so many times its size, beyond the first GiB."""
+    """Reject a layer that expands to more than this multiple of its size, beyond the first GiB."""
     environment: Mapping[str, str] = {}
-    """The environment of processes, such as `os.environ`; by default only what is varied."""
+    """The environment of processes, such as `os.environ`; by default only the varied values."""

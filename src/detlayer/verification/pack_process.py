@@ -1,6 +1,6 @@
-"""One run of `pack` in a fresh process, as a perturbed run asks for it. Told by stdin, answers in a file; never prints.
+"""Run `pack` in a fresh process for a perturbed run: the job comes by stdin, the answer goes to a file.
 
-Started by `run_pack`, of which it is the other side: what comes by stdin is our own parent's.
+`run_pack` starts it, so its stdin is trusted.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _START = "from detlayer.verification.pack_process import main; main()"
 
 @dataclass(frozen=True, slots=True)
 class PackJob:
-    """What to pack, and how names shall be listed: `""` as the system does, else an order of `Variation`."""
+    """What to pack, and how names are listed: `""` for the system's order, else an order of `Variation`."""
 
     sources: tuple[Source, ...]
     profile: Profile
@@ -43,26 +43,26 @@ class PackJob:
 
     @property
     def answer(self) -> str:
-        """The file that tells how it went."""
+        """The file for the result."""
         return self.output + ".json"
 
 
 def run_pack(
     job: PackJob, *, environment: Mapping[str, str], cwd: str, umask: int, prefix: Sequence[str] = ()
 ) -> list[str]:
-    """Pack to `job.output` in a fresh process, and return what its pack warned of.
+    """Pack to `job.output` in a fresh process, and return the warnings of its pack.
 
-    Raises what its pack raised, and ConfigError for rules that can't go to another process.
+    Raises the errors of its pack, and ConfigError for rules that can't be pickled.
     """
     try:
         asked = pickle.dumps(job)
     except (pickle.PicklingError, AttributeError, TypeError) as error:
         raise ConfigError(
             "rules-not-portable",
-            f"a rule of the profile can't go to another process: {error}",
-            "use a function of a module",
+            f"a rule of the profile can't be sent to another process: {error}",
+            "use a function at the top level of a module",
         ) from error
-    # As this process imports, so shall that one, whatever its working directory.
+    # The child imports from the same places, whatever its working directory.
     paths = os.pathsep.join(os.path.abspath(path) for path in sys.path if os.path.exists(path or "."))
     done = subprocess.run(
         [*prefix, sys.executable, "-c", _START],
@@ -80,8 +80,8 @@ def run_pack(
         said = done.stderr.decode(errors="replace").strip().splitlines()[-1:] or [f"exit {done.returncode}"]
         raise TreeError(
             "replica-failed",
-            f"a perturbed run ended without an answer: {said[0]}",
-            "see whether memory or disk ran out",
+            f"a perturbed run ended without a result: {said[0]}",
+            "check whether memory or disk ran out",
         ) from None
     if "code" in told:
         family = getattr(errors, told["family"], DetlayerError)
@@ -90,7 +90,7 @@ def run_pack(
 
 
 def main() -> None:
-    """Do what stdin asks for; the answer has the warnings, or is an error."""
+    """Run the job from stdin; the answer is the warnings, or an error."""
     job: PackJob = pickle.load(sys.stdin.buffer)
     if job.order:
         _disorder(job.order, job.seed)
@@ -116,7 +116,7 @@ def main() -> None:
 
 
 class _Warnings(Silence):
-    """A reporter that keeps warnings."""
+    """A reporter that collects warnings."""
 
     def __init__(self) -> None:
         self.said: list[str] = []
@@ -126,7 +126,7 @@ class _Warnings(Silence):
 
 
 def _disorder(order: str, seed: int) -> None:
-    """Let the system list names in another order, as another file system would."""
+    """List names in another order, as another file system may do."""
     scandir, listdir = os.scandir, os.listdir
     chosen = random.Random(seed)
 
@@ -148,7 +148,7 @@ def _disorder(order: str, seed: int) -> None:
 
 
 class _Scan:
-    """What os.scandir returns: an iterator to be closed."""
+    """The result of os.scandir: an iterator that has to be closed."""
 
     def __init__(self, items: list[os.DirEntry[Any]]) -> None:
         self._items: Iterator[os.DirEntry[Any]] = iter(items)

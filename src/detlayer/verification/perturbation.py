@@ -1,7 +1,7 @@
-"""Sources packed again under perturbation: fresh processes, other environments, twins of the tree; and compared.
+"""Pack sources again under perturbation (fresh processes, other environments, copies of the tree) and compare.
 
-The first run packs the sources as they are. Each perturbed run differs from it in all that must not count, at once: the
-more a layer withstands together, the fewer runs it takes, and the comparison tells which trap it was.
+The first run packs the sources unchanged. Each perturbed run varies everything that must not matter at once, which
+needs fewer runs; the comparison then finds the trap.
 """
 
 from __future__ import annotations
@@ -33,16 +33,16 @@ from detlayer.verification.report import Perturbation, TargetReport, divide, fac
 from detlayer.verification.tree_copies import CannotCopyError, TreeCopies
 from detlayer.verification.variation import Variation
 
-_TRUSTED = 1 << 40  # these layers are our own, however far they expand
-_VIEWED = 3  # the first run that is given a disordered view, where the system itself lists names otherwise
+_TRUSTED = 1 << 40  # no expansion limit: these layers are our own
+_VIEWED = 3  # the first run with a disordered view, if the system itself lists names in another order
 
 
 def check_sources(
     sources: Sequence[Source | str | os.PathLike[str]], expectation: Expectation | None, options: VerifyOptions
 ) -> TargetReport:
-    """Pack sources once as they are and several times under varied conditions; every difference is a failure.
+    """Pack sources once unchanged and several times under varied conditions; every difference is a failure.
 
-    Raises what `pack` raises, from whichever run.
+    Raises the errors of `pack`, from any run.
     """
     pack = options.pack
     codec = pack.codec_for()
@@ -75,13 +75,13 @@ def _check_outside(scratch: str, sources: Sequence[Source]) -> None:
         if takes(source, os.fsencode(scratch)):
             raise ConfigError(
                 "temporary-in-source",
-                f"the directory for temporary files lies in {source}",
-                "set TMPDIR to another one",
+                f"the directory for temporary files is in {source}",
+                "set TMPDIR to another directory: TMPDIR=/var/tmp",
             )
 
 
 class _Session:
-    """The runs of one verification, and what was perturbed in them."""
+    """The runs of one verification, and what was varied in them."""
 
     def __init__(
         self,
@@ -102,7 +102,7 @@ class _Session:
         self.warnings: list[str] = []
 
     def pack_plainly(self, jobs: int) -> tuple[Run, LayerReport]:
-        """Pack the sources where they are, and read the layer back."""
+        """Pack the sources in place, and read the layer back."""
         output = os.path.join(self._scratch, "plain")
         job = PackJob(self._sources, self._profile, self._selection, self._codec, jobs, output)
         self.warnings = run_pack(job, environment=self._environment, cwd=os.getcwd(), umask=0o022)
@@ -111,7 +111,7 @@ class _Session:
             return run, audit(file, profile=self._profile, max_expansion=_TRUSTED)
 
     def pack_perturbed(self, variation: Variation, reference: Run, expected: LayerReport) -> Iterator[Finding]:
-        """Pack a perturbed twin, and name what differs from the reference."""
+        """Pack a perturbed copy, and report its differences from the reference."""
         home = os.path.join(self._scratch, str(variation.number))
         os.mkdir(home)
         output = os.path.join(home, "layer")
@@ -141,7 +141,7 @@ class _Session:
                 self._apply("readdir order", "disorderfs, reversed")
             self._apply("absolute path", at)
         except CannotCopyError as reason:
-            # The system's side of the run is still perturbed, and names are listed in another order.
+            # The system still perturbs the run and lists names in another order.
             sources = list(self._sources)
             self.left_out["a copy of the tree"] = str(reason)
         cwd = home
@@ -163,7 +163,7 @@ class _Session:
             if stack.enter_context(on_one_processor()):
                 self._apply("processors", "1")
             else:
-                self.left_out["processors"] = "there is but one, or it can't be chosen here"
+                self.left_out["processors"] = "there is only one, or it can't be chosen here"
         job = PackJob(
             tuple(sources),
             self._profile,
@@ -188,7 +188,7 @@ class _Session:
         return {**self._environment, **varied}
 
     def _copy(self, variation: Variation, at: str) -> list[Source]:
-        """Make twins of all sources below `at`; raises CannotCopyError."""
+        """Copy all sources below `at`; raises CannotCopyError."""
         twins = TreeCopies(variation, self._profile, self._selection, os.geteuid() == 0)
         made = []
         for number, source in enumerate(self._sources):
@@ -227,11 +227,11 @@ class _Session:
         return made
 
     def _view(self, variation: Variation, directory: str, at: str, stack: ExitStack) -> str:
-        """A view of the twins through disorderfs, in one run; empty where there is none."""
+        """Mount a view of the copies through disorderfs, in one run; empty if there is none."""
         if variation.number != _VIEWED:
             return ""
         if self._selection.hardlinks == "preserve" or self._profile.xattrs or self._profile.owner is None:
-            self.left_out["disorderfs"] = "it does not show links, attributes or owners as they are"
+            self.left_out["disorderfs"] = "it does not preserve links, attributes or owners"
             return ""
         try:
             return stack.enter_context(disordered(directory, at, "--reverse-dirents=yes", self._environment))

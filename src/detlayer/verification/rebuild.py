@@ -1,7 +1,7 @@
-"""A build command run twice in varied environments, and what it made compared: is the *content* reproducible?
+"""Run a build command twice in varied environments, and compare the results: is the *content* reproducible?
 
-Each build has a copy of the working directory of its own; the first runs as the user would run it, the second with
-everything else that can be had here. Reads no environment: the caller hands it in.
+Each build has its own copy of the working directory. The first runs as the user runs it, the second with everything
+varied that can be varied here. The caller passes the environment.
 """
 
 from __future__ import annotations
@@ -34,15 +34,15 @@ from detlayer.verification.machine import CannotViewError, disordered, find_prog
 from detlayer.verification.options import VerifyOptions
 from detlayer.verification.report import Perturbation, TargetReport, divide, facts_of
 
-_TRUSTED = 1 << 40  # these layers are our own, however far they expand
-# Without another clock, the second build begins this much later at least: archives count in steps of two seconds.
+_TRUSTED = 1 << 40  # no expansion limit: these layers are our own
+# Without faketime, the second build starts at least this much later: archives count in steps of two seconds.
 _LATER_S = 2.1
 _SAID_LINES = 20
 
 
 @dataclass(frozen=True, slots=True)
 class Build:
-    """One run of the command: where, with which environment and umask, and what is put before it."""
+    """One run of the command: directory, environment, umask, and command prefix."""
 
     name: str
     directory: str
@@ -52,17 +52,17 @@ class Build:
 
 
 def check_rebuild(command: str, output: str, options: VerifyOptions, *, directory: str = ".") -> TargetReport:
-    """Run a shell command in two copies of a directory, pack `output` of each, and name every difference.
+    """Run a shell command in two copies of a directory, pack `output` of each, and report every difference.
 
-    Raises ConfigError where the command fails or leaves no output, and what `pack` raises.
+    Raises ConfigError if the command fails or creates no output, and the errors of `pack`.
     """
     directory = os.path.realpath(directory)
     relative = os.path.relpath(os.path.join(directory, output), directory)
     if relative.split("/")[0] == "..":
         raise ConfigError(
             "output-outside",
-            f"{printable(output)} lies outside of the working directory",
-            "build into a directory below",
+            f"{printable(output)} is outside of the working directory",
+            "build into a directory below it",
         )
     with tempfile.TemporaryDirectory(prefix="detlayer-", ignore_cleanup_errors=True) as scratch, ExitStack() as stack:
         session = _Session(scratch, directory, relative, options.environment)
@@ -88,7 +88,7 @@ def check_rebuild(command: str, output: str, options: VerifyOptions, *, director
 
 
 def _pack(build: Build, output: str, blob: str, options: PackOptions) -> Run:
-    """Pack what a build made; its environment has the marks that its files may contain."""
+    """Pack the output of a build; its environment has the marks that its files may contain."""
     source = replace(parse_source(os.path.join(build.directory, output)), patterns=parse_patterns(options.exclude))
     pack([source], blob, options=PackOptions(options.codec_for(), options.profile, options.selection))
     marks = {"build path": os.fsencode(build.directory)}
@@ -115,12 +115,12 @@ class _Session:
         if not second.prefix:
             time.sleep(max(0.0, _LATER_S - (time.monotonic() - started)))
         with on_one_processor() as is_alone:
-            self.note("processors", "one in the second build", "" if is_alone else "there is but one")
+            self.note("processors", "one in the second build", "" if is_alone else "there is only one")
             self.build(second, command)
         return first, second
 
     def note(self, what: str, value: str, reason: str = "") -> None:
-        """List a perturbation, or why it was left out."""
+        """Record a perturbation, or why it was omitted."""
         if reason:
             self.left_out.append((what, reason))
         else:
@@ -130,7 +130,7 @@ class _Session:
         return Build("first", self._copy("first"), {**self._environment, "PYTHONHASHSEED": "0"}, 0o022)
 
     def prepare_second(self, stack: ExitStack) -> Build:
-        """A build that has all else than the first: each difference is listed."""
+        """Prepare the build that varies everything; each difference is recorded."""
         copy = self._copy("second one/in a longer path")
         directory = copy
         try:
@@ -160,8 +160,8 @@ class _Session:
         return Build("second", directory, {**self._environment, **varied}, 0o027, prefix)
 
     def build(self, build: Build, command: str) -> None:
-        """Run the command; what it says is shown only if it fails."""
-        # A session of its own, so that all that the command started can be ended with it.
+        """Run the command; its output is shown only if it fails."""
+        # Its own session, so that all its processes can be ended.
         process = subprocess.Popen(
             [*build.prefix, "sh", "-c", command],
             cwd=build.directory,
@@ -184,8 +184,8 @@ class _Session:
             raise ConfigError(
                 "rebuild-failed",
                 f"the {build.name} build ended with {process.returncode}:\n  {said}",
-                "it has to succeed in a copy of the working directory"
-                + (", whatever zone, locale, umask and home" if build.name == "second" else ""),
+                "check that it succeeds in a copy of the working directory"
+                + (" under any time zone, locale, umask and HOME" if build.name == "second" else ""),
             )
         output_path = os.path.join(build.directory, self._output)
         try:
@@ -194,11 +194,11 @@ class _Session:
             fail(error, os.fsencode(output_path))
         if is_missing:
             raise ConfigError(
-                "rebuild-output", f"the {build.name} build made no {printable(self._output)}", "check --output"
+                "rebuild-output", f"the {build.name} build did not create {printable(self._output)}", "check --output"
             )
 
     def _copy(self, place: str) -> str:
-        """Copy the working directory, without what an earlier build left at the output."""
+        """Copy the working directory, without the output of an earlier build."""
         at = os.path.join(self._scratch, place)
         try:
             shutil.copytree(self._directory, at, symlinks=True, ignore=self._leaves_out, copy_function=_copy_file)
@@ -207,24 +207,24 @@ class _Session:
             raise OutputError(
                 "copy-failed",
                 f"the working directory can't be copied: {reason}",
-                "set TMPDIR to a place with more room",
+                "set TMPDIR to a directory with more space",
             ) from error
         return at
 
     def _leaves_out(self, directory: str, names: list[str]) -> set[str]:
-        """What is not copied: an earlier build's output, our own directory if it lies in this one, sockets, FIFOs."""
+        """Skip an earlier build's output, our own directory if it is in this one, sockets and FIFOs."""
         ours = {os.path.realpath(self._scratch)}
         if self._output != ".":
             ours.add(os.path.join(self._directory, self._output))
         return {name for name in names if (path := os.path.join(directory, name)) in ours or _is_special(path)}
 
     def _link_home(self, home: str) -> None:
-        """Another home that has all that the user's has: builds find their settings and caches."""
+        """Create another home with links to everything in the user's: builds find their settings and caches."""
         os.mkdir(home)
         old = self._environment.get("HOME", "")
         try:
             names = os.listdir(old) if old else []
-        except (FileNotFoundError, NotADirectoryError, PermissionError):  # nor can the first build list it
+        except (FileNotFoundError, NotADirectoryError, PermissionError):  # the first build can't list it either
             names = []
         except OSError as error:
             fail(error, os.fsencode(old))
@@ -248,9 +248,9 @@ def _copy_file(old: str, new: str) -> None:
 
 
 def _is_special(path: str) -> bool:
-    """Tell whether no copy can be made: a socket as git's file system monitor has one, a FIFO, a device."""
+    """Tell whether a file can't be copied: a socket (as of git's file system monitor), a FIFO, a device."""
     try:
         mode = os.lstat(path).st_mode
     except OSError:
-        return False  # the copy will say it
+        return False  # the copy reports it
     return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode) or stat.S_ISLNK(mode))

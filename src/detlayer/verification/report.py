@@ -1,7 +1,7 @@
-"""What a verification found, as values: a "no" is a report, not an exception. Knows neither how it was found nor shown.
+"""The result of a verification, as values: negative results are returned, not raised.
 
-Every finding either fails its target or is advice. A trap in how a layer is written, or one that two runs differ in, is
-proof; most traps in what files hold are grounds for suspicion, since packing the same files again gives the same bytes.
+Every finding is a failure or advice. A trap in the form of a layer, or a difference between two runs, is proof. Most
+traps in file contents are only suspicious, since packing the same files again gives the same bytes.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from detlayer.checks.findings import Finding
 
 TargetKind = Literal["layer", "layout", "sources", "rebuild"]
 
-# In what files hold, and no proof by itself that a build differs; `pyc-timestamp` is not here: such a file is stale.
+# In file contents, and no proof that a build differs; without `pyc-timestamp`, since such a file is stale.
 ADVICE = frozenset(
     (
         "pyc-path",
@@ -29,12 +29,12 @@ ADVICE = frozenset(
         "unicode-collision",
     )
 )
-# A digest or size is not what it should be: the bytes are not those that were named, whatever they hold.
+# A digest or size does not match.
 INTEGRITY = frozenset(("blob-digest", "config-diff-id"))
 
 
 class LayerFacts(msgspec.Struct, frozen=True):
-    """A layer as it is: what a later check compares. `codec` is empty where none of ours writes these bytes."""
+    """Facts of a layer that a later check compares. `codec` is empty if no codec of SPEC 6.2 writes these bytes."""
 
     name: str
     digest: str
@@ -63,7 +63,7 @@ class LayerFacts(msgspec.Struct, frozen=True):
 
 
 def facts_of(name: str, report: LayerReport) -> LayerFacts:
-    """Take what an audit told of a layer."""
+    """Convert the facts of an audit."""
     codec = report.codec
     return LayerFacts(
         name=name,
@@ -80,14 +80,14 @@ def facts_of(name: str, report: LayerReport) -> LayerFacts:
 
 
 class Perturbation(msgspec.Struct, frozen=True):
-    """What was made different between runs, and its value in each."""
+    """What was varied between runs, and its value in each."""
 
     what: str
     values: tuple[str, ...]
 
 
 class TargetReport(msgspec.Struct, frozen=True):
-    """What was found of one target. `left_out` says which perturbations could not be applied here, and why."""
+    """The result for one target. `left_out` has the perturbations that could not be applied here, and why."""
 
     target: str
     kind: TargetKind
@@ -121,7 +121,7 @@ class TargetReport(msgspec.Struct, frozen=True):
 
 
 class VerifyReport(msgspec.Struct, frozen=True):
-    """The answer to `verify`: `ok` when no target has a failure. Advice never makes it False."""
+    """The result of `verify`: `ok` if no target has a failure. Advice never makes it False."""
 
     targets: tuple[TargetReport, ...]
 
@@ -131,12 +131,12 @@ class VerifyReport(msgspec.Struct, frozen=True):
 
     @property
     def is_corrupt(self) -> bool:
-        """Tell whether a digest or size is not what it should be."""
+        """Tell whether a digest or size does not match."""
         return any(target.is_corrupt for target in self.targets)
 
     @property
     def findings(self) -> list[Finding]:
-        """The failures that were kept, of all targets."""
+        """Return the failures that were kept, of all targets."""
         return [finding for target in self.targets for finding in target.failures.kept]
 
     def to_document(self) -> dict[str, Any]:
@@ -149,7 +149,7 @@ class VerifyReport(msgspec.Struct, frozen=True):
 
 
 def divide(found: Findings, *, strict: bool) -> tuple[Findings, Findings]:
-    """Tell failures from advice in what an audit found; `strict` takes all as failures."""
+    """Separate failures from advice in the findings of an audit; `strict` makes all of them failures."""
     failures, advice = Findings(), Findings()
     for trap, count in found.counts.items():
         kept = advice if trap in ADVICE and not strict else failures

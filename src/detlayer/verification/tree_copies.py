@@ -1,6 +1,6 @@
-"""Copies of sources that keep the inputs of a pack, and vary everything else.
+"""Copies of sources that keep the inputs of a pack and vary everything else.
 
-What is input depends on the profile: with times, modes or owners from the source, the twin has the same; else others.
+The profile decides what is input: times, modes and owners from the source are kept in the copy, others are varied.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from detlayer.verification.variation import Variation
 
 
 class CannotCopyError(Exception):
-    """This tree can't be copied faithfully here; the reason is the argument."""
+    """This tree can't be copied faithfully here; the argument is the reason."""
 
 
 @dataclass(slots=True)
 class TreeCopies:
-    """Makes the twins of one run's sources; hard links go across sources, as in a walk."""
+    """Copies the sources of one run; hard links may cross sources, as in a walk."""
 
     variation: Variation
     profile: Profile
@@ -50,7 +50,7 @@ class TreeCopies:
 
     @property
     def varies_links(self) -> bool:
-        # What is linked shares its values, so those must not be input either.
+        # Linked files share their values, so those must not be input either.
         return (
             self.selection.hardlinks == "separate"
             and self.shifts_times
@@ -60,7 +60,7 @@ class TreeCopies:
         )
 
     def make(self, source: Source, at: bytes) -> Source:
-        """Copy `source` to the new path `at`; raises CannotCopyError, or OutputError where there is no room."""
+        """Copy `source` to the new path `at`; raises CannotCopyError, or OutputError if the disk is full."""
         try:
             os.makedirs(os.path.dirname(at), exist_ok=True)
             status = os.stat(source.path)
@@ -71,7 +71,7 @@ class TreeCopies:
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise OutputError(
-                    "disk-full", "no space is left for a copy of the tree", "set TMPDIR to a place with more"
+                    "disk-full", "no space left for a copy of the tree", "set TMPDIR to a directory with more"
                 ) from error
             name = error.filename
             raise CannotCopyError(f"{printable(os.fsencode(name)) if name else source}: {error.strerror}") from error
@@ -99,7 +99,7 @@ class TreeCopies:
                     self._set_values(old, new, status, path, follow=False)
                 elif stat.S_ISREG(status.st_mode):
                     self._copy_file(old, new, status, path, source)
-        # From the inside out: what is put into a directory changes its time.
+        # From the inside out: creating an entry changes the time of its directory.
         for here, there, found, relative in reversed(made):
             self._set_values(here, there, found, relative)
 
@@ -115,7 +115,7 @@ class TreeCopies:
                 os.link(first, new)
                 return
         copy_file(old, new)
-        # Bytecode goes by its source's time, so it keeps a file of its own.
+        # Bytecode depends on its source's time, so it stays a separate file.
         if self.varies_links and self.variation.links and not path.endswith((b".py", b".pyc")):
             alike = (status.st_size, bool(status.st_mode & 0o100), _content_of(new))
             first = self._alike.setdefault(alike, new)
@@ -126,7 +126,7 @@ class TreeCopies:
         self._set_values(old, new, status, path)
 
     def _retime(self, old: bytes, new: bytes, path: bytes, source: Source) -> None:
-        """Let a .pyc that fits its source fit the source's twin, whose time is another (SPEC 4.8)."""
+        """Make a .pyc that matches its source match the copied source, whose time differs (SPEC 4.8)."""
         above, _, name = path.rpartition(b"/")
         home, _, last = above.rpartition(b"/")
         in_pycache = last == b"__pycache__"
@@ -152,7 +152,7 @@ class TreeCopies:
                 file.write(bytecode.mtime_field(mtime + self.variation.shift_s(relative)))
 
     def _set_values(self, old: bytes, new: bytes, status: os.stat_result, path: bytes, *, follow: bool = True) -> None:
-        """Give a copy the values that are input, and others where they are not."""
+        """Give a copy the values that are input, and vary the others."""
         if self.varies_owners:
             os.chown(new, *self.variation.owner, follow_symlinks=False)
         elif self.profile.owner is None and (status.st_uid, status.st_gid) != _owner_of(new):
@@ -195,7 +195,7 @@ def _pieces(fd: int) -> Iterator[bytes]:
 
 
 def _link_over(first: bytes, new: bytes) -> bool:
-    """Make `new` a link to `first`; False where the file system takes no more."""
+    """Make `new` a link to `first`; False if the file system allows no more links."""
     spare = new + b".link"
     try:
         os.link(first, spare)

@@ -1,7 +1,6 @@
-"""What is made different in a run though it must not count: its environment, and a twin of the tree.
+"""What is varied in a run although it must not matter: the environment, and a copy of the tree.
 
-Reads no environment itself.
-Variations follow from their number alone, so that a run that found something can be done again.
+Variations follow from their number alone, so that a run can be repeated.
 """
 
 from __future__ import annotations
@@ -10,12 +9,12 @@ from dataclasses import dataclass
 from random import Random
 from zlib import crc32
 
-# Written out, so that they need no zone files: fourteen hours ahead, and twelve and a half behind.
+# Written out to work without zone files: fourteen hours ahead, and twelve and a half behind.
 _ZONES = ("<+14>-14", "<-1230>12:30", "UTC0")
 _LOCALES = ("C", "C.UTF-8", "tr_TR.UTF-8")
 _UMASKS = (0o077, 0o002, 0o027)
 _ORDERS = ("descending", "ascending", "shuffled")
-# Lengths, a blank and letters beyond ASCII: where a path gets into the bytes, it shows.
+# Different lengths, a space and non-ASCII letters make a path in the output visible.
 _PLACES = ("b", "a place/with a longer name", "déjà/vu")
 _LONG_AGO_S = 10_000_000
 
@@ -44,7 +43,7 @@ class Variation:
 
     @property
     def place(self) -> str:
-        """Where the twin lies, below a temporary directory."""
+        """Path of the copy, below a temporary directory."""
         return f"{self.number}/{self._pick(_PLACES)}"
 
     @property
@@ -65,7 +64,7 @@ class Variation:
 
     @property
     def links(self) -> bool:
-        """Whether files of equal content are one file under several names; else each is its own."""
+        """Whether files of equal content are hard links to each other."""
         return self.number % 2 == 1
 
     @property
@@ -77,13 +76,13 @@ class Variation:
         return Random(self.number)
 
     def shift_s(self, path: bytes) -> int:
-        """By how much a file's time differs from its source's, in seconds: another for each path."""
+        """Return how many seconds a file's time differs from its source's: different for each path."""
         return -self.number * _LONG_AGO_S - crc32(path) % 1_000_000
 
     def nanoseconds(self, path: bytes) -> int:
-        """The part of a file's time below a second, which no policy of ours takes."""
+        """Return the part of a file's time below a second, which no policy uses."""
         return crc32(path, self.number) % 1_000_000_000
 
     def file_mode(self, mode: int) -> int:
-        """Another mode with the same execute bit for the owner, as this run's umask would leave it."""
+        """Return another mode with the same execute bit for the owner, as this run's umask produces it."""
         return (0o777 if mode & 0o100 else 0o666) & ~self.umask

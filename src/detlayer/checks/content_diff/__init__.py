@@ -1,7 +1,7 @@
-"""Two contents of one file to what differs inside, each cause under its trap (SPEC 4.8, 9.5). Never disk.
+"""Explain how two contents of one file differ, each cause under its trap (SPEC 4.8, 9.5). Does not access the disk.
 
-Formats are known by their bytes, and by the name where bytes don't tell. Contents come from anywhere: nothing is
-executed or unmarshalled, what is compressed expands to a bound, and archives in archives are followed to a depth.
+Formats are recognised by their bytes, then by name. Contents are untrusted: nothing is executed or unmarshalled,
+decompression is bounded, and so is the depth of archives in archives.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from detlayer.checks.content_diff.text import as_text, explain_bytes, explain_te
 from detlayer.checks.findings import Change
 
 MAX_DEPTH = 4
-MAX_INSIDE = 64  # members looked into of one file, at all depths: each may expand to the bound
-MAX_CAUSES = 12  # of one file; what differs everywhere says no more for being said everywhere
+MAX_INSIDE = 64  # members compared per file, at all depths: each may expand to the bound
+MAX_CAUSES = 12  # per file: more of the same cause add no information
 
 
 def explain(path: bytes, a: bytes, b: bytes) -> list[Change]:
-    """Say what differs between two contents of `path`; at least one cause unless they are equal."""
+    """Return what differs between two contents of `path`; at least one cause unless they are equal."""
     causes = _explain(path, a, b, MAX_DEPTH, _Allowance())
     if len(causes) > MAX_CAUSES:
         more = len(causes) - MAX_CAUSES
@@ -28,7 +28,7 @@ def explain(path: bytes, a: bytes, b: bytes) -> list[Change]:
 
 
 class _Allowance:
-    """How many more members may be looked into."""
+    """How many more members may be compared."""
 
     __slots__ = ("left",)
 
@@ -70,5 +70,5 @@ def _plain(path: bytes, a: bytes, b: bytes) -> list[Change]:
 
 
 def _named(path: bytes, change: Change) -> Change:
-    """What an installer or an editor left behind is a trap by its name, whatever it holds."""
+    """Name the trap of a file that an installer or editor left, whatever it contains."""
     return change._replace(trap=content_trap(path)) if change.trap == "content" else change

@@ -1,4 +1,4 @@
-"""What differs in archives inside of files: zip, gzip, tar and ar. Members are explained by whoever calls."""
+"""What differs in archives inside files: zip, gzip, tar and ar. The caller explains members."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def explain_zip(a: bytes, b: bytes, max_bytes: int, inside: Inside) -> list[Chan
         return []
 
 
-# All that the zipfile of the standard library lets out on archives that lie.
+# All exceptions that zipfile raises on malformed archives.
 _BROKEN = (BadZipFile, ValueError, NotImplementedError, OverflowError, IndexError, RuntimeError, EOFError, zlib.error)
 
 
@@ -172,7 +172,7 @@ def _read_ar(data: bytes) -> _Members | None:
         name = head[:16].rstrip(b" ")
         if name not in (b"/", b"//"):
             name = name.removesuffix(b"/")
-        if name in found.summaries:  # ar allows many members of one name; each is compared with its like
+        if name in found.summaries:  # ar allows repeated names; each is compared with the one at the same position
             name += b" (%d)" % len(found.summaries)
         found.contents[name] = content
         values = EntryValues("file", mode, uid, gid, mtime)
@@ -199,7 +199,7 @@ def _member_changes(a: _Members, b: _Members, kind: str, inside: Inside) -> list
     for name, count in counts.items():
         if count > 1:
             found.append(Change("archive-in-content", f"{name} of {count - 1} more members", "differs", "too"))
-    return found or [Change("archive-in-content", f"how the {kind} is written", "one way", "another")]
+    return found or [Change("archive-in-content", f"encoding of the {kind}", "one way", "another")]
 
 
 def _name_changes(a: list[str], b: list[str], kind: str) -> Iterator[Change]:

@@ -1,4 +1,4 @@
-"""What differs in Python's bytecode and in ELF files, by their headers; nothing is unmarshalled or run."""
+"""What differs in Python bytecode and in ELF files, by their headers; nothing is unmarshalled or run."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from detlayer.errors import printable
 from detlayer.layer import bytecode
 
 _MAX_SECTIONS = 4096
-# A string in marshal's format: its type, with or without the bit for "may be referred to", and its length.
+# A string in marshal's format: its type, with or without the reference bit, and its length.
 _SHORT = re.compile(rb"(?s)(?=[zZ\xfa\xda](.))")
 _LONG = re.compile(rb"(?s)(?=[aAu\xe1\xc1\xf5](....))")
 _MAX_PATH_BYTES = 4096
@@ -68,7 +68,7 @@ def _invalidation(data: bytes) -> str:
 
 
 def _file_names(code: bytes) -> list[bytes]:
-    """Strings that are whole file names of sources, in the order of their first place."""
+    """Strings that are whole file names of sources, ordered by first occurrence."""
     found: dict[bytes, int] = {}
     for pattern in (_SHORT, _LONG):
         for match in pattern.finditer(code):
@@ -87,19 +87,19 @@ def _without(code: bytes, names: list[bytes]) -> bytes:
         for size in (1, 4):
             if length < 1 << 8 * size:
                 code = code.replace(length.to_bytes(size, "little") + name, b"\0name %d\0" % number)
-    # A long name is written with another type than a short one.
+    # A long name has another type than a short one.
     return re.sub(rb"(?s)[zZ\xfa\xdaaAu\xe1\xc1\xf5](?=\0name \d+\0)", b"", code)
 
 
 class Section(NamedTuple):
-    """A section of an ELF file, as far as it is there."""
+    """A section of an ELF file; its bytes may be truncated."""
 
     name: str
     data: bytes
 
 
 def explain_elf(a: bytes, b: bytes) -> list[Change]:
-    """Compare two ELF files section by section; the build-id comes last, for it follows from the rest."""
+    """Compare two ELF files section by section; the build-id comes last, since it follows from the rest."""
     old, new = list(_sections(a)), list(_sections(b))
     if not old or not new:
         return []
@@ -125,13 +125,13 @@ def explain_elf(a: bytes, b: bytes) -> list[Change]:
             found.append(change._replace(field=f"section {section.name}: {change.field}"))
     if build_id and not found:
         return [change._replace(field="build-id alone") for change in build_id]
-    # What is told by a path or a time comes first: sizes and addresses of other sections follow from it.
+    # A path or a time comes first: sizes and addresses of other sections follow from it.
     found.sort(key=lambda change: change.trap == "content")
     return found + build_id
 
 
 def _explain_strings(a: Section, b: Section) -> list[Change]:
-    """Compare tables of strings as sets: linkers order them by hashes, so that one path moves all the others."""
+    """Compare string tables as sets: linkers order them by hash, so one path moves all the others."""
     if a.name not in (".debug_str", ".debug_line_str"):
         return []
     old, new = (set(section.data.split(b"\0")) for section in (a, b))
@@ -144,7 +144,7 @@ def _explain_strings(a: Section, b: Section) -> list[Change]:
 
 
 def _sections(data: bytes) -> Iterator[Section]:
-    """Read the section table of a 32 or 64 bit file of either byte order; nothing of what lies."""
+    """Read the section table of a 32 or 64 bit file of either byte order; nothing from an inconsistent one."""
     wide, order = data[4:5] == b"\2", "<" if data[5:6] == b"\1" else ">"
     try:
         if wide:
@@ -161,7 +161,7 @@ def _sections(data: bytes) -> Iterator[Section]:
     except (struct.error, OverflowError):
         return
     if sum(head[5] for head in heads if head[1] not in _BYTELESS) > 2 * len(data):
-        return  # sections that overlap are no linker's work, and would be copied again and again
+        return  # no linker writes overlapping sections, and they would be copied repeatedly
     strings = data[heads[names][4] : heads[names][4] + heads[names][5]]
     for name, kind, _, _, offset, length in heads:
         if kind not in _BYTELESS:

@@ -1,4 +1,4 @@
-"""What differs in text, and in bytes that nothing else is known of: lines, line endings, times, build paths."""
+"""What differs in text and in unknown formats: lines, line endings, times, build paths."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from detlayer.checks.compare import first_difference
 from detlayer.checks.findings import Change
 from detlayer.errors import printable
 
-_MAX_WHOLE = 4 << 20  # characters looked at as a whole; beyond, the first line that differs speaks for all
+_MAX_WHOLE = 4 << 20  # characters compared as a whole; beyond, only the first line that differs is reported
 _SHOWN = 60
 _PATH = re.compile(r"(?:(?<![\w.:/])|(?<=file:/))/(?:[\w.+@~%=-]+/)*[\w.+@~%=-]+")
 _DAY = r"(?:Mon|Tue|Wed|Thu|Fri|Sat|Sun)[a-z]*"
@@ -22,7 +22,7 @@ _TIME = re.compile(
     rf"|\d{{1,2}}[ -]{_MONTH}[ -]\d{{4}}(?: \d\d:\d\d:\d\d)?"
     r"|\d\d:\d\d:\d\d(?:\.\d+)?"
     r"|20\d{12}Z?"
-    r"|1[0-9]{9}(?:\.\d+|\d{3}|\d{6}|\d{9})?"  # seconds since 1970 in 2001 to 2033; with fractions, or in smaller units
+    r"|1[0-9]{9}(?:\.\d+|\d{3}|\d{6}|\d{9})?"  # seconds since 1970 in 2001 to 2033, with fractions or smaller units
     r")(?!\d)"
 )
 _RUN = re.compile(rb"[\x20-\x7e]+")
@@ -30,7 +30,7 @@ _WORDS = re.compile(r"[\s,;\"'\[\](){}]+")
 
 
 def as_text(data: bytes) -> str | None:
-    """Read bytes as text, None for what is none."""
+    """Decode bytes as text; None if they are not text."""
     if b"\0" in data:
         return None
     try:
@@ -40,7 +40,7 @@ def as_text(data: bytes) -> str | None:
 
 
 def explain_text(path: bytes, a: str, b: str) -> list[Change]:
-    """Say what differs between two texts: their line endings, their end, the order of lines, or the first line."""
+    """Report how two texts differ: line endings, end, order of lines, or the first line."""
     if len(a) <= _MAX_WHOLE and len(b) <= _MAX_WHOLE:
         if a.replace("\r\n", "\n") == b.replace("\r\n", "\n"):
             return [Change("content", "line endings", _endings(a), _endings(b))]
@@ -54,7 +54,7 @@ def explain_text(path: bytes, a: str, b: str) -> list[Change]:
         if len(a) == len(b) and sorted(_WORDS.split(a)) == sorted(_WORDS.split(b)):
             return [Change("readdir-order", "order of words", *_around(a, b))]
     else:
-        # A prefix of whole lines is enough to find the first that differs.
+        # A prefix of whole lines is enough to find the first difference.
         at = _first_text_difference(a, b)
         start = max(a.rfind("\n", 0, at) + 1, 0)
         before = a.count("\n", 0, start)
@@ -87,7 +87,7 @@ def _first_line(old: list[str], new: list[str], before: int, *, whole: bool) -> 
 
 
 def explain_bytes(a: bytes, b: bytes, at: int) -> list[Change]:
-    """Say what stands at the first offset that differs: part of a path, a time, or just bytes."""
+    """Report the first difference: part of a path, a time, or just bytes."""
     old, new = _run(a, at), _run(b, at)
     if len(old) > 3 and len(new) > 3:
         left, right = old.decode(), new.decode()
@@ -103,7 +103,7 @@ def explain_bytes(a: bytes, b: bytes, at: int) -> list[Change]:
 
 
 def token_trap(a: str, b: str) -> str:
-    """Name what two differing lines differ in: only times, only absolute paths, or content."""
+    """Name the difference between two lines: only times, only absolute paths, or content."""
     if _TIME.sub("T", a) == _TIME.sub("T", b):
         return "time-in-content"
     if _PATH.sub("P", a) == _PATH.sub("P", b) or _masked(a) == _masked(b):
@@ -120,7 +120,7 @@ def _same_but_tokens(old: list[str], new: list[str]) -> bool:
 
 
 def _tokens(a: str, b: str) -> Iterator[tuple[str, tuple[str, str]]]:
-    """The first time and the first path that differ between two lines which differ in nothing else."""
+    """Find the first time and the first path that differ between two otherwise equal lines."""
     lines = a, b
     for trap, pattern in (("time-in-content", _TIME), ("build-path-in-content", _PATH)):
         for left, right in zip(pattern.finditer(lines[0]), pattern.finditer(lines[1]), strict=False):
@@ -131,7 +131,7 @@ def _tokens(a: str, b: str) -> Iterator[tuple[str, tuple[str, str]]]:
 
 
 def _around(a: str, b: str) -> tuple[str, str]:
-    """The stretch of two lines where they begin to differ."""
+    """Return the part of each of two lines around their first difference."""
     at = _first_text_difference(a, b)
     start = max(0, at - 20)
     return tuple(  # type: ignore[return-value]
@@ -155,7 +155,7 @@ def _tail(text: str) -> str:
 
 
 def _run(data: bytes, at: int) -> bytes:
-    """The printable bytes around an offset."""
+    """Return the printable bytes around an offset."""
     start = max(0, at - 256)
     for match in _RUN.finditer(data[start : at + 256]):
         if match.start() <= at - start < match.end():

@@ -1,7 +1,7 @@
-"""Tar bytes to entries, from any writer and from untrusted sources.
+"""Read tar bytes from any writer and from untrusted sources.
 
-Reads ustar, PAX, GNU long names and base-256 numbers, and expands sparse files. How an entry was written is kept as it
-stands (`Member.blocks`), so that `checks.header_form` can compare it with SPEC 5. Records, maps and holes are bounded;
+Reads ustar, PAX, GNU long names and base-256 numbers, and expands sparse files. The original header is kept
+(`Member.blocks`), so that `checks.header_form` can compare it with SPEC 5. Records, maps and holes are bounded;
 inconsistent headers raise LayerError.
 """
 

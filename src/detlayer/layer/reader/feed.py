@@ -1,4 +1,4 @@
-"""The bytes of a tar as its members take them: blocks, and contents that are read once, in order."""
+"""The bytes of a tar, as blocks and as contents that are read once, in order."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _ZEROS = memoryview(bytes(1 << 18))
 
 
 class Feed:
-    """Bytes in pieces, taken in other pieces."""
+    """A stream of pieces, read in other sizes."""
 
     __slots__ = ("_at", "_piece", "_pieces", "_skip")
 
@@ -25,7 +25,7 @@ class Feed:
         self._at = 0
 
     def take_block(self) -> bytes | None:
-        """Take 512 bytes, or None at the end."""
+        """Read 512 bytes; None at the end."""
         at = self._at
         if at + BLOCK_BYTES <= len(self._piece):
             self._at = at + BLOCK_BYTES
@@ -44,7 +44,7 @@ class Feed:
         return b"".join(parts)
 
     def some(self, size: int) -> memoryview:
-        """Take between 1 and `size` bytes."""
+        """Read between 1 and `size` bytes."""
         while self._at == len(self._piece):
             if not self._next():
                 raise LayerError("tar-truncated", "the tar ends in the middle of an entry", AGAIN)
@@ -61,7 +61,7 @@ class Feed:
             size -= len(self.some(size))
 
     def take_rest(self) -> bytes | None:
-        """Take what is left of this piece or the next; None at the end."""
+        """Return the rest of this piece, or the next one; None at the end."""
         while self._at == len(self._piece):
             if not self._next():
                 return None
@@ -103,7 +103,7 @@ class MemberContent:
         return done
 
     def views(self) -> Iterator[memoryview]:
-        """The content in pieces as they come, not copied."""
+        """Yield the content in pieces, without copying."""
         self._opened = True
         while self._left:
             part = self._feed.some(self._left)
@@ -122,9 +122,9 @@ class MemberContent:
 
 
 class SparseContent(MemberContent):
-    """A sparse member's content as the file has it: what is stored, at its places, and zeros between.
+    """A sparse member's content as in the file: the stored data at their offsets, and zeros between.
 
-    `grow` is told how many bytes the holes add before any of them is returned; it raises if they are too many.
+    `grow` is called with the size of the holes before any of them is returned; it raises if that is too much.
     """
 
     __slots__ = ("_grow", "_map", "_pieces", "_rest")

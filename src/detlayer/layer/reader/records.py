@@ -7,11 +7,11 @@ from collections.abc import Iterator
 from detlayer.errors import LayerError, printable
 
 AGAIN = "fetch or make it again"
-NOBODY = "no honest writer makes these"
+NOBODY = "the archive may be malicious; do not use it"
 
 
 def parse_records(data: bytes) -> Iterator[tuple[bytes, bytes]]:
-    """Read PAX records, `LENGTH KEY=VALUE\\n`; raises LayerError where one lies about its length."""
+    """Parse PAX records, `LENGTH KEY=VALUE\\n`; raises LayerError for an invalid length."""
     at = 0
     while at < len(data):
         space = data.find(b" ", at, at + 20)
@@ -29,31 +29,31 @@ def parse_records(data: bytes) -> Iterator[tuple[bytes, bytes]]:
 
 
 def number(raw: bytes, what: str) -> int:
-    """Read an octal or base-256 field; raises LayerError."""
+    """Parse an octal or base-256 field; raises LayerError."""
     if raw[0] & 0x80:
         value = int.from_bytes(bytes((raw[0] & 0x7F,)) + raw[1:], "big")
         if raw[0] & 0x40:
             value -= 1 << (8 * len(raw) - 1)
         if abs(value) >= 1 << 63:
-            raise LayerError("header-number", f"a header's {what} is beyond 64 bits", AGAIN)
+            raise LayerError("header-number", f"the {what} of a header exceeds 64 bits", AGAIN)
         return value
     digits = raw.split(b"\0")[0].strip(b" ")
     if not digits:
         return 0
     if digits.strip(b"01234567"):
-        raise LayerError("header-number", f"a header's {what} is {printable(digits)!r}, no octal number", AGAIN)
+        raise LayerError("header-number", f"invalid octal number {printable(digits)!r} as {what} of a header", AGAIN)
     return int(digits, 8)
 
 
 def decimal(value: bytes, key: bytes) -> int:
-    """Read the decimal value of a record; raises LayerError."""
+    """Parse the decimal value of a record; raises LayerError."""
     if not value.isdigit() or len(value) > 19:
         raise bad_record(key + b"=" + value)
     return int(value)
 
 
 def seconds(value: bytes) -> int:
-    """Read the whole seconds of a PAX time, rounded down; raises LayerError."""
+    """Parse the whole seconds of a PAX time, rounded down; raises LayerError."""
     whole, _, fraction = value.partition(b".")
     digits = whole.removeprefix(b"-")
     if not digits.isdigit() or len(digits) > 18 or (fraction and not fraction.isdigit()):
@@ -62,5 +62,5 @@ def seconds(value: bytes) -> int:
 
 
 def bad_record(found: bytes) -> LayerError:
-    """Make an error of a record, or of what stands in its place."""
-    return LayerError("pax-record", f"a PAX record is malformed: {printable(found[:60])!r}", AGAIN)
+    """Make the error for an invalid record."""
+    return LayerError("pax-record", f"malformed PAX record {printable(found[:60])!r}", AGAIN)

@@ -1,7 +1,7 @@
-"""Maps of sparse members: which stretches of a file are stored, in the four forms that GNU tar and libarchive write.
+"""Maps of sparse members: which ranges of a file are stored, in the four forms of GNU tar and libarchive.
 
-A map is checked before any content is read: stretches ascend, do not overlap, end within the file, and are as long
-together as what is stored. Anything else is a LayerError, for readers would not agree on what the file holds.
+A map is checked before any content is read: ranges ascend, do not overlap, end within the file, and add up to the
+stored size. Anything else is a LayerError, since readers disagree on the content of the file.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from detlayer.layer.reader.records import NOBODY, number
 from detlayer.layer.tar import BLOCK_BYTES
 
 PREFIX = b"GNU.sparse."
-MAX_SPANS = 1 << 18  # of one file: a GiB with a hole at every second page has half as many
+MAX_SPANS = 1 << 18  # per file: a GiB with a hole at every second page has half as many
 _MAX_SIZE = 1 << 63
 _SLOT_BYTES = 24
-# PAX 0.0 repeats offset and numbytes, 0.1 has them as a list, 1.0 before the content. `major` and `minor` are optional
-# in the first two.
+# PAX 0.0 repeats offset and numbytes, 0.1 has them as a list, 1.0 before the content. The first two may omit `major`
+# and `minor`.
 _LISTED = frozenset(PREFIX + key for key in (b"size", b"numblocks", b"map", b"offset", b"numbytes", b"name"))
 _STORED = frozenset(PREFIX + key for key in (b"realsize", b"name"))
 _VERSION = (PREFIX + b"major", PREFIX + b"minor")
@@ -29,7 +29,7 @@ Take = Callable[[int], bytes]
 
 
 class SparseMap(NamedTuple):
-    """The size of a file, and the offset and length of each stretch of it that is stored, one after the other."""
+    """The size of a file, and the offset and length of each stored range, in sequence."""
 
     size_bytes: int
     flat: array[int]
@@ -39,7 +39,7 @@ class SparseMap(NamedTuple):
 
 
 def read_header_map(block: bytes, take: Take) -> tuple[SparseMap, bytes]:
-    """Read the map of a GNU header of type `S`, with the blocks behind it that it takes up; raises LayerError."""
+    """Parse the map of a GNU header of type `S`, and the blocks after it that belong to it; raises LayerError."""
     flat = array("q")
     size_bytes = number(block[483:495], "real size")
     blocks: list[bytes] = []
@@ -47,7 +47,7 @@ def read_header_map(block: bytes, take: Take) -> tuple[SparseMap, bytes]:
     more = block[482:483]
     while more != b"\0":
         if is_ended or len(flat) > 2 * MAX_SPANS:
-            raise _invalid("goes on behind its end" if is_ended else f"has over {MAX_SPANS} stretches")
+            raise _invalid("continues after its end" if is_ended else f"has over {MAX_SPANS} ranges")
         extended = take(BLOCK_BYTES)
         blocks.append(extended)
         is_ended = _add_slots(flat, extended[:504])
@@ -58,7 +58,7 @@ def read_header_map(block: bytes, take: Take) -> tuple[SparseMap, bytes]:
 def read_pax_map(
     records: Mapping[bytes, bytes], own: Records, stored_bytes: int, take: Take
 ) -> tuple[SparseMap, bytes]:
-    """Read the map of a member with `GNU.sparse` records, with the bytes of its content that it takes up.
+    """Parse the map of a member with `GNU.sparse` records; also returns the bytes of its content that it uses.
 
     `own` are the records of its own header, in order: version 0.0 repeats them. Raises LayerError.
     """
@@ -66,7 +66,7 @@ def read_pax_map(
     version = tuple(records.get(key) for key in _VERSION)
     keys -= {*_VERSION}
     if not keys <= {key for key, _ in own}:
-        raise _invalid("stands in a global header")
+        raise _invalid("is in a global header")
     if version == (b"1", b"0"):
         if not keys <= _STORED:
             raise _invalid("has records of two versions")
@@ -74,30 +74,30 @@ def read_pax_map(
         flat, raw = _read_stored(stored_bytes, take)
         return SparseMap(size_bytes, flat), raw
     if version not in ((None, None), (b"0", b"0"), (b"0", b"1")):
-        raise _invalid("is of an unknown version")
+        raise _invalid("has an unknown version")
     if not keys <= _LISTED:
         raise _invalid("has records of two versions")
     return SparseMap(_decimal(records.get(PREFIX + b"size", b"")), _read_listed(records, own)), b""
 
 
 def check(found: SparseMap, stored_bytes: int) -> None:
-    """Raise LayerError for a map that no file can have, or not with so many bytes stored."""
+    """Check that a map is consistent and matches the stored size; raises LayerError."""
     if not 0 <= found.size_bytes < _MAX_SIZE:
-        raise _invalid(f"is of a file of {found.size_bytes} bytes")
+        raise _invalid(f"has the invalid file size {found.size_bytes}")
     end = total = 0
     for offset, length in found.spans():
         if offset < end or length < 0:
-            raise _invalid("has stretches that overlap, or run backwards")
+            raise _invalid("has overlapping or descending ranges")
         end = offset + length
         total += length
         if end > found.size_bytes:
-            raise _invalid("leads beyond the end of the file")
+            raise _invalid("exceeds the end of the file")
     if total != stored_bytes:
-        raise _invalid(f"is of {total} bytes, where {stored_bytes} are stored")
+        raise _invalid(f"covers {total} bytes, but {stored_bytes} are stored")
 
 
 def _add_slots(flat: array[int], raw: bytes) -> bool:
-    """Read the slots of a header; tells whether the map ends among them."""
+    """Parse the slots of a header; tells whether the map ends among them."""
     for at in range(0, len(raw), _SLOT_BYTES):
         slot = raw[at : at + _SLOT_BYTES]
         if not slot[0] or not slot[12]:
@@ -115,9 +115,9 @@ def _read_listed(records: Mapping[bytes, bytes], own: Records) -> array[int]:
     pairs = [(key, value) for key, value in own if key in (PREFIX + b"offset", PREFIX + b"numbytes")]
     if listed is not None:
         if pairs:
-            raise _invalid("is there twice")
+            raise _invalid("occurs twice")
         if listed.count(b",") > 2 * MAX_SPANS:
-            raise _invalid(f"has over {MAX_SPANS} stretches")
+            raise _invalid(f"has over {MAX_SPANS} ranges")
         flat.extend(_decimal(one) for one in listed.split(b",") if listed)
     else:
         for place, (key, value) in enumerate(pairs):
@@ -128,12 +128,12 @@ def _read_listed(records: Mapping[bytes, bytes], own: Records) -> array[int]:
     if count is None and listed is None:
         raise _invalid("is missing")
     if len(flat) % 2 or (count is not None and len(flat) != 2 * _decimal(count)):
-        raise _invalid("has another number of stretches than it says")
+        raise _invalid("does not have the number of ranges that it declares")
     return flat
 
 
 def _read_stored(stored_bytes: int, take: Take) -> tuple[array[int], bytes]:
-    """Read the decimal lines before a content: their number, then offset and length of each; whole blocks of them."""
+    """Parse the decimal lines before a content, in whole blocks: their number, then offset and length of each."""
     blocks: list[bytes] = []
     text = b""
 
@@ -150,19 +150,19 @@ def _read_stored(stored_bytes: int, take: Take) -> tuple[array[int], bytes]:
 
     count = line()
     if count > MAX_SPANS:
-        raise _invalid(f"has over {MAX_SPANS} stretches")
+        raise _invalid(f"has over {MAX_SPANS} ranges")
     return array("q", (line() for _ in range(2 * count))), b"".join(blocks)
 
 
 def _decimal(value: bytes) -> int:
     if not value.isdigit() or len(value) > 19 or int(value) >= _MAX_SIZE:
-        raise _invalid("has a number that is malformed or beyond 64 bits")
+        raise _invalid("has a number that is malformed or exceeds 64 bits")
     return int(value)
 
 
 class SparseMapError(LayerError):
-    """A map of a sparse file is malformed, or does not fit what is stored."""
+    """A map of a sparse file is malformed, or does not match the stored data."""
 
 
 def _invalid(what: str) -> SparseMapError:
-    return SparseMapError("sparse-map", f"a map of a sparse file {what}", NOBODY)
+    return SparseMapError("sparse-map", f"the map of a sparse file {what}", NOBODY)

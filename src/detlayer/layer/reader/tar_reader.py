@@ -1,4 +1,4 @@
-"""The reader: headers and their extensions to members, one after the other."""
+"""The reader: headers and their extensions to members, in sequence."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from detlayer.layer.reader.feed import Feed, MemberContent, SparseContent
 from detlayer.layer.reader.records import AGAIN, NOBODY, decimal, number, parse_records, seconds
 from detlayer.layer.tar import BLOCK_BYTES, padding
 
-MAX_RECORDS_BYTES = 4 << 20  # of one PAX header: many extended attributes of 64 KiB, Linux's bound for each
+MAX_RECORDS_BYTES = 4 << 20  # per PAX header: many extended attributes of 64 KiB, Linux's limit for each
 MAX_RECORDS = 1 << 13  # of one PAX header
-MAX_EXTENSIONS = 16  # headers that say something of one entry, global ones included
+MAX_EXTENSIONS = 16  # extension headers per entry, global ones included
 MAX_LONG_NAME_BYTES = 1 << 16
-MAX_SHARED_BYTES = 1 << 16  # of what global headers say
-MAX_HOLES_BYTES = 64 << 20  # of all sparse files of a tar, where nobody else counts them
+MAX_SHARED_BYTES = 1 << 16  # of the records in global headers
+MAX_HOLES_BYTES = 64 << 20  # of all sparse files of a tar, unless the caller counts them
 _ZERO = bytes(BLOCK_BYTES)
 _KINDS: dict[bytes, EntryKind] = {
     b"0": "file",
@@ -35,10 +35,10 @@ _KINDS: dict[bytes, EntryKind] = {
     b"2": "symlink",
     b"5": "dir",
 }
-# Mode, uid, gid, size and mtime as SPEC 5.2 has them.
+# Mode, uid, gid, size and mtime as in SPEC 5.2.
 _DIGITS = re.compile(rb"([0-7]{7})\0([0-7]{7})\0([0-7]{7})\0([0-7]{11})\0([0-7]{11})\0")
 _SPECIAL = {b"3": "character device", b"4": "block device", b"6": "FIFO"}
-# Records that other values are read from, or that say how or whence a member was stored: not what it is.
+# Records that are read as other values, or that describe how a member was stored.
 _FORMAL = frozenset(
     (
         *(b"path", b"linkpath", b"size", b"uid", b"gid", b"mtime", b"atime", b"ctime", b"uname", b"gname"),
@@ -52,7 +52,7 @@ _ESCAPED = re.compile(rb"%([0-9A-Fa-f]{2})")
 
 
 class Extension(NamedTuple):
-    """A header that says something of the next one: PAX `x` or `g`, GNU `L` or `K`."""
+    """A header with values for the next one: PAX `x` or `g`, GNU `L` or `K`."""
 
     flag: bytes
     block: bytes
@@ -62,7 +62,7 @@ class Extension(NamedTuple):
 
 @dataclass(slots=True)
 class Member:
-    """An entry of a tar and how it was written. `special` names what no layer of ours holds: a device, a FIFO.
+    """An entry of a tar and its original header. `special` names types that our layers exclude: a device, a FIFO.
 
     A sparse file's entry has the size and content of the whole file.
     """
@@ -74,28 +74,28 @@ class Member:
     special: str = ""
     sparse: bool = False
     map: bytes = b""
-    """A sparse file's map, as far as it stands behind the header."""
+    """The part of a sparse file's map that is after the header."""
     stored_bytes: int = 0
-    """How much content is in the tar."""
+    """The size of the content in the tar."""
     extras: tuple[tuple[bytes, bytes], ...] = ()
-    """What else the entry has: a device's numbers, and PAX records that are neither values of `entry` nor mere form."""
+    """Further values: a device's numbers, and PAX records that are neither in `entry` nor only form."""
 
     def views(self) -> Iterator[memoryview]:
-        """The content in pieces as they come, not copied; instead of opening it."""
+        """Yield the content in pieces, without copying; instead of opening it."""
         content = self.entry.content
         return content.views() if isinstance(content, MemberContent) else iter(())
 
     @property
     def block(self) -> bytes:
-        """The entry's own header block, behind its extensions."""
+        """The entry's own header block, after its extensions."""
         return self.blocks[-BLOCK_BYTES:]
 
 
 class TarReader:
-    """Iterate over the members of a tar; a member's content can be read until the next member is asked for.
+    """Iterate over the members of a tar; a member's content can be read until the next member.
 
-    At the end `trailer_bytes` counts the zeros behind the last entry, and `left_over` has the global headers that no
-    entry follows (`git archive` of nothing). Raises LayerError.
+    At the end `trailer_bytes` counts the zeros after the last entry, and `left_over` has the global headers without a
+    following entry (`git archive` of nothing). Raises LayerError.
     """
 
     def __init__(
@@ -105,10 +105,10 @@ class TarReader:
         *,
         grow: Callable[[int], None] | None = None,
     ) -> None:
-        """`skip` passes by bytes that `pieces` would give next, which it must have; without it they are read.
+        """`skip` skips bytes that `pieces` would yield next and that must exist; without it they are read.
 
-        `grow` is told how many bytes the holes of a sparse file add when its content is read; it raises if they are
-        too many (`BlobReader.grow`); without it MAX_HOLES_BYTES is the bound.
+        `grow` is called with the size of a sparse file's holes when its content is read; it raises if that is too much
+        (`BlobReader.grow`); without it MAX_HOLES_BYTES is the limit.
         """
         self._feed = Feed(iter(pieces), skip)
         self._grow = grow or self._count_holes
@@ -128,7 +128,7 @@ class TarReader:
                 if block is None or block == _ZERO:
                     self.left_over = tuple(extensions)
                     if own or any(extension.flag != b"g" for extension in extensions):
-                        raise LayerError("tar-truncated", "the tar ends behind an extension header", AGAIN)
+                        raise LayerError("tar-truncated", "the tar ends after an extension header", AGAIN)
                     self._read_trailer(block)
                     return
                 _check_sum(block)
@@ -138,14 +138,14 @@ class TarReader:
                 if len(extensions) == MAX_EXTENSIONS:
                     raise LayerError("header-chain", f"over {MAX_EXTENSIONS} extension headers for one entry", NOBODY)
                 if flag != b"g" and any(flag == other.flag for other in extensions):
-                    # Readers disagree on which of the two counts: what is checked here might not be what is unpacked.
+                    # Readers disagree on which one applies: the checked path might not be the unpacked one.
                     raise LayerError("header-repeated", f"two {printable(flag)} headers for one entry", NOBODY)
                 extension = self._extension(flag, block)
                 extensions.append(extension)
                 blocks += (block, extension.data, bytes(padding(len(extension.data))))
                 (shared if flag == b"g" else own).update(extension.records)
                 if flag == b"g" and sum(map(len, shared)) + sum(map(len, shared.values())) > MAX_SHARED_BYTES:
-                    raise LayerError("header-too-long", "the global headers grow without end", NOBODY)
+                    raise LayerError("header-too-long", f"global headers of over {MAX_SHARED_BYTES} bytes", NOBODY)
             blocks.append(block)
             records = {**shared, **own} if shared else own
             member = _member(block, records, b"".join(blocks), tuple(extensions), feed)
@@ -172,11 +172,11 @@ class TarReader:
         return Extension(flag, block, data, records)
 
     def _expand(self, member: Member, block: bytes, records: dict[bytes, bytes]) -> None:
-        """Make of a sparse member the file that it stands for."""
+        """Convert a sparse member to the file that it represents."""
         entry, feed = member.entry, self._feed
         shown = printable(entry.path)
         if entry.kind != "file" or member.special:
-            raise LayerError("sparse-map", f"{shown} is sparse, and no file", NOBODY)
+            raise LayerError("sparse-map", f"{shown} is sparse, but not a file", NOBODY)
         own = [record for extension in member.extensions if extension.flag in b"xX" for record in extension.records]
         stored_bytes = member.stored_bytes
         is_pax = any(key.startswith(sparse.PREFIX) for key in records)
@@ -203,7 +203,7 @@ class TarReader:
     def _read_trailer(self, block: bytes | None) -> None:
         while block is not None:
             if block.count(0) != len(block):
-                raise LayerError("tar-garbage", "something follows the end of the tar", "cut it off, or make it anew")
+                raise LayerError("tar-garbage", "unexpected data after the end of the tar", "remove it, or pack again")
             self.trailer_bytes += len(block)
             block = self._feed.take_rest()
 
@@ -220,7 +220,7 @@ def _check_sum(block: bytes) -> None:
         # Some old tars summed signed characters.
         if stored == sum(byte - 256 if byte > 127 else byte for byte in block[:148] + block[156:]) + 256:
             return
-    raise LayerError("header-checksum", "a header's checksum does not fit: this is no tar, or a damaged one", AGAIN)
+    raise LayerError("header-checksum", "invalid header checksum: not a tar, or damaged", AGAIN)
 
 
 def _member(
@@ -231,7 +231,7 @@ def _member(
     kind = _KINDS.get(flag)
     special = _SPECIAL.get(flag, "")
     if kind is None and not special:
-        raise LayerError("header-type", f"{printable(written)}: entries of type {printable(flag)!r} are unknown", AGAIN)
+        raise LayerError("header-type", f"{printable(written)}: unknown entry type {printable(flag)!r}", AGAIN)
     if kind in (None, "file") and written.endswith(b"/") and not special:
         kind = "dir"  # as before POSIX
     path = clean_path(written)
@@ -240,7 +240,7 @@ def _member(
         target = clean_path(target)
     _check_text(target)
     numbers = None if records else _DIGITS.match(block, 100)
-    if numbers is not None:  # the short way for nearly every header: all fields as SPEC 5.2 has them, none overruled
+    if numbers is not None:  # the fast path for nearly every header: all fields as in SPEC 5.2, none overridden
         mode, uid, gid, size, mtime = [int(digits, 8) for digits in numbers.groups()]
     else:
         mode = number(block[100:108], "mode")
@@ -249,13 +249,13 @@ def _member(
         size = _decimal(records, b"size", block[124:136])
         mtime = seconds(records[b"mtime"]) if records.get(b"mtime") else number(block[136:148], "mtime")
     if size and kind == "dir" and flag in b"0\0007S":
-        # Some readers take this for a file with content, some for a directory with none.
+        # Some readers extract this as a file with content, some as an empty directory.
         raise LayerError("header-type", f"{printable(written)} is a directory by name and a file by content", NOBODY)
     if kind in ("dir", "symlink", "hardlink") or special:
-        # Some writers give links the size of their target, with no content behind; POSIX lets none of these have any.
+        # Some writers give links the size of their target, with no content after them; POSIX forbids content here.
         size = 0
     if size < 0:
-        raise LayerError("header-number", f"{printable(path)} has a size below zero", AGAIN)
+        raise LayerError("header-number", f"{printable(path)} has a negative size", AGAIN)
     xattrs: tuple[tuple[bytes, bytes], ...] = ()
     extras: tuple[tuple[bytes, bytes], ...] = ()
     if records:
@@ -282,7 +282,7 @@ def _member(
 
 
 def _extras(records: dict[bytes, bytes], xattrs: dict[bytes, bytes]) -> tuple[tuple[bytes, bytes], ...]:
-    """Find the records that are content of the entry: all that are not known to be something else."""
+    """Return the records that are content of the entry: all that are not known to be something else."""
     found = []
     for key, value in records.items():
         if not value or key in _FORMAL or key.startswith((_XATTR, sparse.PREFIX)):
@@ -303,14 +303,14 @@ def _name(block: bytes) -> bytes:
 
 
 def clean_path(written: bytes) -> bytes:
-    """Bring a path to the form of SPEC 3.2; the root becomes empty. Raises LayerError for what leads outside."""
+    """Convert a path to the form of SPEC 3.2; the root becomes empty. Raises LayerError for a path outside."""
     if b"//" in written or b"./" in written or written[:1] in (b"/", b".") or written[-1:] in (b"/", b"."):
         parts = [part for part in written.split(b"/") if part not in (b"", b".")]
         if b".." in parts:
-            raise LayerError("unsafe-path", f"{printable(written)} leads out of the layer", "do not trust this layer")
+            raise LayerError("unsafe-path", f"{printable(written)} is outside of the layer", "do not use this layer")
         written = b"/".join(parts)
     if len(written) > PATH_MAX_BYTES:
-        raise LayerError("path-too-long", f"{printable(written[:60])}… has {len(written)} bytes", "no engine takes it")
+        raise LayerError("path-too-long", f"{printable(written[:60])}… has {len(written)} bytes", "use a shorter path")
     _check_text(written)
     return written
 
@@ -324,7 +324,7 @@ def _check_text(raw: bytes) -> None:
                 "name-not-utf8", f"{printable(raw)} is not valid UTF-8", "rename it at its source"
             ) from None
     if b"\0" in raw:
-        raise LayerError("entry-path", f"{printable(raw)} holds a NUL", "do not trust this layer")
+        raise LayerError("entry-path", f"{printable(raw)} contains a NUL", "do not use this layer")
 
 
 def _decimal(records: dict[bytes, bytes], key: bytes, raw: bytes) -> int:
