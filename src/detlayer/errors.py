@@ -1,14 +1,14 @@
-"""The error families. Knows no other module and no exit code (`cli.exits` maps one to the other).
+"""Exception classes. Imports no other module; `cli.exits` maps them to exit codes.
 
-Every error carries a stable kebab-case `code` (documented in docs/errors.md, part of JSON output), a `message` that
-says what is wrong with which thing, and a `hint` that says what to do about it.
+Every error has a stable kebab-case `code` (documented in docs/errors.md, part of JSON output), a `message` that says
+what is wrong, and a `hint` that says how to fix it.
 """
 
 from __future__ import annotations
 
 
 class DetlayerError(Exception):
-    """The base of everything that detlayer raises on purpose."""
+    """The base class of all errors that detlayer raises deliberately."""
 
     def __init__(self, code: str, message: str, hint: str = "") -> None:
         super().__init__(message)
@@ -20,8 +20,8 @@ class DetlayerError(Exception):
 class ConfigError(DetlayerError):
     """An option, argument or setting is invalid.
 
-    Errors in a project file have its path as `file`, the dotted path of the setting as `key`, such as
-    `images.app.layers[0].sources`, and the line of that, from 1. Each is None where it is not known.
+    For errors in a project file, `file` is its path, `key` the dotted path of the setting, such as
+    `images.app.layers[0].sources`, and `line` the line of that, from 1. Each is None if unknown.
     """
 
     def __init__(
@@ -41,23 +41,23 @@ class ConfigError(DetlayerError):
 
 
 class TreeError(DetlayerError):
-    """The source tree can't be packed as it is, or changed meanwhile."""
+    """The source tree can't be packed, or changed while it was read."""
 
 
 class LayerError(DetlayerError):
-    """A sequence of entries or an input tar breaks the format."""
+    """A sequence of entries or an input tar is invalid."""
 
 
 class FormatError(LayerError):
-    """An input is not a tar, or compressed in a way that layers are not."""
+    """An input is not a tar, or its compression is not supported in layers."""
 
 
 class UnreadableError(LayerError):
-    """An input cannot be read, for a reason of the system's: nothing is known of what it holds."""
+    """An input can't be read because of an operating system error, so its contents are unknown."""
 
 
 class IntegrityError(DetlayerError):
-    """A digest or size is not what it should be."""
+    """A digest or size does not match."""
 
 
 class OutputError(DetlayerError):
@@ -65,29 +65,29 @@ class OutputError(DetlayerError):
 
 
 class RegistryError(DetlayerError):
-    """A registry did not do what was asked."""
+    """A registry request failed."""
 
 
 class AuthError(RegistryError):
-    """The registry, or its token service, does not let us."""
+    """The registry or its token service denied access."""
 
 
 class NotFoundError(RegistryError):
-    """The registry has no such thing, or does not say so to us."""
+    """The registry does not have the object, or hides it from this user."""
 
 
 class RejectedError(RegistryError):
-    """The registry refuses for good: trying again would not help."""
+    """The registry rejected the request permanently: a retry would not help."""
 
 
 class UnavailableError(RegistryError):
-    """The registry can't be reached, or can't answer now: trying again may help."""
+    """The registry is unreachable or busy: a retry may help."""
 
 
 def printable(raw: bytes | str) -> str:
-    """Show a path on one line: control characters, line breaks and bytes that are not UTF-8 become escapes.
+    """Format a path on one line: control characters, line breaks and bytes that are not UTF-8 are escaped.
 
-    So does what would make a command for GitHub's runner of a line of its log: `::` at the start, `##[` anywhere.
+    Also escapes what GitHub's runner takes for a command in its log: `::` at the start of a line, `##[` anywhere.
     """
     text = raw.decode("utf-8", "backslashreplace") if isinstance(raw, bytes) else raw
     if not text.isprintable():

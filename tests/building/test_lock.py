@@ -150,5 +150,5 @@ def test_the_gate_says_what_differs(locked: Bench) -> None:
     locked.write(APP.replace('name = "deps"', 'name = "others"'))
     lines = locked.command("verify", "--locked").lines
     assert "layer others of app linux/amd64: not locked" in lines
-    assert "layer deps of app: locked, and not built any more" in lines
+    assert "layer deps of app: locked, but no longer built" in lines
     assert locked.command("verify", "--locked", "src").code == 2

@@ -1,8 +1,8 @@
 """Image builds: steps from references and trees to images in registries, layouts, archives and engines.
 
-`project_files` finds a project, and `settings` reads it. `steps` makes the steps of the `graph`, with `base_steps`,
-`pack_step`, `publish_step` and `write_step`; their threads share a `context`. `lost_layers` runs it again where a
-layer is lost from the cache. `lock` pins bases; `image_from_files` assembles an image without a project.
+`project_files` finds a project, and `settings` reads it. `steps` creates the steps of the `graph`, with `base_steps`,
+`pack_step`, `publish_step` and `write_step`; their threads share a `context`. `lost_layers` repeats a run if a layer
+is lost from the cache. `lock` pins bases; `image_from_files` assembles an image without a project.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ Report = Callable[[Event], None]
 
 
 class Build:
-    """A build that has not run yet; a context manager that closes what it opened."""
+    """A build that has not run yet, as a context manager that closes everything the build opened."""
 
     def __init__(
         self,
@@ -47,9 +47,9 @@ class Build:
         *,
         reporter: BuildReporter | None = None,
     ) -> None:
-        """Check the options; raises ConfigError for what cannot be built together.
+        """Check the options; raises ConfigError for images that can't be built together.
 
-        `registries` opens the network when it is first needed; None is a build without network.
+        `registries` opens the network on first use; None means a build without network.
         """
         options.check(images)
         self.images = tuple(images)
@@ -97,7 +97,7 @@ class Build:
 
     @property
     def steps(self) -> list[Step[Any]]:
-        """The requested steps. The first use makes them, which may run git; raises ConfigError."""
+        """The requested steps, created on first use, which may run git; raises ConfigError."""
         for image in self.images:
             if image.name not in self._images:
                 self._add_image(image)
@@ -110,10 +110,10 @@ class Build:
         return closure(every, [step.name for step in every if STAGES.index(step.kind) <= STAGES.index(until)])
 
     def run(self, *, report: Report | None = None, clock: Callable[[], float] | None = None) -> BuildReport:
-        """Run the steps that have to run; an image that fails does not stop the others.
+        """Run the steps that need to run; an image that fails does not stop the others.
 
-        A step that finds a layer corrupt in the store drops it. Then the steps that made it and those that need it run
-        once more. An exception in the calling thread, such as a signal's, stops the build; the next one resumes it.
+        A step that finds a corrupt layer in the store removes it. Then the steps that made the layer or need it run
+        again. An exception in the calling thread, such as a signal's, stops the build; the next build resumes it.
         """
         rounds = Rounds(report)
         monitor = Monitor(rounds.report, clock or float, self.context.cancel)
@@ -180,7 +180,7 @@ class Build:
         }
 
     def compare(self, lock: Lock, report: BuildReport) -> list[str]:
-        """Say in what the layers that were made, and the bases that are asked for, differ from a lock; a line each."""
+        """Return the differences of the built layers and configured bases from a lock, one line each."""
         found = []
         for image in self.images:
             for platform in image.platforms if isinstance(image.base, Reference) else ():
@@ -191,7 +191,7 @@ class Build:
 
 
 def compare_layers(locked: Lock, made: Mapping[str, Mapping[str, Mapping[str, LockedLayer]]]) -> list[str]:
-    """Say in what layers differ from those of a lock, a line each; empty if in nothing."""
+    """Return the differences of layers from a lock, one line each."""
     found = []
     for image, layers in made.items():
         for layer, platforms in layers.items():
@@ -203,8 +203,8 @@ def compare_layers(locked: Lock, made: Mapping[str, Mapping[str, Mapping[str, Lo
                 else:
                     found += [f"{where}: {what} {was} → {now}" for what, was, now in differences(before_layer, one)]
         gone = locked.layers.get(image, {}).keys() - layers.keys()
-        found += [f"layer {layer} of {image}: locked, and not built any more" for layer in sorted(gone)]
-    found += [f"image {image}: locked, and not built" for image in sorted(locked.layers.keys() - made.keys())]
+        found += [f"layer {layer} of {image}: locked, but no longer built" for layer in sorted(gone)]
+    found += [f"image {image}: locked, but not built" for image in sorted(locked.layers.keys() - made.keys())]
     return found
 
 

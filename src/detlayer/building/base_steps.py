@@ -1,4 +1,4 @@
-"""The steps that a base takes: what it is now, which manifest a platform gets, and its layers where they are wanted."""
+"""The steps for a base image: resolve its tag, fetch the manifest of each platform, download layers if needed."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ _PIECE_BYTES = 1 << 20
 
 
 class AddStep(Protocol):
-    """Adds a step to a build; returns the one of the same name if there is one already."""
+    """Adds a step to a build; returns the existing step if the name is taken."""
 
     def __call__(self, step: Step[ResultT], /) -> Step[ResultT]: ...
 
 
 class BaseSteps:
-    """Makes the steps of bases."""
+    """Creates the steps of bases."""
 
     def __init__(self, options: BuildOptions, context: BuildContext, reporter: TransferReporter, add: AddStep) -> None:
         self._options = options
@@ -40,7 +40,7 @@ class BaseSteps:
         self._add = add
 
     def resolve(self, base: BaseName) -> Step[ResolvedBase]:
-        """Resolve a base to a digest, once for all images on it."""
+        """Resolve a base to a digest, once for all images that use it."""
         context, options = self._context, self._options
 
         def run(call: Call) -> ResolvedBase:
@@ -88,12 +88,12 @@ class BaseSteps:
             if locked not in ("", str(manifest.digest)):
                 raise IntegrityError(
                     "lock-differs",
-                    f"{name} has {manifest.digest} for {platform}, not {locked} as the lock says",
-                    "`detlayer lock` writes it anew",
+                    f"{name} has {manifest.digest} for {platform}, but detlayer.lock has {locked}",
+                    "run `detlayer lock` to update it",
                 )
-            read_base(manifest, platform, name, source)  # it has to be one, and its config be here
+            read_base(manifest, platform, name, source)  # checks the base and puts its config in the store
             context.put(manifest.data)
-            assert manifest.config is not None  # read_base has read it
+            assert manifest.config is not None  # checked by read_base
             return FetchedBase(manifest.digest, manifest.config.digest)
 
         def is_intact(fetched: FetchedBase) -> bool:
@@ -157,15 +157,15 @@ class BaseSteps:
 
 
 def _resolve_now(context: BuildContext, base: Reference) -> Digest:
-    """Ask a registry what a reference names: one request if that is known already. Raises RegistryError.
+    """Resolve a reference at its registry, with one request if the digest is cached. Raises RegistryError.
 
-    In a build without network it is what the last one was told; raises UnavailableError where there was none.
+    Without network, returns the digest of the last build; raises UnavailableError if there was none.
     """
     last = _last_digest(context, base)
     if context.is_offline:
         if last is None:
             raise UnavailableError(
-                "offline", f"what {base} is was never asked, and the build is offline", "build without --offline once"
+                "offline", f"{base} is not in the cache, and the build is offline", "build once without --offline"
             )
         return last
     repository = context.repository(base.name)
@@ -192,13 +192,13 @@ def _last_digest(context: BuildContext, base: Reference) -> Digest | None:
 def _download_layer(
     blob: Descriptor, source: BaseSource, context: BuildContext, reporter: TransferReporter, check: Callable[[], None]
 ) -> None:
-    """Bring a layer into the store, held against its digest.
+    """Download a layer into the store and verify its digest.
 
-    Raises RegistryError, LayerError, IntegrityError, and OutputError where the store can't take it.
+    Raises RegistryError, LayerError, IntegrityError, and OutputError if the store can't be written.
     """
     body = source.body(blob)
     if body is None:
-        raise LayerError("blob-missing", f"the base lacks its layer {blob.digest}", "fetch the whole base again")
+        raise LayerError("blob-missing", f"layer {blob.digest} of the base is missing", "pull the whole base again")
     name = str(blob.digest)
     reporter.transfer(name, blob.size_bytes)
     sha, count = hashlib.sha256(), 0
@@ -213,12 +213,16 @@ def _download_layer(
                     incoming.write(piece)
                     reporter.advance(name, len(piece))
             if count != blob.size_bytes or sha.hexdigest() != blob.digest.hex:
-                raise IntegrityError("blob-digest", f"{blob.digest} came as something else", "fetch the base again")
+                raise IntegrityError(
+                    "blob-digest", f"the data for {blob.digest} has another digest", "pull the base again"
+                )
             incoming.commit(blob.digest)
             reporter.done(name, "pulled")
         finally:
             incoming.discard()
     except OSError as error:
         raise OutputError(
-            "output-write", f"the store can't take {blob.digest}: {error.strerror}", "free some space, or --cache-dir"
+            "output-write",
+            f"can't write {blob.digest} to the cache: {error.strerror}",
+            "free some space, or use another --cache-dir",
         ) from error

@@ -1,4 +1,4 @@
-"""What an image stands on, for one platform: the manifest of a base and its config, from a layout or a registry."""
+"""Read a base image for one platform: its manifest and config, from a layout or a registry."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from detlayer.oci.types import Descriptor, Platform
 
 
 def choose_manifest(root: Document, platform: Platform, name: str, document: Callable[[Descriptor], bytes]) -> Document:
-    """Choose the manifest of an index that a platform gets; a manifest stays itself. Raises NotFoundError, LayerError.
+    """Select the manifest for a platform from an index; a manifest is returned as is.
 
-    `document` reads what the index names.
+    `document` reads the manifests that the index lists. Raises NotFoundError, LayerError.
     """
     if not root.is_index:
         return root
@@ -29,13 +29,13 @@ def choose_manifest(root: Document, platform: Platform, name: str, document: Cal
 
 
 def read_base(manifest: Document, platform: Platform, name: str, source: ImageSource) -> Base:
-    """Read what a manifest stands for, held against the platform that was asked for.
+    """Read a base from its manifest, and check its platform.
 
-    Raises NotFoundError where it is for another, LayerError and IntegrityError.
+    Raises NotFoundError if it is for another platform, LayerError and IntegrityError.
     """
     config = manifest.config
     if config is None or not config.is_config:
-        raise LayerError("base-invalid", f"{name} is no image: {manifest.digest}", "use another base")
+        raise LayerError("base-invalid", f"{name} is not an image: {manifest.digest}", "use another base")
     base = parse_base(manifest, source.document(config))
     if select([manifest.descriptor(base.platform)], platform) is None:
         raise no_platform(name, platform, [base.platform])
@@ -43,6 +43,6 @@ def read_base(manifest: Document, platform: Platform, name: str, source: ImageSo
 
 
 def no_platform(name: str, platform: Platform, offered: Sequence[Platform]) -> NotFoundError:
-    """Say that a base is not for a platform, and for which it is."""
-    has = ", ".join(sorted(map(str, offered))) or "none that it names"
-    return NotFoundError("platform-missing", f"{name} is not for {platform}", f"it is for {has}")
+    """Return the error for a base that lacks a platform, with the platforms it has."""
+    has = ", ".join(sorted(map(str, offered))) or "none"
+    return NotFoundError("platform-missing", f"{name} is not for {platform}", f"use one of its platforms: {has}")

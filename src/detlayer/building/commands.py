@@ -1,4 +1,4 @@
-"""Building from Python: open a project, build its images, lock its bases and layers; one call each."""
+"""Build from Python: open a project, build its images, lock its bases and layers, with one call each."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ def load_project(
 ) -> Project:
     """Read a detlayer.toml or pyproject.toml, and the files of its members.
 
-    Without a path the file is searched upwards from the working directory. `environment`, by default that of the
-    process, has the variables that the file allows and SOURCE_DATE_EPOCH. Raises ConfigError with file, line and key.
+    Without a path, the file is searched upwards from the working directory. `environment`, by default that of the
+    process, provides SOURCE_DATE_EPOCH and the variables that the file allows. Raises ConfigError with file, line, key.
     """
     environment = os.environ if environment is None else environment
     name = find_project() if path is None else os.fspath(path)
@@ -46,10 +46,10 @@ def build(
     registries: Registries | None = None,
     reporter: BuildReporter | None = None,
 ) -> BuildReport:
-    """Build images of a project, all of them without names.
+    """Build images of a project, by default all.
 
-    By default the user's cache and registries are used, as on the command line. Errors of images are in the report;
-    one image that fails does not stop the others. Raises ConfigError for what cannot be built.
+    Uses the user's cache and registries by default, as the command line does. The report contains the errors of
+    images; an image that fails does not stop the others. Raises ConfigError for invalid options.
     """
     options = options_for(project, options or BuildOptions())
     with _open(project.choose(tuple(images)), options, store, registries, reporter) as opened:
@@ -84,7 +84,7 @@ def open_build(
     open_registries: Callable[[], AbstractContextManager[Registries]],
     reporter: BuildReporter | None = None,
 ) -> Iterator[Build]:
-    """Open a build, and registries when it first needs them; both are closed at the end. Raises ConfigError."""
+    """Open a build, and registries on first use; closes both at the end. Raises ConfigError."""
     with ExitStack() as stack:
         yield stack.enter_context(
             Build(images, options, store, lambda: stack.enter_context(open_registries()), reporter=reporter)
@@ -113,7 +113,7 @@ def _open(
 
 
 def options_for(project: Project, options: BuildOptions) -> BuildOptions:
-    """Fill in what the project and the machine say: the scope, the host's platform, and the lock where it is needed."""
+    """Fill in options from the project and the machine: the scope, the host's platform, and the lock if needed."""
     return replace(
         options,
         scope=options.scope or os.path.realpath(project.file),
@@ -123,7 +123,7 @@ def options_for(project: Project, options: BuildOptions) -> BuildOptions:
 
 
 def lock_path(project: Project) -> str:
-    """Return the path of a project's lock: beside its file."""
+    """Return the path of a project's lock, next to its file."""
     return os.path.join(os.path.dirname(project.file), FILE_NAME)
 
 
@@ -136,7 +136,7 @@ def read_lock(project: Project) -> Lock | None:
 
 @contextmanager
 def open_store(open_cache: Callable[[], Store] | None, reporter: Reporter | None = None) -> Iterator[Store]:
-    """Open a cache; where there is none or it is unusable, a temporary one: layers have to be somewhere."""
+    """Open the cache, or a temporary one if it is disabled or unusable, because layers need a place."""
     with ExitStack() as stack:
         if open_cache is not None:
             store = stack.enter_context(open_cache())

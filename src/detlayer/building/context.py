@@ -1,4 +1,4 @@
-"""What the steps of a build share: documents, blobs in the store, and the bases that are open. Safe in threads."""
+"""State that the steps of a build share: documents, blobs in the store, and open bases. Thread-safe."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ BaseName = Reference | str
 
 
 class BuildContext:
-    """A context: what was opened for the build is closed with it. `registries` is None for a build without network."""
+    """Closes on exit what was opened for the build. `registries` is None for a build without network."""
 
     def __init__(self, store: Store, registries: Callable[[], Registries] | None) -> None:
         self.store = store
@@ -51,7 +51,7 @@ class BuildContext:
     # -- documents
 
     def put(self, data: bytes) -> Digest:
-        """Keep a document for this run, whether or not the store can keep it for the next."""
+        """Keep a document for this run, and in the store if possible."""
         digest = digest_of(data)
         with self._lock:
             if digest in self._documents:
@@ -61,7 +61,7 @@ class BuildContext:
         return digest
 
     def known(self, digest: Digest) -> bytes | None:
-        """Recall a document that was put in this run or an earlier one."""
+        """Return a document that was put in this run or an earlier one."""
         found = self._documents.get(digest)
         if found is None:
             found = self.store.memory.document(digest)
@@ -70,27 +70,27 @@ class BuildContext:
         return found
 
     def data(self, digest: Digest) -> bytes:
-        """Recall a document that an earlier step put; raises LayerError."""
+        """Return a document that an earlier step put; raises LayerError."""
         found = self.known(digest)
         if found is None:
-            raise LayerError("input-changed", f"{digest} is gone from the store", "run the build again")
+            raise LayerError("input-changed", f"{digest} is no longer in the cache", "run the build again")
         return found
 
     def document(self, digest: Digest) -> Document:
-        """Recall an index or manifest; raises LayerError."""
+        """Return an index or manifest; raises LayerError."""
         return parse_document(self.data(digest), str(digest))
 
     # -- bases
 
     def repository(self, name: RepositoryName) -> Repository:
-        """Reach a repository; raises UnavailableError in a build without network."""
+        """Return a repository; raises UnavailableError in a build without network."""
         return self.registries.repository(name)
 
     @property
     def registries(self) -> Registries:
         if self._registries is None:
             raise UnavailableError(
-                "offline", "a registry has to be asked, and the build is offline", "build without --offline once"
+                "offline", "a registry is needed, and the build is offline", "build once without --offline"
             )
         with self._lock:
             if self._opened is None:
@@ -99,7 +99,7 @@ class BuildContext:
 
     @property
     def counts(self) -> tuple[int, int]:
-        """Requests and bytes that went to registries."""
+        """The numbers of requests and bytes sent to registries."""
         if self._opened is None:
             return 0, 0
         counts = self._opened.transport.counts
@@ -107,7 +107,7 @@ class BuildContext:
 
     @property
     def knowledge(self) -> Knowledge:
-        """What this build knows of registries, shared by all that it publishes."""
+        """What this build knows about registries, shared by all publish steps."""
         from detlayer.transfer.push import Knowledge
 
         with self._lock:
@@ -116,7 +116,7 @@ class BuildContext:
             return self._knowledge
 
     def cancel(self) -> None:
-        """End what waits for the network."""
+        """Cancel network requests."""
         if self._opened is not None:
             self._opened.cancel()
 
@@ -125,7 +125,7 @@ class BuildContext:
         return self._registries is None
 
     def layout(self, name: str) -> OpenedImage:
-        """Open a base that lies in a layout, once; raises TreeError and LayerError."""
+        """Open a base in a layout, once; raises TreeError and LayerError."""
         from detlayer.images.source import open_image
 
         with self._lock:
@@ -134,33 +134,33 @@ class BuildContext:
             return self._layouts[name]
 
     def base_source(self, base: BaseName) -> BaseSource:
-        """Name where the documents and blobs of a base come from."""
+        """Return the source of a base's documents and blobs."""
         return BaseSource(self, base)
 
     # -- blobs
 
     def packed(self, digest: Digest) -> None:
-        """Note that a layer of this build is in the store: it is nowhere else."""
+        """Record that a layer of this build is in the store, and nowhere else."""
         self._packed.add(digest)
 
     def body(self, blob: Descriptor) -> Body | None:
-        """Open a blob in the store; None if it has not as many bytes, intact.
+        """Return a blob of the store; None if it is missing, corrupt or has another size.
 
-        Raises LostBlobError for a layer of this build that was there.
+        Raises LostBlobError if it is a layer of this build, which was in the store.
         """
         body = self.store.blobs.body(blob.digest)
         if body is not None and body.size_bytes == blob.size_bytes:
             return body
-        data = self._documents.get(blob.digest)  # the store may not be able to keep any
+        data = self._documents.get(blob.digest)  # kept in memory if the store is not writable
         if data is None and blob.digest in self._packed:
             raise LostBlobError(
-                "cache-vanished", f"{blob.digest} is not in the cache any more", "build again", blob.digest
+                "cache-vanished", f"{blob.digest} is no longer in the cache", "build again", blob.digest
             )
         return BytesBody(data) if data is not None else None
 
 
 class BytesBody(msgspec.Struct, frozen=True):
-    """A small blob's bytes (`oci.ports.Body`)."""
+    """A small blob in memory (`oci.ports.Body`)."""
 
     data: bytes
 
@@ -173,21 +173,21 @@ class BytesBody(msgspec.Struct, frozen=True):
 
 
 class BaseSource:
-    """The documents and blobs of a base (`oci.ports.ImageSource`): from what is known, the layout, or the registry."""
+    """The documents and blobs of a base (`oci.ports.ImageSource`), from the cache, the layout, or the registry."""
 
     def __init__(self, context: BuildContext, base: BaseName) -> None:
         self._context = context
         self._base = base
 
     def document(self, descriptor: Descriptor) -> bytes:
-        """Read a manifest or config, held against its digest; raises RegistryError, LayerError, IntegrityError."""
+        """Read a manifest or config and verify its digest; raises RegistryError, LayerError, IntegrityError."""
         known = self._context.known(descriptor.digest)
         if known is not None:
             return known
         if isinstance(self._base, str):
             data = self._context.layout(self._base).document(descriptor)
         elif descriptor.is_config:
-            from detlayer.transfer.pull import fetch_blob  # most builds have nothing to fetch
+            from detlayer.transfer.pull import fetch_blob  # imported late: most builds fetch nothing
 
             data = fetch_blob(self._context.repository(self._base.name), descriptor, self._context.store.memory)
         else:
@@ -196,7 +196,7 @@ class BaseSource:
         return data
 
     def body(self, descriptor: Descriptor) -> Body | None:
-        """Name the bytes of a layer; None where a layout lacks them."""
+        """Return the body of a layer; None if the layout lacks it."""
         from detlayer.registry.download import RemoteBody
 
         found = self._context.body(descriptor)
@@ -212,7 +212,7 @@ class BaseSource:
 
     @property
     def origin(self) -> RepositoryName | None:
-        """The repository that has what is not here."""
+        """The repository that has the blobs which are not local."""
         if isinstance(self._base, str):
             return self._context.layout(self._base).origin
         return self._base.name

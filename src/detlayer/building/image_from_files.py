@@ -1,4 +1,4 @@
-"""An image of files alone: a base in a layout, descriptors of layers that lie in one, settings. For other tools."""
+"""Assemble an image from files only: a base in a layout, descriptors of layers, settings. For other tools."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _DEFAULT_PLATFORM = "linux/amd64"
 
 
 class ImageOutput(msgspec.Struct, frozen=True):
-    """What is written beside the image: its tag in the layout, a descriptor as JSON, a rule for make and ninja."""
+    """What to write in addition to the image: a tag in the layout, a descriptor as JSON, a rule for make and ninja."""
 
     tag: str = ""
     descriptor: Path | None = None
@@ -41,7 +41,7 @@ class ImageOutput(msgspec.Struct, frozen=True):
 
 
 class Assembled(msgspec.Struct, frozen=True):
-    """A manifest or an index, and the descriptor that names it, with its platform."""
+    """A manifest or an index, and its descriptor with platform."""
 
     document: Document
     descriptor: Descriptor
@@ -57,13 +57,12 @@ def assemble_image(
     epoch: str | None = None,
     output: ImageOutput | None = None,
 ) -> Assembled:
-    """Make an image in an OCI layout of a base, layers that are in the layout, and settings.
+    """Assemble an image in an OCI layout from a base, layers in that layout, and settings.
 
-    `layers` are descriptors that `pack --descriptor` wrote. `base` is `scratch` or `oci:DIR[:TAG]`, whose layers are
-    copied into the layout unless they are there or were left in a registry. `settings` is a file with the table of an
-    image (docs/build.md), whose base, layers, platforms, repositories and tags are ignored. `epoch` is
-    SOURCE_DATE_EPOCH. Raises ConfigError, TreeError, LayerError, IntegrityError,
-    NotFoundError, OutputError.
+    `layers` are descriptors that `pack --descriptor` wrote. `base` is `scratch` or `oci:DIR[:TAG]`. Its layers are
+    copied into the layout, except existing ones and those left in a registry. `settings` is a file with the table of
+    an image (docs/build.md); its base, layers, platforms, repositories and tags are ignored. `epoch` is
+    SOURCE_DATE_EPOCH. Raises ConfigError, TreeError, LayerError, IntegrityError, NotFoundError, OutputError.
     """
     read = [os.fspath(one) for one in layers]
     image = _settings(settings, epoch)
@@ -101,7 +100,7 @@ def assemble_index(
     annotations: Mapping[str, str] | None = None,
     output: ImageOutput | None = None,
 ) -> Assembled:
-    """Make the index over images that `assemble_image` made in the same layout, by their descriptors.
+    """Assemble an index of images that `assemble_image` made in the same layout, given their descriptors.
 
     Raises ConfigError, LayerError, OutputError.
     """
@@ -111,14 +110,16 @@ def assemble_index(
         named = _read_descriptor(path)
         if named.platform is None or not named.is_manifest:
             raise ConfigError(
-                "descriptor-invalid", f"{printable(os.fspath(path))} names no image for a platform", "see `image -h`"
+                "descriptor-invalid",
+                f"{printable(os.fspath(path))} is not of an image for a platform",
+                "see `detlayer image -h`",
             )
         with open_image(f"oci:{os.fspath(layout)}", whole_index=True) as opened:
             document = parse_document(opened.document(named), str(named.digest), named.media_type)
         pairs.append((document, named.platform))
     platforms = [platform for _, platform in pairs]
     if len(set(platforms)) < len(platforms):
-        raise ConfigError("platform-invalid", "two images are for one platform", "give one for each platform")
+        raise ConfigError("platform-invalid", "two images are for the same platform", "pass one for each platform")
     made = index(pairs, annotations=annotations)
     writer.put(made.data)
     assembled = Assembled(made, made.descriptor())
@@ -136,12 +137,12 @@ def _write(
     origin: Mapping[str, str],
     read: Sequence[str],
 ) -> None:
-    """Tag an image, and write the files about it; `read` are the files that it was made of."""
+    """Tag an image and write the requested files; `read` are the input files."""
     writer.tag(Descriptor(named.media_type, named.digest, named.size_bytes, dict(origin), named.platform), output.tag)
     target = output.descriptor if output.descriptor is not None else os.path.join(os.fspath(layout), "index.json")
     if output.depfile is not None:
         write_file(output.depfile, rule(os.fsencode(target), [os.fsencode(one) for one in read]))
-    if output.descriptor is not None:  # last: whoever finds it finds the image
+    if output.descriptor is not None:  # last, so that its existence implies that of the image
         write_file(output.descriptor, named.to_bytes() + b"\n")
 
 
@@ -150,7 +151,7 @@ def _settings(path: Path | None, epoch: str | None) -> ImageSettings:
     files = ProjectFiles()
     data = b"" if path is None else files.read(name)
     if data is None:
-        raise ConfigError("config-missing", f"there is no {printable(name)}", "check the path", file=name)
+        raise ConfigError("config-missing", f"{printable(name)} not found", "check the path", file=name)
     try:
         return read_settings("image", read_image(data, name), {}, Location(name), epoch=epoch)
     except ConfigError as error:
@@ -165,7 +166,7 @@ def _layer(path: Path, writer: LayoutWriter) -> Part:
         diff_id = parse_digest(named.annotations.get(_DIFF_ID, ""))
     except ValueError as error:
         raise ConfigError(
-            "descriptor-invalid", f"{name} does not say the diff_id of its layer", "make it with `pack --descriptor`"
+            "descriptor-invalid", f"{name} lacks the diff_id of its layer", "make it with `pack --descriptor`"
         ) from error
     if not writer.has(named):
         raise LayerError(
@@ -178,12 +179,12 @@ def _read_descriptor(path: Path) -> Descriptor:
     name = os.fspath(path)
     data = ProjectFiles().read(name)
     if data is None:
-        raise ConfigError("config-missing", f"there is no {printable(name)}", "make it with --descriptor")
+        raise ConfigError("config-missing", f"{printable(name)} not found", "make it with --descriptor")
     return parse_descriptor(decode_object(data, name), name)
 
 
 def _copy(blob: Descriptor, source: OpenedImage, writer: LayoutWriter) -> bool:
-    """Bring a layer of the base into the layout; False if it is not here, and may stay where it is."""
+    """Copy a layer of the base into the layout; False if it is not local and may stay in its registry."""
     if writer.has(blob):
         return True
     body = source.body(blob)
@@ -191,7 +192,7 @@ def _copy(blob: Descriptor, source: OpenedImage, writer: LayoutWriter) -> bool:
         if source.origin is None and not blob.is_foreign:
             raise LayerError(
                 "layer-missing",
-                f"{printable(source.path)} has no {blob.digest}",
+                f"{printable(source.path)} lacks {blob.digest}",
                 "pull the base without --manifests-only",
             )
         return False

@@ -1,6 +1,6 @@
-"""`detlayer.lock`: which bases a build stood on, and what its layers were. A document: text in, values out.
+"""Read and write detlayer.lock: the bases and layers of a build. Does no I/O.
 
-It pins bases by digest, for each platform, and holds layers against what they were when it was written.
+It pins bases by digest, for each platform, and records layers, so that later builds can be compared with them.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ ANY_PLATFORM = "any"
 
 
 class LockedLayer(msgspec.Struct, frozen=True):
-    """What a layer was. `digest` holds only where the codec class is the same."""
+    """A recorded layer. `digest` is comparable only within one codec class."""
 
     key: str
     diff_id: str
@@ -29,14 +29,14 @@ class LockedLayer(msgspec.Struct, frozen=True):
 
 
 class LockedBase(msgspec.Struct, frozen=True):
-    """What a reference named, and which manifest each platform got."""
+    """The digest of a base reference, and its manifest for each platform."""
 
     digest: Digest
     platforms: Mapping[str, Digest] = {}
 
 
 class Lock(msgspec.Struct, frozen=True):
-    """Bases by reference; layers by image, by name, and by platform (`any` for one that is for all)."""
+    """Bases by reference; layers by image, name and platform (`any` if common to all platforms)."""
 
     bases: Mapping[str, LockedBase] = {}
     layers: Mapping[str, Mapping[str, Mapping[str, LockedLayer]]] = {}
@@ -46,7 +46,7 @@ class Lock(msgspec.Struct, frozen=True):
         found = self.bases.get(reference)
         if found is None:
             raise ConfigError(
-                "lock-incomplete", f"{FILE_NAME} has no base {printable(reference)}", "write it anew: `detlayer lock`"
+                "lock-incomplete", f"{FILE_NAME} has no base {printable(reference)}", "run `detlayer lock` to update it"
             )
         return found
 
@@ -57,7 +57,7 @@ class Lock(msgspec.Struct, frozen=True):
             raise ConfigError(
                 "lock-incomplete",
                 f"{FILE_NAME} has no {printable(reference)} for {platform}",
-                "write it anew: `detlayer lock`",
+                "run `detlayer lock` to update it",
             )
         return found
 
@@ -69,7 +69,7 @@ class Lock(msgspec.Struct, frozen=True):
             raise ConfigError(
                 "lock-incomplete",
                 f"{FILE_NAME} has no layer {printable(layer)} of image {image} for {platform}",
-                "write it anew: `detlayer lock`",
+                "run `detlayer lock` to update it",
             )
         return entry
 
@@ -97,9 +97,9 @@ class Lock(msgspec.Struct, frozen=True):
 
 
 def differences(locked: LockedLayer, made: LockedLayer) -> list[tuple[str, str, str]]:
-    """Say in what a layer is not what it was: name, then, now.
+    """Return the differences between two layers as (name, locked, made).
 
-    With another codec class the digest is another by rights (SPEC 6.3): the diff_id is what counts then.
+    With different codec classes, digests are expected to differ (SPEC 6.3), so only diff_id and key are compared.
     """
     names = ["diff_id", "key"] if made.codec_class != locked.codec_class else ["digest", "diff_id", "key"]
     return [
@@ -110,14 +110,14 @@ def differences(locked: LockedLayer, made: LockedLayer) -> list[tuple[str, str, 
 
 
 def check(locked: LockedLayer, made: LockedLayer, name: str) -> None:
-    """Hold a layer against the lock; raises IntegrityError."""
+    """Check a layer against the lock; raises IntegrityError."""
     found = differences(locked, made)
     if found:
         what, before, now = found[0]
         raise IntegrityError(
             "lock-differs",
-            f"{name} is not what {FILE_NAME} says: {what} {before} → {now}",
-            "`detlayer lock` writes it anew, if the change is meant",
+            f"{name} differs from {FILE_NAME}: {what} {before} → {now}",
+            "if the change is intended, run `detlayer lock`",
         )
 
 
@@ -140,11 +140,11 @@ class _Document(msgspec.Struct, forbid_unknown_fields=True):
 
 
 def parse_lock(data: bytes, name: str) -> Lock:
-    """Read a lock; raises ConfigError."""
+    """Parse a lock; raises ConfigError."""
     try:
         read = msgspec.json.decode(data, type=_Document)
         if read.format != FORMAT:
-            raise ValueError(f"its format is {read.format!r}, not {FORMAT!r}")
+            raise ValueError(f"expected format {FORMAT!r}, found {read.format!r}")
         bases = {
             key: LockedBase(
                 parse_digest(base.digest),
@@ -155,8 +155,8 @@ def parse_lock(data: bytes, name: str) -> Lock:
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise ConfigError(
             "lock-invalid",
-            f"{printable(name)} is no lock: {printable(str(error))}",
-            "write it anew: `detlayer lock`",
+            f"invalid lock {printable(name)}: {printable(str(error))}",
+            "run `detlayer lock` to update it",
             file=name,
         ) from error
     layers = {

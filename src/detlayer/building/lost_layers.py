@@ -1,4 +1,4 @@
-"""A run in several rounds, reported as one: a layer that is lost from the store is made again by a further round."""
+"""Report several rounds of a run as one: another round rebuilds layers that were lost from the store."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from detlayer.building.graph import Done, Event, Outcome
 from detlayer.oci.types import Digest
 from detlayer.store import LostBlobError
 
-_MOST_TIMES = 2  # that a blob is made again in one run: a disk that loses it more often is broken
+_MOST_TIMES = 2  # rebuilds of one blob per run: a disk that loses it more often is broken
 
 
 class Rounds:
-    """Collects what became of steps in rounds that follow each other."""
+    """Collects the results of steps over several rounds."""
 
     def __init__(self, report: Callable[[Event], None] | None) -> None:
         self._report = report or (lambda event: None)
         self._done: dict[str, Done] = {}
         self._held: dict[str, Event] = {}
-        """Steps that failed for want of a lost blob, and those that need them: another round may run them."""
+        """Steps that failed because a blob was lost, and steps blocked by them: another round may run them."""
         self._lost: Counter[Digest] = Counter()
 
     def report(self, event: Event) -> None:
-        """Pass on what another round will not repeat."""
+        """Forward an event, unless another round may repeat the step."""
         done, name = event.done, event.step.name
         if done is not None and (isinstance(done.error, LostBlobError) or done.blocked_by in self._held):
             self._held[name] = event
@@ -31,7 +31,7 @@ class Rounds:
             self._report(event)
 
     def is_over(self, outcome: Outcome) -> bool:
-        """Take in a round; False if a further one may heal it: blobs were lost, none of them too often."""
+        """Add the outcome of a round; return False if another one may recover lost blobs."""
         for name, done in outcome.steps.items():
             before = self._done.get(name)
             if before is None or before.state != "ran" or done.state != "hit":
@@ -47,5 +47,5 @@ class Rounds:
 
     @property
     def outcome(self) -> Outcome:
-        """What became of each step in all rounds."""
+        """The final result of each step."""
         return Outcome(self._done)

@@ -1,4 +1,4 @@
-"""The options of a build: images, where they go, and how bases are looked up."""
+"""The options of a build: outputs, and how bases are resolved."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from detlayer.oci.references import Reference, parse_reference
 from detlayer.oci.types import Platform
 
 Policy = Literal["always", "locked", "offline"]
-"""Bases are asked for anew in every build, taken from the lock, or from the lock and what is remembered."""
+"""Bases are resolved on every build, taken from the lock, or taken from the lock or cache."""
 
 OutputKind = Literal["oci", "oci-archive", "docker-archive", "docker", "podman"]
 Stage = Literal["resolve", "fetch", "pack", "configure", "assemble", "index", "download", "publish", "write"]
@@ -24,7 +24,7 @@ _PLACEHOLDER = "{image}"
 
 
 class BuildOutput(msgspec.Struct, frozen=True):
-    """Where images go beside registries. `path` may have the image's name in it, as {image}; engines have none."""
+    """A destination other than a registry. `{image}` in `path` is the image's name; engines have no path."""
 
     kind: OutputKind
     path: str = ""
@@ -34,12 +34,12 @@ class BuildOutput(msgspec.Struct, frozen=True):
 
     @property
     def is_for_one(self) -> bool:
-        """Whether it holds one image only."""
+        """Whether it can contain only one image."""
         return self.kind in ("oci-archive", "docker-archive") and _PLACEHOLDER not in self.path
 
 
 def parse_output(text: str) -> BuildOutput:
-    """Read `oci:DIR`, `oci-archive:FILE`, `docker-archive:FILE`, `docker` or `podman`; raises ConfigError."""
+    """Parse `oci:DIR`, `oci-archive:FILE`, `docker-archive:FILE`, `docker` or `podman`; raises ConfigError."""
     for engine in ("docker", "podman"):
         if text == engine:
             return BuildOutput(engine)
@@ -49,17 +49,17 @@ def parse_output(text: str) -> BuildOutput:
             return BuildOutput(known, path)
     raise ConfigError(
         "output-invalid",
-        f"{printable(text)!r} is no output",
-        "write oci:DIR, oci-archive:FILE, docker-archive:FILE, docker or podman",
+        f"invalid output {printable(text)!r}",
+        "use oci:DIR, oci-archive:FILE, docker-archive:FILE, docker or podman",
     )
 
 
 class BuildOptions(msgspec.Struct, frozen=True):
     """How images are built.
 
-    `push` publishes them to their repositories; `outputs` are other destinations. `until` stops after a stage, and
-    `only_layers` packs layers and nothing else. `scope` names the project among others that share a store: what changed
-    since its last build is reported. `host` is the platform of this machine, for outputs that hold one platform.
+    `push` publishes to their repositories; `outputs` are other destinations. `until` stops after a stage;
+    `only_layers` only packs layers. `scope` identifies the project in a shared store, to report what changed since its
+    last build. `host` is the platform of this machine, for outputs that contain one platform.
     """
 
     push: bool = False
@@ -71,35 +71,35 @@ class BuildOptions(msgspec.Struct, frozen=True):
     scope: str = ""
     host: Platform | None = None
     is_offline: bool = False
-    """Send no request, whatever the policy."""
+    """Send no requests, regardless of the policy."""
     check_registry: bool = False
-    """Ask the registry for every blob and manifest, even where a tag names the image."""
+    """Check every blob and manifest in the registry, even if the tags are up to date."""
     is_dry: bool = False
-    """Find out what would run, and change nothing."""
+    """Report what would run; change nothing."""
     jobs: int | None = None
-    """How many steps run at a time; by default as many as there are CPUs, and at least four."""
+    """Number of steps at a time; by default the number of CPUs, but at least four."""
 
     def check(self, images: Sequence[ImageSettings]) -> None:
         """Check that images can be built with these options; raises ConfigError."""
         if self.push and self.is_offline:
-            raise ConfigError("offline-push", "--offline and --push exclude each other", "leave one of them out")
+            raise ConfigError("offline-push", "--offline can't be used with --push", "omit one of them")
         if self.check_registry and not self.push:
-            raise ConfigError("usage", "--check needs --push", "add --push, or leave --check out")
+            raise ConfigError("usage", "--check needs --push", "add --push, or omit --check")
         for image in images if self.push else ():
             if not image.repositories:
                 raise ConfigError(
                     "no-reference",
                     f"{printable(image.location.file)}: image {image.name} has no repositories to push to",
-                    'write them: repositories = ["registry/team/app"]',
+                    'add: repositories = ["registry/team/app"]',
                     file=image.location.file,
                     key=(image.location / "repositories").key,
                 )
         if len(images) > 1 and any(one.is_for_one for one in self.outputs):
             raise ConfigError(
-                "outputs-collide", "an archive holds one image", "put {image} into its name, or name one image"
+                "outputs-collide", "an archive contains only one image", "put {image} in its name, or build one image"
             )
         if self.policy == "locked" and self.lock is None:
-            raise ConfigError("lock-missing", "there is no detlayer.lock", "write it with `detlayer lock`")
+            raise ConfigError("lock-missing", "detlayer.lock not found", "create it with `detlayer lock`")
         names: dict[Reference, str] = {}
         for image in images if self.push else ():
             for reference in image.references:
@@ -107,12 +107,12 @@ class BuildOptions(msgspec.Struct, frozen=True):
                     raise ConfigError(
                         "references-collide",
                         f"{names[reference]} and {image.name} both go to {reference}",
-                        "give each a repository or tag of its own",
+                        "give each image its own repository or tag",
                     )
 
 
 def local_references(image: ImageSettings, kind: OutputKind) -> tuple[Reference, ...]:
-    """Name an image for an engine: as it is published, or else by its own name."""
+    """Return an image's names in an engine: its published names, or its own name."""
     if image.references:
         return image.references
     prefix = "localhost/" if kind == "podman" else ""
@@ -120,5 +120,5 @@ def local_references(image: ImageSettings, kind: OutputKind) -> tuple[Reference,
 
 
 def label(platform: Platform) -> str:
-    """Name a platform as it is written: two for Windows may differ in os.version only."""
+    """Return the unique name of a platform: Windows platforms may differ only in os.version."""
     return f"{platform}:{platform.os_version}" if platform.os_version else str(platform)

@@ -1,4 +1,4 @@
-"""The step that packs: a layer's settings to a blob in the store, and the results that others go by."""
+"""The step that packs a layer into the store."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Warn = Callable[[str, str], None]
 
 
 class _PackReporter:
-    """A reporter that stops a pack when the run is stopped, and keeps its warnings until the layer is made."""
+    """Stops a pack when the run is stopped, and collects warnings until the layer is complete."""
 
     def __init__(self, call: Call, progress: Callable[[int], None] | None) -> None:
         self._call = call
@@ -42,7 +42,7 @@ class _PackReporter:
 
 
 class Packer:
-    """Packs one layer for one run: `find` looks for it in the store, and `pack` makes it where that found nothing."""
+    """Packs one layer in one run: `find` looks it up in the store; `pack` makes it if it is not found."""
 
     def __init__(
         self,
@@ -65,7 +65,7 @@ class Packer:
         self._pending: tuple[CachedPack, Lookup] | None = None
 
     def find(self, call: Call) -> PackedLayer | tuple[Reason, ...]:
-        """Look for the layer of what is on disk now, without reading what is known; raises what a pack raises."""
+        """Look up the layer for the current files, reading only changed ones; raises what `pack` raises."""
         cached, lookup = self._pending = self._look_up()
         if lookup.layer is not None:
             self._done(lookup.layer, lookup.warnings)
@@ -88,7 +88,7 @@ class Packer:
         return cached, cached.find()
 
     def _explain_files(self, cached: CachedPack, lookup: Lookup, call: Call) -> None:
-        """Say which files are not as they were, and how many bytes there are, for a run that packs nothing."""
+        """Report changed files and the total size, for a dry run."""
 
         def count(entry: Entry) -> None:
             call.check()
@@ -97,7 +97,7 @@ class Packer:
         call.reasons += _examples(cached.explain_files(lookup, count))
 
     def pack(self, call: Call) -> PackedLayer:
-        """Pack what `find` looked at; raises what `packing.packer.pack` raises, and TreeError if it is empty."""
+        """Pack the layer; raises what `packing.packer.pack` raises, and TreeError if it is empty."""
         cached, lookup = self._pending or self._look_up()
         reporter = _PackReporter(call, self._progress)
         packed = cached.pack(lookup, (), reporter, check=self._check)
@@ -110,7 +110,7 @@ class Packer:
         if not packed.is_kept and not self._context.store.blobs.is_intact(made.digest):
             raise OutputError(
                 "cache-full",
-                f"layer {self._layer.name} could not be kept in {printable(self._context.store.directory)}",
+                f"can't store layer {self._layer.name} in {printable(self._context.store.directory)}",
                 "free some space, or use another --cache-dir",
             )
         return _result(made)
@@ -127,13 +127,13 @@ class Packer:
         )
 
     def _check(self, made: Layer) -> None:
-        """Refuse a layer without a file, which is a mistake more often than not."""
+        """Reject a layer without files, which is usually a mistake."""
         layer = self._layer
         if not made.files and not layer.allow_empty and not layer.whiteouts and not layer.opaques:
             raise TreeError(
                 "layer-empty",
-                f"layer {layer.name} has no file in it: {', '.join(map(printable, layer.sources))}",
-                "is it built, and not excluded? else set allow-empty = true",
+                f"layer {layer.name} contains no files: {', '.join(map(printable, layer.sources))}",
+                "check that the files are built and not excluded, or set allow-empty = true",
             )
 
     def _done(self, made: Layer, warnings: Iterable[tuple[str, str]]) -> None:
@@ -142,7 +142,7 @@ class Packer:
             self._warn(code, message)
 
     def _check_outside(self, sources: Sequence[Source]) -> None:
-        """Refuse to pack what the build itself writes."""
+        """Reject sources that contain an output of the build or the cache."""
         store = self._context.store.directory
         for path, is_dir in ((store, True), *self._outputs):
             for one in sources:
@@ -150,13 +150,13 @@ class Packer:
                     what = "the cache" if path == store else "the output"
                     raise ConfigError(
                         "output-in-source",
-                        f"layer {self._layer.name}: {what} {printable(path)} is, or lies in, {one}",
-                        "put it elsewhere, or exclude it",
+                        f"layer {self._layer.name}: {what} {printable(path)} is in {one}",
+                        "move it elsewhere, or exclude it",
                     )
 
 
 def _examples(explanation: Explanation) -> list[Reason]:
-    """Name files that have changed. Where nothing was known before, all are new, and that says nothing."""
+    """Return examples of changed files; new files only if an earlier state is known."""
     is_known = explanation.known or explanation.same
     return [
         Reason("outside", printable(path), after=f"({why})")
@@ -168,7 +168,7 @@ def _examples(explanation: Explanation) -> list[Reason]:
 def _source(text: str, layer: LayerSettings) -> Source:
     path, colon, destination = text.rpartition(":")
     if not colon:
-        path, destination = text, f"{layer.destination}/"  # a file goes into it
+        path, destination = text, f"{layer.destination}/"  # the trailing slash puts a file into the directory
     return parse_source(f"{beside(layer.directory, path)}:{destination}")
 
 

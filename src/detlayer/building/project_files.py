@@ -1,4 +1,4 @@
-"""The files of a project on disk: found upwards, read, and listed by pattern."""
+"""Find, read and list the files of a project."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ _MAX_BYTES = 64 << 20
 
 
 class ProjectFiles:
-    """Files by paths relative to the working directory (`settings.Files`)."""
+    """Files on disk, relative to the working directory (`settings.Files`)."""
 
     def read(self, path: str) -> bytes | None:
-        """Read a file; None if there is none. Raises ConfigError, also for what is no regular file, or too large."""
+        """Read a file; None if it does not exist. Raises ConfigError, also if it is too large or not a regular file."""
         try:
-            fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a FIFO would hold us up
+            fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # opening a FIFO would block
             with os.fdopen(fd, "rb") as file:
                 if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-                    raise OSError(errno.EINVAL, "it is no regular file")
+                    raise OSError(errno.EINVAL, "not a regular file")
                 data = file.read(_MAX_BYTES + 1)
         except (FileNotFoundError, NotADirectoryError):
             return None
@@ -32,21 +32,21 @@ class ProjectFiles:
         if len(data) > _MAX_BYTES:
             raise ConfigError(
                 "config-unreadable",
-                f"{printable(path)} has over {_MAX_BYTES} bytes",
-                "is it the right file?",
+                f"{printable(path)} is larger than {_MAX_BYTES} bytes",
+                "check the path",
                 file=path,
             )
         return data
 
     def members(self, directory: str, pattern: str) -> list[str]:
-        """List the directories that a pattern stands for, in order."""
+        """List the directories that match a pattern, in order."""
         try:
             found = ["/" if pattern.startswith("/") else directory]
             for part in filter(None, pattern.split("/")):
                 found = [os.path.join(one, name) for one in found for name in _matching(one, part)]
             return sorted({os.path.normpath(path) for path in found if is_dir(path)})
         except (OSError, ValueError) as error:
-            # `glob` would leave such a directory out, and with it what is built in it.
+            # `glob` would silently skip an unreadable directory and its images.
             raise _unreadable(getattr(error, "filename", None) or directory, error) from error
 
     def same(self, path: str) -> str:
@@ -54,7 +54,7 @@ class ProjectFiles:
 
 
 def find_project() -> str:
-    """Find detlayer.toml, or a pyproject.toml with tool.detlayer, from here upwards; raises ConfigError."""
+    """Find detlayer.toml, or pyproject.toml with tool.detlayer, in this directory or a parent; raises ConfigError."""
     files = ProjectFiles()
     directory = os.getcwd()
     while True:
@@ -62,7 +62,7 @@ def find_project() -> str:
             path = os.path.join(directory, name)
             try:
                 has_file = is_file(path)
-            except OSError as error:  # not a file further up instead of this one
+            except OSError as error:  # do not use a file in a parent instead
                 raise _unreadable(path, error) from error
             if not has_file:
                 continue
@@ -72,13 +72,13 @@ def find_project() -> str:
         above = os.path.dirname(directory)
         if above == directory:
             raise ConfigError(
-                "config-missing", f"there is no {FILE_NAME} here or above", "write one with `detlayer init`"
+                "config-missing", f"no {FILE_NAME} in this or a parent directory", "create one with `detlayer init`"
             )
         directory = above
 
 
 def _matching(directory: str, part: str) -> list[str]:
-    """List what one component of a pattern stands for in a directory, as `glob` would; raises OSError."""
+    """List the names in a directory that match one pattern component, as `glob` does; raises OSError."""
     if not any(one in part for one in "*?["):
         return [part]
     try:

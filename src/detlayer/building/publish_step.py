@@ -1,4 +1,4 @@
-"""The step that publishes an image: to all its repositories, where their tags name something else."""
+"""The step that pushes an image to all its repositories, unless all tags are up to date."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from detlayer.oci.types import Digest
 if TYPE_CHECKING:
     from detlayer.transfer.push import Survey
 
-_LARGE_BYTES = 64 << 10  # a smaller layer is sooner sent twice than waited for
+_LARGE_BYTES = 64 << 10  # sending a smaller layer twice is faster than waiting
 _POLL_S = 0.2
 
 
 class Turns:
-    """Lets one publish of a build send a large layer to a registry, and the others wait: they mount it from there."""
+    """Lets one publish step send a large layer to a registry, while others wait and then mount it."""
 
     def __init__(self) -> None:
         self._first: dict[tuple[str, Digest], Flag] = {}
@@ -33,9 +33,9 @@ class Turns:
 
     @contextmanager
     def turn(self, layers: Collection[tuple[str, Digest]], check: Callable[[], None]) -> Iterator[None]:
-        """Wait for those who came first with any of these, and be the first with the others.
+        """Wait for earlier steps that send any of these layers, and claim the others.
 
-        Whoever waits came later than whom it waits for, so all get their turn.
+        A step waits only for steps that came earlier, so there is no deadlock.
         """
         mine = Flag()
         with self._lock:
@@ -50,7 +50,7 @@ class Turns:
 
 
 class Publisher:
-    """Pushes an image of a build to all its repositories and tags, of which each is asked first, once."""
+    """Pushes an image of a build to all its repositories and tags, after resolving each tag once."""
 
     def __init__(
         self,
@@ -63,7 +63,7 @@ class Publisher:
         is_dry: bool,
         check: bool,
     ) -> None:
-        """With `check` the registry is asked for every blob and manifest, too. `root` makes the image."""
+        """`root` is the step that makes the image. With `check`, every blob and manifest is checked, too."""
         self._image = image
         self._root = root
         self._context = context
@@ -75,7 +75,7 @@ class Publisher:
 
     @property
     def step(self) -> Step[MadeImage]:
-        """The step that publishes."""
+        """The publish step."""
         return Step(
             f"publish {self._image.name}",
             "publish",
@@ -91,7 +91,7 @@ class Publisher:
         return BuiltSource(self._context, self._context.document(call.result(self._root).digest), self._image.base)
 
     def _find(self, call: Call) -> MadeImage | tuple[Reason, ...]:
-        """Ask what each tag names; returns the image if all name it."""
+        """Resolve each tag; return the image if all tags point to it, else the reasons to push."""
         from detlayer.transfer.push import open_surveys, plan_surveyed
 
         made, context = self._made(call), self._context

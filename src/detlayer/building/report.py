@@ -1,4 +1,4 @@
-"""What became of a build, and who follows it while it runs."""
+"""The report of a build, and the reporter that follows it."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ class BuildReporter(TransferReporter, Protocol):
     """Follows a build, from several threads: transfers, warnings and the progress of packs."""
 
     def progress(self, step: str, tar_bytes: int) -> None:
-        """Say how far a pack has come, in total; called about once a chunk."""
+        """Report the total progress of a pack; called about once per chunk."""
 
 
 class SilentBuild(SilentTransfers):
-    """A reporter of builds that says nothing."""
+    """A build reporter that does nothing."""
 
     def progress(self, step: str, tar_bytes: int) -> None:
         return
 
 
 class BuiltImage(msgspec.Struct, frozen=True):
-    """What became of one image. `digest` is None where it was not made."""
+    """The result of one image. `digest` is None if it was not built."""
 
     name: str
     digest: Digest | None
@@ -48,7 +48,7 @@ class BuiltImage(msgspec.Struct, frozen=True):
 
 
 class BuildReport(msgspec.Struct, frozen=True):
-    """What became of a build: its images in order, each step, and what it cost."""
+    """The result of a build: its images in order, its steps, and its registry traffic."""
 
     images: tuple[BuiltImage, ...]
     outcome: Outcome
@@ -57,7 +57,7 @@ class BuildReport(msgspec.Struct, frozen=True):
 
     @property
     def would_do(self) -> bool:
-        """Whether there is anything to do, as far as a run that changes nothing can tell."""
+        """Whether a dry run found work to do."""
         return bool(self.outcome.would_run)
 
     @property

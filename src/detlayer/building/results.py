@@ -1,4 +1,4 @@
-"""What the steps of a build make, as values. Their texts are what traces keep and what keys are made of."""
+"""The results of build steps. Traces store them as texts, and keys are computed from these."""
 
 from __future__ import annotations
 
@@ -13,21 +13,25 @@ from detlayer.oci.types import Descriptor, Digest, Platform, canonical_json, par
 
 class _Result(msgspec.Struct, frozen=True, rename="kebab"):
     def to_texts(self) -> dict[str, str]:
-        """Write each field as a text; those that are empty are left out."""
+        """Convert each non-empty field to text."""
         values = ((name, getattr(self, field)) for field, name, _ in _fields(type(self)))
         return {name: _text(value) for name, value in values if value not in (None, "")}
 
     @classmethod
     def from_texts(cls, texts: Mapping[str, str]) -> Self:
-        """Read the texts again; raises ValueError for others."""
+        """Convert texts back; raises ValueError for invalid ones."""
         try:
             return cls(**{field: parse(texts[name]) for field, name, parse in _fields(cls) if name in texts})
-        except (TypeError, KeyError, msgspec.MsgspecError) as error:  # a field is missing, or a platform is no JSON
+        except (
+            TypeError,
+            KeyError,
+            msgspec.MsgspecError,
+        ) as error:  # a missing field, or a platform that is invalid JSON
             raise ValueError(str(error)) from error
 
 
 class ResolvedBase(_Result, frozen=True):
-    """The digest that the reference of a base names."""
+    """The digest that a base reference points to."""
 
     digest: Digest
 
@@ -46,7 +50,7 @@ class DownloadedBase(_Result, frozen=True):
 
 
 class PackedLayer(_Result, frozen=True):
-    """A layer in the store. `size_bytes` is that of the blob."""
+    """A layer in the store. `size_bytes` is the size of the blob."""
 
     digest: Digest
     size_bytes: int = msgspec.field(name="size")
@@ -61,13 +65,13 @@ class PackedLayer(_Result, frozen=True):
 
 
 class MadeConfig(_Result, frozen=True):
-    """The config of an image for one platform; it is in the store."""
+    """The config of an image for one platform, in the store."""
 
     config: Digest
 
 
 class MadeImage(_Result, frozen=True):
-    """A manifest or an index; it is in the store. A manifest has the platform that its index lists."""
+    """A manifest or an index, in the store. A manifest has the platform that its index lists."""
 
     digest: Digest
     platform: Platform | None = None

@@ -1,4 +1,4 @@
-"""The version of each kind of step: another is another key, and what was made by the old one is made anew."""
+"""The version of each kind of step. A new version changes the key, so the step runs again."""
 
 from __future__ import annotations
 

@@ -1,10 +1,10 @@
-"""The steps of a build, made for each image and platform. What is common to several is one step.
+"""Create the steps of a build for each image and platform. Common steps are shared.
 
     resolve ── fetch ──┬── configure ── assemble ── index ──┬── publish
               pack ────┘                                    └── write
-              (download, where bytes of the base are wanted)
+              (download, if an output needs the layers of the base)
 
-Steps hand each other digests; documents and blobs are on the context.
+Steps pass digests to each other; the context has the documents and blobs.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from detlayer.oci.types import BASE_DIGEST, BASE_NAME, Digest, Platform
 
 
 class BuildSteps:
-    """Makes the steps of a build, each once."""
+    """Creates the steps of a build, each once."""
 
     def __init__(
         self,
@@ -57,11 +57,11 @@ class BuildSteps:
         self._packs: dict[LayerSettings, Step[PackedLayer]] = {}
 
     def add(self, step: Step[ResultT], /) -> Step[ResultT]:
-        """Add a step; returns the one of the same name if there is one already."""
+        """Add a step; return the existing step if the name is taken."""
         return self.steps.setdefault(step.name, step)
 
     def _revision(self, image: ImageSettings) -> dict[str, str]:
-        """Return the labels that git gives an image; raises ConfigError."""
+        """Return the labels that git provides for an image; raises ConfigError."""
         if not image.git:
             return {}
         if image.directory not in self._revisions:
@@ -74,7 +74,7 @@ class BuildSteps:
     # -- layers
 
     def pack(self, image: ImageSettings, layer: LayerSettings, platform: Platform) -> Step[PackedLayer]:
-        """Pack a layer; one that names no platform is packed for all, and what is the same is packed once."""
+        """Return the step that packs a layer. Layers with equal settings share a step, also across platforms."""
         context = self._context
         named = layer.on(platform)
         same = replace(named, name="", directory=os.path.realpath(named.directory or "."))
@@ -109,7 +109,7 @@ class BuildSteps:
     # -- images
 
     def image(self, image: ImageSettings) -> ImageSteps:
-        """Make the steps of an image, up to its manifest or index."""
+        """Create the steps of an image, up to its manifest or index."""
         made = {label(platform): self._manifest(image, platform) for platform in image.platforms}
         manifests = {platform: one.manifest for platform, one in made.items()}
         packs: dict[str, dict[str, Step[PackedLayer]]] = {}
@@ -143,7 +143,7 @@ class BuildSteps:
 
         def run(call: Call) -> MadeConfig:
             settings = runtime
-            if image.format == "docker":  # it has no annotations
+            if image.format == "docker":  # which has no annotations
                 settings = replace(runtime, labels={**inputs.base_annotations(call), **runtime.labels})
             base, parts = inputs.read_base(call), inputs.parts(call)
             return MadeConfig(context.put(configure(base, parts, settings, platform=platform, created=image.created)))
@@ -239,9 +239,9 @@ class BuildSteps:
 
 
 class ImageSteps(msgspec.Struct, frozen=True, eq=False):
-    """The steps of an image. `root` makes what its tags name: the index, or the only manifest.
+    """The steps of an image. `root` makes the document that is tagged: the index, or the only manifest.
 
-    Manifests and bases are by platform, layers by name and platform (`any` for one that all platforms share).
+    Manifests and bases are keyed by platform, layers by name and platform (`any` if common to all).
     """
 
     root: Step[MadeImage]
@@ -258,7 +258,7 @@ class _ManifestSteps(msgspec.Struct, frozen=True, eq=False):
 
 
 class _ManifestInputs(msgspec.Struct, frozen=True, eq=False):
-    """What a config and a manifest are made of."""
+    """The inputs of a config and a manifest."""
 
     context: BuildContext
     image: ImageSettings
@@ -284,14 +284,14 @@ class _ManifestInputs(msgspec.Struct, frozen=True, eq=False):
 
 
 def output_paths(images: Sequence[ImageSettings], options: BuildOptions) -> tuple[tuple[str, bool], ...]:
-    """Return the paths that a build writes, and whether each is a directory: no layer may contain them."""
+    """Return the paths that a build writes, and whether each is a directory. No layer may contain them."""
     return tuple(
         (path, one.kind == "oci") for one in options.outputs for each in images if (path := one.path_for(each.name))
     )
 
 
 def base_annotations(base: BaseName | None, digest: Digest) -> dict[str, str]:
-    """Say what an image stands on (image-spec annotations.md); a layout has no name that means anything elsewhere."""
+    """Return the annotations for a base (image-spec annotations.md), without the path of a local layout."""
     if base is None:
         return {}
     name = {BASE_NAME: str(replace(base, digest=None))} if isinstance(base, Reference) else {}
@@ -299,16 +299,16 @@ def base_annotations(base: BaseName | None, digest: Digest) -> dict[str, str]:
 
 
 def locked_layer(made: PackedLayer) -> LockedLayer:
-    """Return what a lock records of a layer."""
+    """Return the lock entry of a layer."""
     return LockedLayer(made.key, str(made.diff_id), str(made.digest), made.codec_class)
 
 
 def settings_of(layer: LayerSettings) -> dict[str, str]:
-    """Give a layer's settings as inputs of a step, by key, so that what changed can be named."""
+    """Return a layer's settings as step inputs by key, so that a change can be reported."""
     document = {**msgspec.to_builtins(layer), "codec": layer.codec.name}
     return {name: text_of(value) for name, value in document.items() if name != "name"}
 
 
 def text_of(value: Any) -> str:
-    """Spell a value of settings, with its order, in one way."""
+    """Encode a setting canonically, keeping its order."""
     return msgspec.json.encode(value).decode()

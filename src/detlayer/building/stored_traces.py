@@ -9,15 +9,15 @@ _STEP = "build"
 
 
 class StoreTraces:
-    """Traces that last from run to run, as far as the store can keep anything."""
+    """Traces that persist between runs if the store is writable."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
 
     def get(self, key: str) -> bytes | None:
-        """Recall a document; None if there is none."""
+        """Return a document; None if not found."""
         return self._store.traces.get(key.encode(), int(self._store.clock()))
 
     def put(self, key: str, data: bytes) -> None:
-        """Keep a document in place of what had the key."""
+        """Store a document, replacing any with the same key."""
         self._store.traces.put(Trace(key.encode(), _STEP, data), int(self._store.clock()))

@@ -1,4 +1,4 @@
-"""The steps that bring an image into layouts, archives and engines."""
+"""The steps that write an image to layouts, archives and engines."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _PIECE_BYTES = 1 << 20
 
 
 def platforms_of(image: ImageSettings, output: BuildOutput, host: Platform | None) -> tuple[Platform, ...]:
-    """Say which platforms an output takes: all, or for what holds one the machine's; raises ConfigError."""
+    """Return the platforms for an output: all, or the host's if it supports only one; raises ConfigError."""
     if output.kind in ("oci", "oci-archive") or len(image.platforms) == 1:
         return image.platforms
     offered = [Descriptor(label(one), Digest(""), 0, platform=one) for one in image.platforms]
@@ -34,7 +34,7 @@ def platforms_of(image: ImageSettings, output: BuildOutput, host: Platform | Non
     if chosen is None or chosen.platform is None:
         raise ConfigError(
             "archive-index",
-            f"{output.kind} holds one platform, and {image.name} is for {', '.join(map(label, image.platforms))}",
+            f"{output.kind} takes one platform, but {image.name} has {', '.join(map(label, image.platforms))}",
             "choose one with --platform",
         )
     return (chosen.platform,)
@@ -53,7 +53,7 @@ class ImageWriter:
         *,
         is_alone: bool,
     ) -> None:
-        """`root` makes the image, `downloads` the layers of its base. Alone in a layout it is named by its tags."""
+        """`root` makes the image, `downloads` get its base's layers. Without `is_alone`, its name is its only tag."""
         self._image = image
         self._output = output
         self._root = root
@@ -65,7 +65,7 @@ class ImageWriter:
 
     @property
     def step(self) -> Step[WrittenImage]:
-        """The step that writes."""
+        """The write step."""
         kind, where = self._output.kind, self._where
         return Step(
             f"write {self._image.name} {where}",
@@ -110,7 +110,7 @@ class ImageWriter:
         return WrittenImage(made.root.digest, _stamp(path))
 
     def _find(self, call: Call) -> WrittenImage | tuple[Reason, ...]:
-        """Look whether the layout or the engine has the image already."""
+        """Check whether the layout or engine already has the image."""
         made, kind = self._made(call), self._output.kind
         wanted, has = str(made.root.digest), ""
         if kind == "oci":
@@ -126,7 +126,7 @@ class ImageWriter:
 
 
 class _Checked:
-    """A sink that ends with the run."""
+    """A sink that fails once the run is stopped."""
 
     def __init__(self, sink: Sink, call: Call) -> None:
         self._sink = sink
@@ -147,7 +147,7 @@ def _file(path: str) -> Iterator[FileOutput]:
 
 
 def _stamp(path: str) -> str:
-    """Name a file's state on disk; empty if it is not known, which equals no other."""
+    """Return a fingerprint of a file's stat; empty if unknown."""
     try:
         status = os.stat(path)
     except OSError:
@@ -177,7 +177,7 @@ def _into_layout(made: BuiltSource, writer: LayoutWriter, tag: str, call: Call) 
 
 
 def _layout_has(path: str, tags: Sequence[str], made: BuiltSource) -> str:
-    """Say what all tags of a layout name, if that is there to its last blob; empty if they differ or lack something."""
+    """Return the digest that all tags of a layout point to; empty if they differ or blobs are missing."""
     writer = LayoutWriter(path)
     wanted = gather(made, made.root)
     if not all(

@@ -1,9 +1,9 @@
-"""Steps with declared inputs and outputs, run in parallel, each only when it has to. Knows of no image, clock or disk.
+"""Run steps with declared inputs and outputs in parallel, if needed. Independent of images, clock and disk.
 
-A step's key is the fingerprint of its version and all its inputs, among them the results of the steps that it needs. A
-trace under that key holds the results: with one that is intact a step is not run, but replayed. So a step that runs and
-brings the same results as before costs those behind it nothing (early cut-off). Failures leave no trace. Why a step
-runs is data: which input changed, from what to what.
+A step's key is the fingerprint of its version and all its inputs, including the results of the steps that it needs. A
+trace stores the results under that key. If it exists and is intact, the step is a cache hit and does not run. If a step
+runs with the same results as before, later steps are hits (early cut-off). Failures are not stored. The reasons why a
+step runs are data: which input changed, with both values.
 """
 
 from __future__ import annotations

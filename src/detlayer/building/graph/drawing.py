@@ -1,4 +1,4 @@
-"""A graph as text, for Graphviz, for Mermaid, or as JSON."""
+"""Draw a graph as text, Graphviz, Mermaid or JSON."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Drawing = Literal["text", "dot", "mermaid", "json"]
 
 
 def draw(steps: Sequence[Step[Any]], format: Drawing = "text") -> str:
-    """Show steps and what they need; ends without a line break."""
+    """Format steps and their dependencies, without a final newline."""
     return _DRAWINGS[format](arrange(steps))
 
 

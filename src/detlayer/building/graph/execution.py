@@ -1,7 +1,7 @@
-"""Runs steps in a bounded number of threads, each as soon as the steps that it needs are done.
+"""Run steps in a bounded number of threads, each as soon as its dependencies are done.
 
-The calling thread schedules and reports; the others run steps and keep traces. A step whose key another one is just
-executing waits for the result of that one.
+The calling thread schedules and reports; the others run steps and store traces. If another step with the same key is
+running, a step waits for its result.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from detlayer.building.graph.outcome import Done, Event, Monitor, Outcome
 from detlayer.building.graph.step import Call, Reason, Result, ResultT, Step, Stopped, Texts, arrange
 from detlayer.building.graph.traces import Forgetful, Trace, Traces, compare, keep, key_of, last_key, recall
 
-_GRACE_S = 10.0  # time for running steps to end when the run is stopped; one that hangs is abandoned
+_GRACE_S = 10.0  # time for steps to end after a stop; steps that hang are abandoned
 
 
 def execute(
@@ -31,14 +31,14 @@ def execute(
     is_dry: bool = False,
     monitor: Monitor | None = None,
 ) -> Outcome:
-    """Run the steps that have to run, and return what became of each.
+    """Run the steps that need to run, and return the result of each.
 
-    A step that fails blocks those that need it, and no others. With `is_dry` only free steps run, and the outcome names
-    those that would. `scope` separates runs that share traces: what changed since the last run of the same scope is a
-    reason. The number of jobs has no influence on results.
+    A step that fails blocks only the steps that need it. With `is_dry`, only free steps run, and the outcome lists
+    those that would run. `scope` separates runs that share traces: reasons are changes since the last run of the same
+    scope. The number of jobs does not affect results.
 
-    An exception in the calling thread, such as a signal's, stops the run: running steps are stopped and waited for, up
-    to ten seconds. What was done is kept for the next run. Raises ValueError for steps that are not a graph.
+    An exception in the calling thread, such as a signal's, stops the run and waits up to ten seconds for running
+    steps. Finished steps are kept for the next run. Raises ValueError for an invalid graph.
     """
     monitor = monitor or Monitor()
     return _Run(steps, traces or Forgetful(), scope, is_dry, monitor).go(max(1, jobs))
@@ -55,10 +55,10 @@ class _Run:
         self._stop_waits = monitor.stop
         self._stop = Flag()
         self._ended = Semaphore(0)
-        """Released by each thread when it ends."""
+        """Each thread releases it when it ends."""
         self._lock = Lock()
         self._waiting: dict[str, list[Step[Any]]] = {}
-        """Keys that a step is executing, and the steps that wait for its result."""
+        """The steps that wait for the result of each key that is executing."""
         self._busy: dict[str, str] = {}
         """The keys of executing steps, by name."""
         self._landed: dict[str, Done] = {}
@@ -147,7 +147,7 @@ class _Run:
             self._land(replace(done, reasons=reasons, facts=dict(call.facts), seconds=self._clock() - started))
 
     def _one(self, step: Step[ResultT], needed: Mapping[str, Done], call: Call) -> Done | None:
-        """Run a step if it has to run; None if it waits for another one with the same key."""
+        """Run a step if needed; None if it waits for another one with the same key."""
         call.check()
         unknown = next((role for role, one in needed.items() if one.state == "would-run"), None)
         if unknown is not None:
@@ -192,7 +192,7 @@ class _Run:
         inputs: dict[str, str],
         call: Call,
     ) -> Done:
-        """Run a step whose state is outside, if it is not settled there."""
+        """Run a step with external state, unless that is up to date."""
         last = recall(self._traces, last_key(self._scope, step))
         found = settled(call)
         is_old = last is not None and last.version != step.version
@@ -209,7 +209,7 @@ class _Run:
         return Done(step, "ran", result, key_of(step, inputs), reasons, is_same=is_same)
 
     def _note_last(self, step: Step[Any], inputs: dict[str, str], result: Result, last: Trace | None) -> bool:
-        """Keep what a step was run with, for the next run to compare; tells whether its result is the last one."""
+        """Store the inputs of a step for the next run; return whether its result is unchanged."""
         made = Trace(step.version, inputs, result.to_texts())
         if made != last and not self._is_dry:
             keep(self._traces, last_key(self._scope, step), made)
@@ -227,7 +227,7 @@ class _Run:
         return ()
 
     def _claim(self, key: str, step: Step[Any]) -> bool:
-        """Make a step the one that executes a key; False if another one does, and will pass on its result."""
+        """Claim the execution of a key; False if another step has it and will pass on its result."""
         with self._lock:
             if key in self._waiting:
                 self._waiting[key].append(step)
@@ -253,7 +253,7 @@ def _counts(step: Step[Any], text: str) -> bool:
 
 
 def _parse(step: Step[ResultT], trace: Trace | None) -> ResultT | None:
-    """Make the result of a trace; None if there is none, or it is not one of this step."""
+    """Return the result of a trace; None if it is missing or invalid for this step."""
     try:
         return step.parse(trace.results) if trace is not None else None
     except ValueError:

@@ -1,4 +1,4 @@
-"""How a run went, step by step, as values."""
+"""The outcome of a run, step by step."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import msgspec
 from detlayer.building.graph.step import Reason, Result, ResultT, Step
 
 State = Literal["hit", "ran", "failed", "blocked", "would-run", "stopped"]
-"""`hit`: replayed, or already done. `blocked`: a step that it needs failed. `would-run`: a dry run left it out."""
+"""`hit`: cached, or up to date. `blocked`: a dependency failed. `would-run`: skipped by a dry run."""
 
 
 class Done(msgspec.Struct, frozen=True):
-    """What became of a step. `is_same`: its result is that of the last run."""
+    """The result of a step. `is_same`: the result is unchanged since the last run."""
 
     step: Step[Any]
     state: State
@@ -44,9 +44,9 @@ def _no_clock() -> float:
 
 
 class Monitor(msgspec.Struct, frozen=True):
-    """Who follows a run. `report` is called in the calling thread, `clock` returns seconds.
+    """Callbacks of a run. `report` is called in the calling thread, `clock` returns seconds.
 
-    `stop` is called when a run is stopped: it ends what steps wait for, such as a registry.
+    `stop` is called when a run is stopped. It cancels what steps wait for, such as a registry.
     """
 
     report: Callable[[Event], None] = _ignore
@@ -55,7 +55,7 @@ class Monitor(msgspec.Struct, frozen=True):
 
 
 class Outcome(msgspec.Struct, frozen=True):
-    """What became of each step, in the order of the graph."""
+    """The results of all steps, in the order of the graph."""
 
     steps: Mapping[str, Done]
 
@@ -63,13 +63,13 @@ class Outcome(msgspec.Struct, frozen=True):
         return self.steps[name]
 
     def result(self, step: Step[ResultT]) -> ResultT | None:
-        """Return the result of a step; None if it has none, or was not part of the run."""
+        """Return the result of a step; None if it has no result or was not in the run."""
         done = self.steps.get(step.name)
         return cast("ResultT | None", done.result) if done is not None else None
 
     @property
     def errors(self) -> list[BaseException]:
-        """The errors in order, each once, even if several steps share it."""
+        """The errors in order, without duplicates for steps that share one."""
         return list({id(one.error): one.error for one in self.steps.values() if one.error is not None}.values())
 
     @property

@@ -12,7 +12,7 @@ Texts = Mapping[str, str]
 
 
 class Result(Protocol):
-    """What a step makes. Traces keep its texts, and other steps depend on them: digests, never times."""
+    """The result of a step. Traces store its texts and other steps depend on them, so they contain no times."""
 
     def to_texts(self) -> dict[str, str]: ...
 
@@ -23,10 +23,10 @@ ResultT = TypeVar("ResultT", bound=Result)
 class Reason(msgspec.Struct, frozen=True):
     """Why a step runs, as data.
 
-    `first`: there is no trace of it. `input`: `what` changed from `before` to `after`. `version`: the step itself did.
-    `output`: its output is missing or has changed. `always`: it runs in every build. `outside`: something that it reads
-    has changed; `what` names it, `after` says how. `target`: its destination has something else, `before`. `upstream`:
-    `what` has to run first.
+    `first`: it has no trace. `input`: `what` changed from `before` to `after`. `version`: the step itself changed.
+    `output`: its output is missing or changed. `always`: it runs on every build. `outside`: an external input changed;
+    `what` names it, `after` says how. `target`: its destination contains `before` instead. `upstream`: `what` has to
+    run first.
     """
 
     kind: Literal["first", "input", "version", "output", "always", "outside", "target", "upstream"]
@@ -36,7 +36,7 @@ class Reason(msgspec.Struct, frozen=True):
 
 
 class Stopped(Exception):
-    """The run was ended while a step was under way."""
+    """The run was stopped while a step was running."""
 
 
 class Call:
@@ -48,30 +48,30 @@ class Call:
         self.facts: dict[str, int] = {}
         """Numbers to report, such as bytes. They are not part of the result."""
         self.reasons: list[Reason] = []
-        """Reasons that the step itself finds."""
+        """Reasons found by the step itself."""
 
     def result(self, step: Step[ResultT]) -> ResultT:
         """Return the result of a step that this one needs; raises KeyError for any other."""
         return cast(ResultT, self._results[step.name])
 
     def check(self) -> None:
-        """Let a long step end early; raises Stopped once the run is stopped."""
+        """Raise Stopped if the run is stopped, so that a long step ends early."""
         if self._is_stopped():
             raise Stopped
 
     def add(self, fact: str, count: int) -> None:
-        """Add to a number that is reported."""
+        """Add to a reported number."""
         self.facts[fact] = self.facts.get(fact, 0) + count
 
 
 class Step(msgspec.Struct, Generic[ResultT], frozen=True, eq=False):
-    """One step. `needs` names other steps by their role; its inputs are their results and `inputs`.
+    """One step. `needs` names its dependencies by role; their results and `inputs` are its inputs.
 
-    `parse` makes a result of its texts; it raises ValueError for others. `reads` names the texts of others
-    that are inputs; all are if it is empty. `check` raises where results of others are not acceptable, in every run.
-    `is_intact` tells whether what an earlier result names still exists. `settled` replaces the trace of a step whose
-    state is outside, such as in a registry: it returns the result if nothing has to be done, else the reasons. Steps
-    that `is_free` marks only read and are cheap: dry runs execute them. Without `keeps` a step runs every time.
+    `parse` converts texts to a result, or raises ValueError. `reads` limits which texts of dependencies are inputs;
+    empty means all. `check` raises if results of dependencies are not acceptable, in every run. `is_intact` returns
+    whether the output of an earlier result still exists. `settled` replaces the trace of a step with external state,
+    such as a registry: it returns the result if that is up to date, else the reasons to run. `is_free` marks cheap
+    steps that only read: dry runs execute them. Without `keeps`, a step runs every time.
     """
 
     name: str
@@ -90,10 +90,10 @@ class Step(msgspec.Struct, Generic[ResultT], frozen=True, eq=False):
 
 
 def arrange(steps: Sequence[Step[Any]]) -> list[Step[Any]]:
-    """Put each step behind those that it needs, else in the given order; raises ValueError for what can't be so."""
+    """Sort steps after their dependencies, otherwise in the given order; raises ValueError for an invalid graph."""
     by_name = {step.name: step for step in steps}
     if len(by_name) < len(steps):
-        raise ValueError("two steps have one name")
+        raise ValueError("duplicate step name")
     ordered: dict[str, Step[Any]] = {}
     entered: set[str] = set()
     stack = [(step.name, False) for step in reversed(steps)]
@@ -104,9 +104,9 @@ def arrange(steps: Sequence[Step[Any]]) -> list[Step[Any]]:
         elif name in ordered:
             continue
         elif name in entered:
-            raise ValueError(f"{name} needs itself")
+            raise ValueError(f"{name} depends on itself")
         elif name not in by_name:
-            raise ValueError(f"there is no step {name}")
+            raise ValueError(f"unknown step {name}")
         else:
             entered.add(name)
             stack.append((name, True))
@@ -115,7 +115,7 @@ def arrange(steps: Sequence[Step[Any]]) -> list[Step[Any]]:
 
 
 def closure(steps: Sequence[Step[Any]], goals: Collection[str]) -> list[Step[Any]]:
-    """Keep the goals and what they need, in order."""
+    """Return the goals and their dependencies, in order."""
     wanted = set(goals)
     for step in reversed(arrange(steps)):
         if step.name in wanted:

@@ -1,4 +1,4 @@
-"""Traces: the result of a step under the fingerprint of its inputs, and what each step was last run with."""
+"""Traces: the result of a step by the fingerprint of its inputs, and the last inputs of each step."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ FORMAT = "detlayer-trace/1"
 
 
 class Traces(Protocol):
-    """Keeps traces between runs. It may forget any of them. Safe to use from several threads."""
+    """Stores traces between runs, and may lose any of them. Thread-safe."""
 
     def get(self, key: str) -> bytes | None:
-        """Return a document; None if there is none."""
+        """Return a document; None if not found."""
 
     def put(self, key: str, data: bytes) -> None:
-        """Keep a document under a key, replacing another."""
+        """Store a document, replacing any with the same key."""
 
 
 class Forgetful:
-    """Keeps no traces: every step runs."""
+    """Stores no traces: every step runs."""
 
     def get(self, key: str) -> bytes | None:
         return None
@@ -49,18 +49,18 @@ class _Document(msgspec.Struct):
 
 
 def key_of(step: Step[Any], inputs: Texts) -> str:
-    """Fingerprint a step with all its inputs, which decide its result."""
+    """Return the fingerprint of a step and all its inputs."""
     document = [FORMAT, step.kind, step.version, dict(inputs)]
     return "blake3:" + str(blake3(canonical_json(document)).hexdigest())
 
 
 def last_key(scope: str, step: Step[Any]) -> str:
-    """Return the key for what a step was last run with. It only serves to report what changed."""
+    """Return the key for the last inputs of a step, which are only used to report changes."""
     return "blake3:" + str(blake3(canonical_json([FORMAT, "last", scope, step.kind, step.name])).hexdigest())
 
 
 def recall(traces: Traces, key: str) -> Trace | None:
-    """Read a trace; None if there is none, or it cannot be read."""
+    """Read a trace; None if it is missing or invalid."""
     data = traces.get(key)
     if data is None:
         return None
@@ -83,7 +83,7 @@ def keep(traces: Traces, key: str, trace: Trace) -> None:
 
 
 def compare(step: Step[Any], inputs: Texts, last: Trace | None) -> tuple[Reason, ...]:
-    """Return what changed since a step was last run; empty if nothing did."""
+    """Return what changed since the last run of a step."""
     if last is None:
         return (Reason("first"),)
     found = [Reason("version", step.kind, last.version, step.version)] if last.version != step.version else []

@@ -1,8 +1,8 @@
-"""`detlayer.toml`, and `[tool.detlayer]` of pyproject.toml: text in, typed settings out. Never the disk.
+"""Parse detlayer.toml and `[tool.detlayer]` of pyproject.toml into typed settings. Does no I/O.
 
-`tables` is what may be written, and its JSON schema; `parsing` turns text into tables, with errors that name file, key
-and what was meant; `substitution` fills in variables and placeholders; `layer` and `image` are what a build goes by;
-`project` joins files and their members. Files and globs are read by whoever calls.
+`tables` defines the keys and the JSON schema; `parsing` turns text into tables, with errors that name file, key and a
+suggestion; `substitution` fills in variables and placeholders; `layer` and `image` are the checked settings; `project`
+joins files and their members. The caller provides access to files.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a build goes by: images and layers, each value read and checked. Placeholders wait for a platform."""
+"""The checked settings of images. Placeholders are filled in later, for each platform."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _Value = TypeVar("_Value")
 
 
 class ImageSettings(msgspec.Struct, frozen=True):
-    """An image to build. `location` is that of its table; `base` None is scratch, a text is a layout."""
+    """An image to build. `location` is that of its table; `base` is None for scratch and a string for a layout."""
 
     name: str
     location: Location
@@ -56,7 +56,7 @@ class ImageSettings(msgspec.Struct, frozen=True):
 
 
 def beside(directory: str, path: str) -> str:
-    """Say where a path is that was written relative to a file in `directory`."""
+    """Resolve a path that is relative to a file in `directory`."""
     return path if path.startswith("/") or directory in ("", ".") else f"{directory}/{path}"
 
 
@@ -65,13 +65,13 @@ def read_settings(
 ) -> ImageSettings:
     """Check the table of an image, whose paths are relative to the working directory; raises ConfigError.
 
-    `shared` are the layers that it may name. `epoch` is SOURCE_DATE_EPOCH.
+    `shared` are the layers that it can refer to. `epoch` is SOURCE_DATE_EPOCH.
     """
     file = location.file
     if not _IMAGE_NAME.match(name):
         raise ConfigError(
             "image-name",
-            f"{printable(file)}: {printable(name)!r} is no name for an image",
+            f"{printable(file)}: invalid image name {printable(name)!r}",
             "use lower-case letters, digits, and single '.', '_' or '-' between them",
             file=file,
             key=location.key or None,
@@ -82,8 +82,8 @@ def read_settings(
     elif table.healthcheck is not UNSET:
         raise (location / "healthcheck").error(
             "format-healthcheck",
-            "images of the OCI format have none",
-            'use format = "docker", or leave it to who runs the image',
+            "the OCI format has no healthcheck",
+            'use format = "docker", or set it when you run the image',
         )
     values = {"image": name}
     return ImageSettings(
@@ -111,7 +111,7 @@ def _layers(
         if isinstance(one, str) and one not in shared:
             raise location.error(
                 "layer-unknown",
-                f"there is no layer {printable(one)!r} in [layers]",
+                f"layer {printable(one)!r} not found in [layers]",
                 nearest(one, shared) or "define it: [layers.NAME]",
             )
     layers: list[LayerSettings] = []
@@ -125,7 +125,7 @@ def _layers(
     for index, name in enumerate(names):
         if name in names[:index]:
             raise location.error(
-                "layer-twice", f"two layers are called {printable(name)}", "give each a name of its own"
+                "layer-twice", f"duplicate layer name {printable(name)}", "give each layer its own name"
             )
     return tuple(layers)
 
@@ -134,7 +134,9 @@ def _platforms(table: ImageTable, location: Location) -> tuple[Platform, ...]:
     location /= "platforms"
     platforms = tuple(_each(location, table.platforms, parse_platform))
     if not platforms or len(set(platforms)) < len(platforms):
-        raise location.error("platform-invalid", "one twice" if platforms else "none", "name each platform once")
+        raise location.error(
+            "platform-invalid", "duplicate platform" if platforms else "empty list", "list each platform once"
+        )
     return platforms
 
 
@@ -145,8 +147,8 @@ def _tags(table: ImageTable, location: Location, values: Mapping[str, str]) -> t
         if not is_tag(tag):
             raise location.error(
                 "tag-invalid",
-                f"{printable(tag)!r} is no tag",
-                "a tag has up to 128 letters, digits, '.', '_' and '-', and starts with none of . and -",
+                f"invalid tag {printable(tag)!r}",
+                "use up to 128 letters, digits, '.', '_' and '-', and do not start with '.' or '-'",
             )
     return tags
 
@@ -163,7 +165,7 @@ def _repositories(table: ImageTable, location: Location, values: Mapping[str, st
         text = fill(text, values)
         reference = parse_reference(text)
         if reference.digest is not None or text.endswith(f":{reference.tag}"):
-            raise ConfigError("repository-tag", f"{printable(text)} has a tag or digest", "write tags in `tags`")
+            raise ConfigError("repository-tag", f"{printable(text)} has a tag or digest", "set tags in `tags`")
         return parse_repository(text)
 
     return tuple(dict.fromkeys(_each(location / "repositories", table.repositories, read)))
@@ -185,8 +187,8 @@ def _created(value: int | UnsetType, epoch: str | None, location: Location) -> i
     if re.fullmatch(r"[0-9]{1,11}", text) is None or int(text) > MAX_MTIME:
         raise (location / "created").error(
             "created-invalid",
-            f"{printable(text)!r} is no time" + ("" if isinstance(value, int) else " (SOURCE_DATE_EPOCH)"),
-            f"give whole seconds since 1970, 0 to {MAX_MTIME}",
+            f"invalid time {printable(text)!r}" + ("" if isinstance(value, int) else " (SOURCE_DATE_EPOCH)"),
+            f"use whole seconds since 1970, 0 to {MAX_MTIME}",
         )
     return int(text)
 
@@ -195,14 +197,14 @@ def _check_docker(table: ImageTable, layers: Iterable[LayerSettings], location: 
     if table.annotations:
         raise (location / "annotations").error(
             "format-annotations",
-            "images of Docker's format have none",
+            "the Docker format has no annotations",
             'use labels, or format = "oci"',
         )
     for layer in layers:
         if layer.codec.family == "zstd":
             raise location.error(
                 "format-compression",
-                f"layer {layer.name} is of {layer.codec.name}, which Docker's format has no name for",
+                f"layer {layer.name} uses {layer.codec.name}, which the Docker format does not support",
                 'use format = "oci", or compress with gzip',
             )
 
@@ -210,18 +212,18 @@ def _check_docker(table: ImageTable, layers: Iterable[LayerSettings], location: 
 def _runtime(table: ImageTable, location: Location) -> Runtime:
     for path in (table.workdir, *table.volumes):
         if isinstance(path, str) and not path.startswith("/"):
-            raise location.error("path-relative", f"{printable(path)!r} is no absolute path", "begin it with /")
+            raise location.error("path-relative", f"{printable(path)!r} is not an absolute path", "start it with /")
     ports = tuple(f"{one}" if "/" in str(one) else f"{one}/tcp" for one in table.ports)
     for port in ports:
         match = _PORT.match(port)
         if match is None or not 0 < int(match[1]) < 65536:
-            raise (location / "ports").error("port-invalid", f"{printable(port)!r} is no port", "write 8080, or 53/udp")
+            raise (location / "ports").error("port-invalid", f"invalid port {printable(port)!r}", "use 8080 or 53/udp")
     for name in (*table.env, *table.labels):
         if not _VARIABLE.match(name):
-            raise location.error("env-invalid", f"{printable(name)!r} is no name", "leave out '=' and NUL")
+            raise location.error("env-invalid", f"invalid name {printable(name)!r}", "remove '=' and NUL")
     if isinstance(table.stop_signal, str) and not _SIGNAL.match(table.stop_signal):
         raise (location / "stop-signal").error(
-            "signal-invalid", f"{printable(table.stop_signal)!r} is no signal", "write SIGTERM"
+            "signal-invalid", f"invalid signal {printable(table.stop_signal)!r}", "use a name such as SIGTERM"
         )
     return Runtime(
         entrypoint=tuple(table.entrypoint) if isinstance(table.entrypoint, list) else None,

@@ -1,4 +1,4 @@
-"""A layer to pack as a file says it: every option of `detlayer pack`, checked. Placeholders wait for a platform."""
+"""The checked settings of layers: every option of `detlayer pack`. Placeholders are filled in for each platform."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _ROOT = Owner()
 
 
 class LayerSettings(msgspec.Struct, frozen=True):
-    """A layer to pack. Sources, destination and ignore files are text with placeholders, relative to `directory`."""
+    """A layer to pack. Sources, destination and ignore files may have placeholders, and are relative to `directory`."""
 
     name: str
     directory: str
@@ -51,7 +51,7 @@ class LayerSettings(msgspec.Struct, frozen=True):
         return not any(map(has_placeholder, (*self.sources, self.destination, *self.ignore_files)))
 
     def on(self, platform: Platform) -> LayerSettings:
-        """Fill in placeholders for a platform; raises ConfigError for one that there is not."""
+        """Fill in placeholders for a platform; raises ConfigError for an unknown one."""
         values = {
             "platform": str(platform),
             "os": platform.os,
@@ -69,7 +69,7 @@ class LayerSettings(msgspec.Struct, frozen=True):
             raise ConfigError(error.code, f"layer {self.name}: {error.message}", error.hint) from error
 
     def profile(self) -> Profile:
-        """Say what values entries get."""
+        """Return the rules for the values of entries."""
         return Profile(
             mtime=self.mtime,
             owner=self.owner,
@@ -85,7 +85,7 @@ def read_layer(
 ) -> LayerSettings:
     """Check the table of a layer; raises ConfigError with file and key."""
     if not table.sources and not table.whiteouts and not table.opaques:
-        raise location.error("layer-no-source", "a layer without sources", 'name them: sources = ["dist:/srv/app"]')
+        raise location.error("layer-no-source", "the layer has no sources", 'add: sources = ["dist:/srv/app"]')
     with (location / "compression").located():
         codec = parse_compression(table.compression if isinstance(table.compression, str) else compression)
     with (location / "mtime").located():
@@ -123,5 +123,5 @@ def read_layer(
         table.allow_empty,
     )
     with location.located():
-        layer.on(Platform("linux", "amd64"))  # a placeholder that there is not shows for any platform
+        layer.on(Platform("linux", "amd64"))  # finds unknown placeholders, which fail for any platform
     return layer

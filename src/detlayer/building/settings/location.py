@@ -1,4 +1,4 @@
-"""Where a setting stands: its file, key and line, for errors."""
+"""The location of a setting, for errors: file, key and line."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _PART = re.compile(r"\"([^\"]*)\"|'([^']*)'|([^.\s\"']+)")
 
 
 class Location(NamedTuple):
-    """A file and a key in it, such as `images.app.layers[0]`; an empty key is the whole file."""
+    """A file and a key in it, such as `images.app.layers[0]`; an empty key means the whole file."""
 
     file: str
     key: str = ""
@@ -33,7 +33,7 @@ class Location(NamedTuple):
         return Location(self.file, f"{self.key}[{index}]")
 
     def error(self, code: str, message: str, hint: str) -> ConfigError:
-        """Make an error about the value here."""
+        """Return an error about the value here."""
         return ConfigError(code, f"{self}: {message}", hint, file=self.file, key=self.key or None)
 
     @contextmanager
@@ -52,9 +52,9 @@ def add_line(error: ConfigError, read: Callable[[str], bytes | None]) -> None:
 
 
 def find_line(text: str, key: str) -> int | None:
-    """Return the line of a key in TOML text, from 1: its own, that of its table, or that of what it holds; else None.
+    """Return the line of a key in TOML text, from 1, or that of its table or of a key inside it; None if not found.
 
-    It looks at headers and at the first words of lines, so a key inside an inline table has the line of that table.
+    Only looks at headers and the start of lines, so a key in an inline table has the line of that table.
     """
     wanted = tuple(re.findall(r"[^.\[\]]+", key))
     table: tuple[str, ...] = ()
@@ -80,7 +80,7 @@ def _parts(key: str) -> tuple[str, ...]:
 
 
 def _indexed(path: tuple[str, ...], counts: dict[tuple[str, ...], int], *, is_item: bool) -> tuple[str, ...]:
-    """Write the path of a header with the number of each item of `[[…]]`, as keys are written in errors."""
+    """Add the index of each `[[…]]` item to the path of a header, as in the keys of errors."""
     indexed: tuple[str, ...] = ()
     for at, part in enumerate(path):
         indexed += (part,)

@@ -1,4 +1,4 @@
-"""Text to tables. Errors name the file, the key and what was most likely meant."""
+"""Parse text into tables. Errors name the file, the key and a suggestion."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _TableT = TypeVar("_TableT", bound=Table)
 
 
 class Tables(msgspec.Struct, frozen=True):
-    """A file as it was read: what is needed to read its images once defaults are known. `raw` has variables filled."""
+    """A parsed file. `raw` has variables filled in; its images are parsed later, once defaults are known."""
 
     name: str
     file: FileTable
@@ -33,7 +33,7 @@ class Tables(msgspec.Struct, frozen=True):
 
 
 def read_tables(data: bytes, name: str, environment: Mapping[str, str]) -> Tables | None:
-    """Read a detlayer.toml, or the table tool.detlayer of a pyproject.toml (None without one). Raises ConfigError."""
+    """Parse a detlayer.toml, or tool.detlayer of a pyproject.toml (None if missing). Raises ConfigError."""
     document = _toml(data, name)
     prefix = ""
     if name.rpartition("/")[2] == PYPROJECT:
@@ -58,12 +58,12 @@ def has_section(data: bytes, name: str) -> bool:
 
 
 def read_image(data: bytes, name: str) -> ImageTable:
-    """Read a file that is the table of one image; raises ConfigError. Variables are not filled in."""
+    """Parse a file with the table of one image; raises ConfigError. Does not fill in variables."""
     return _convert(_toml(data, name), ImageTable, name, "")
 
 
 def image_with_defaults(defaults: Mapping[str, Any], image: Mapping[str, Any], name: str, key: str) -> ImageTable:
-    """Read an image's table over defaults, key by key; those of `env`, `labels` and `annotations` one by one."""
+    """Merge an image's table over defaults, key by key, and also within `env`, `labels` and `annotations`."""
     merged = {**defaults, **image}
     for table in ("env", "labels", "annotations"):
         both = [one[table] for one in (defaults, image) if isinstance(one.get(table), dict)]
@@ -75,7 +75,7 @@ def image_with_defaults(defaults: Mapping[str, Any], image: Mapping[str, Any], n
 def _toml(data: bytes, name: str) -> dict[str, Any]:
     if len(data) > _MAX_BYTES:
         raise ConfigError(
-            "config-invalid", f"{printable(name)} has over {_MAX_BYTES} bytes", "is it the right file?", file=name
+            "config-invalid", f"{printable(name)} is larger than {_MAX_BYTES} bytes", "check the path", file=name
         )
     try:
         return tomllib.loads(data.decode("utf-8"))
@@ -83,7 +83,7 @@ def _toml(data: bytes, name: str) -> dict[str, Any]:
         line = _LINE.search(str(error))
         raise ConfigError(
             "config-invalid",
-            f"{printable(name)} is no TOML: {printable(str(error))}",
+            f"invalid TOML in {printable(name)}: {printable(str(error))}",
             "see toml.io for the syntax",
             file=name,
             line=int(line[1]) if line else None,
@@ -121,8 +121,8 @@ def _explain(error: Exception, document: Any, kind: type[Table], name: str, pref
     inside = f"{key}." if key else ""
     return ConfigError(
         "config-key",
-        f"{printable(name)}: there is no key {prefix}{printable(inside + unknown[1])}",
-        nearest(unknown[1], names) or f"there are {', '.join(names)}",
+        f"{printable(name)}: unknown key {prefix}{printable(inside + unknown[1])}",
+        nearest(unknown[1], names) or f"known keys: {', '.join(names)}",
         file=name,
         key=f"{prefix}{inside}{unknown[1]}",
     )
@@ -160,7 +160,7 @@ def _value_at(document: Any, key: str) -> Any:
 
 
 def _find(key: str, document: Any, kind: type[Table], message: str) -> str:
-    """Put names where msgspec writes `[...]` for the value of any key: those that fail by themselves, too."""
+    """Replace `[...]`, which msgspec writes for any key, by the names of keys that fail alone."""
     while "[...]" in key:
         before, _, after = key.partition("[...]")
         at: Any = document
@@ -182,7 +182,7 @@ def _find(key: str, document: Any, kind: type[Table], message: str) -> str:
 
 
 def _only(document: Any, path: list[str], name: str) -> Any:
-    """Copy a document with one key left of the table at `path`."""
+    """Copy a document with only one key in the table at `path`."""
     if not path:
         return {name: document[name]}
     if isinstance(document, list):
@@ -192,7 +192,7 @@ def _only(document: Any, path: list[str], name: str) -> Any:
 
 
 def _table_at(key: str, kind: type[Table]) -> type[Table]:
-    """Say which table stands at a key such as `images.app.layers[0]`."""
+    """Return the type of the table at a key such as `images.app.layers[0]`."""
     table = kind
     parts = re.findall(r"[^.\[\]]+", key)
     if kind is FileTable and parts:

@@ -1,4 +1,4 @@
-"""A project: one file, what it extends, and the files of its members, as the images that they hold together."""
+"""Load a project: one file, the file that it extends, and the files of its members."""
 
 from __future__ import annotations
 
@@ -16,40 +16,40 @@ from detlayer.errors import ConfigError, printable
 
 
 class Files(Protocol):
-    """The files that a project is read from, by paths as they are shown."""
+    """Access to the files of a project, by paths as shown to users."""
 
     def read(self, path: str) -> bytes | None:
-        """Read a file; None if there is none. Raises ConfigError."""
+        """Read a file; None if it does not exist. Raises ConfigError."""
 
     def members(self, directory: str, pattern: str) -> list[str]:
-        """List the directories that a pattern stands for, in order, as paths that `read` takes."""
+        """List the directories that match a pattern, in order, as paths for `read`."""
 
     def same(self, path: str) -> str:
-        """Name a path so that two names of one file are equal."""
+        """Return a path that is equal for all names of one file."""
 
 
 class Project(msgspec.Struct, frozen=True):
-    """All images, by name, in the order of their files. `file` is the one that was asked for."""
+    """All images by name, in the order of their files. `file` is the loaded file."""
 
     file: str
     images: Mapping[str, ImageSettings]
 
     def choose(self, names: tuple[str, ...]) -> tuple[ImageSettings, ...]:
-        """Pick images by name, all of them without names; raises ConfigError."""
+        """Select images by name, by default all; raises ConfigError."""
         for name in names:
             if name not in self.images:
                 raise ConfigError(
                     "image-unknown",
                     f"{printable(self.file)} has no image {printable(name)!r}",
-                    nearest(name, self.images) or f"it has {', '.join(self.images) or 'none'}",
+                    nearest(name, self.images) or f"known images: {', '.join(self.images) or 'none'}",
                 )
         return tuple(self.images[name] for name in dict.fromkeys(names) or self.images)
 
 
 def load(path: str, files: Files, *, environment: Mapping[str, str], epoch: str | None = None) -> Project:
-    """Read a file and the files of its members. Raises ConfigError for what is wrong in any of them.
+    """Read a file and the files of its members; raises ConfigError.
 
-    `environment` is where variables are looked up that a file allows. `epoch` is SOURCE_DATE_EPOCH.
+    `environment` provides the variables that a file allows. `epoch` is SOURCE_DATE_EPOCH.
     """
     reader = _Reader(files, environment, epoch)
     try:
@@ -61,7 +61,7 @@ def load(path: str, files: Files, *, environment: Mapping[str, str], epoch: str 
         raise ConfigError(
             "no-images",
             f"{printable(path)} has no images",
-            "write one: [images.NAME], or see `detlayer init`",
+            "add [images.NAME], or run `detlayer init`",
             file=path,
         )
     return Project(path, reader.images)
@@ -91,7 +91,7 @@ class _Reader:
                 raise ConfigError(
                     "image-twice",
                     f"both {printable(self.images[name].location.file)} and {printable(path)} have an image {name}",
-                    "give each a name of its own",
+                    "give each image its own name",
                     file=path,
                     key=location.key,
                 )
@@ -106,7 +106,7 @@ class _Reader:
             if not found:
                 raise Location(path, f"{_prefix(path)}members").error(
                     "member-missing",
-                    f"{printable(pattern)!r} has no {FILE_NAME} in it",
+                    f"no {FILE_NAME} in {printable(pattern)!r}",
                     f"a member is a directory with a {FILE_NAME}, or a {PYPROJECT} with [tool.detlayer]",
                 )
             yield from found
@@ -122,7 +122,7 @@ class _Reader:
     def _inherited(
         self, tables: Tables, above: tuple[tuple[str, str], ...]
     ) -> tuple[dict[str, Any], dict[str, LayerSettings]]:
-        """Join defaults and layers of a file with those of what it extends. Paths are those of where they stand."""
+        """Merge defaults and layers of a file with those it extends. Paths stay relative to their file."""
         path, file = tables.name, tables.file
         directory = _directory(path)
         defaults: dict[str, Any] = {}
@@ -144,13 +144,13 @@ class _Reader:
     def _tables(self, path: str) -> Tables:
         data = self._files.read(path)
         if data is None:
-            raise ConfigError("config-missing", f"there is no {printable(path)}", "see `detlayer init`", file=path)
+            raise ConfigError("config-missing", f"{printable(path)} not found", "run `detlayer init`", file=path)
         tables = read_tables(data, path, self._environment)
         if tables is None:
             raise ConfigError(
                 "config-missing",
                 f"{printable(path)} has no table tool.detlayer",
-                "add it, or name another file",
+                "add it, or pass another file",
                 file=path,
             )
         return tables
@@ -162,7 +162,7 @@ class _Reader:
             raise ConfigError(
                 "config-cycle",
                 f"{key}: {' → '.join([*way, printable(path)])} is a cycle",
-                "take one of them out",
+                "remove one of them",
                 file=above[-1][1],
                 key=key,
             )
@@ -170,9 +170,9 @@ class _Reader:
 
 
 def _placed(image: Mapping[str, Any], directory: str) -> dict[str, Any]:
-    """Say where the paths of an image's table are, as seen from where we are: defaults count in other directories, too.
+    """Make the paths in an image's table relative to the working directory, since defaults apply to other directories.
 
-    Values that are not what they should be stay as they are: that is said when they are read.
+    Invalid values are left unchanged and reported when they are parsed.
     """
     made = dict(image)
     base, layers = image.get("base"), image.get("layers")

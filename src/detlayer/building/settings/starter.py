@@ -1,6 +1,6 @@
-"""A first detlayer.toml for a project that is detected by its files: dependencies apart from the application.
+"""Write a first detlayer.toml for a project, detected by its files.
 
-Dependencies change seldom: in a layer of their own they are packed and pushed seldom, too.
+Dependencies are in a separate layer, since they change less often than the application.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Read = Callable[[str], bytes | None]
 
 
 class Starter(msgspec.Struct, frozen=True):
-    """What a kind of project starts with. `first` are the commands that make what the layers take."""
+    """The template for a kind of project. `first` are the commands that create the sources of layers."""
 
     first: Sequence[str]
     base: str
@@ -29,7 +29,7 @@ class Starter(msgspec.Struct, frozen=True):
 
 
 def detect_ecosystem(names: Collection[str]) -> Ecosystem | None:
-    """Tell the kind of a project by the names in its directory; None if it is none of these."""
+    """Detect the kind of a project by the names in its directory; None if unknown."""
     if any(name.endswith((".csproj", ".fsproj", ".vbproj", ".sln", ".slnx")) for name in names):
         return "dotnet"
     signs: tuple[tuple[Ecosystem, tuple[str, ...]], ...] = (
@@ -42,12 +42,12 @@ def detect_ecosystem(names: Collection[str]) -> Ecosystem | None:
 
 
 def write_starter(kind: Ecosystem, directory: str, names: Collection[str], read: Read) -> str:
-    """Write the text of a first file for a project in a directory of that name."""
+    """Return the text of a first detlayer.toml for a project in a directory of that name."""
     name = _image_name(directory)
     starter = _STARTERS[kind](name, names, read)
-    lines = ["# Made by `detlayer init`. All keys: docs/build.md; `detlayer schema` is for editors."]
+    lines = ["# Created by `detlayer init`. `detlayer schema` describes all keys, also for editors."]
     if starter.first:
-        lines += ["# What the layers take is made by:", *(f"#   {command}" for command in starter.first)]
+        lines += ["# Create the sources of the layers first:", *(f"#   {command}" for command in starter.first)]
     lines += [
         "",
         f"[images.{name}]",
@@ -67,7 +67,7 @@ def _python(name: str, names: Collection[str], read: Read) -> Starter:
     module = re.sub(r"[^A-Za-z0-9_]", "_", str(project.get("name") or name))
     pip = "pip install --no-compile --only-binary :all:"
     if "requirements.txt" in names:
-        # Wheels hold machine code: each platform has its own.
+        # Wheels contain machine code, so each platform has its own.
         site = "build/site-packages-{arch}"
         first = [
             f"{pip} --platform manylinux2014_{machine} --target build/site-packages-{arch} -r requirements.txt"

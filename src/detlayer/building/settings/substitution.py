@@ -1,4 +1,4 @@
-"""Variables and placeholders in texts: `${NAME}` from an allow-list, and `{platform}` and others."""
+"""Fill in variables (`${NAME}`, from an allow-list) and placeholders (`{platform}` and others)."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ _PLACEHOLDER = re.compile(r"\{\{|\}\}|\{([^{}]*)\}")
 
 
 def nearest(name: str, names: Collection[str]) -> str:
-    """Say what was most likely meant, as the end of a hint; empty if nothing comes near."""
+    """Return a hint with the most similar name; empty if there is none."""
     found = get_close_matches(name, names, 1, 0.6)
     return f"did you mean {found[0]}?" if found else ""
 
 
 def expand(value: Any, location: Location, allowed: Collection[str], environment: Mapping[str, str]) -> Any:
-    """Fill in `${NAME}` and `${NAME:-default}` in all texts of a document; `$${` stands for `${`. Raises ConfigError.
+    """Expand `${NAME}` and `${NAME:-default}` in all values of a document; `$${` gives `${`. Raises ConfigError.
 
-    Only allowed names count: what a build reads of its environment stands in its file. Keys stay as they are.
+    Only allowed names are expanded, so that the file lists everything that a build reads from its environment.
     """
     if isinstance(value, dict):
         return {key: expand(one, location / key, allowed, environment) for key, one in value.items()}
@@ -40,23 +40,22 @@ def expand(value: Any, location: Location, allowed: Collection[str], environment
         if parts is None:
             raise location.error(
                 "variable-invalid",
-                f"{printable(match[0])} names no variable",
-                "write ${NAME} or ${NAME:-default}; $${ stands for ${ itself",
+                f"invalid variable {printable(match[0])}",
+                "use ${NAME} or ${NAME:-default}, or $${ for a literal ${",
             )
         name, default = parts[1], parts[2]
         if name not in allowed:
             raise location.error(
                 "variable-not-allowed",
-                f"${{{name}}} is not among this file's variables",
-                nearest(name, allowed)
-                or f'add it: variables = ["{name}"]; or write $${{{name}}} if the container is to see it',
+                f"${{{name}}} is not in `variables` of this file",
+                nearest(name, allowed) or f'add variables = ["{name}"], or use $${{{name}}} for a literal ${{{name}}}',
             )
         found = environment.get(name)
         if found is None and default is None:
             raise location.error(
                 "variable-unset",
                 f"{name} is not set",
-                f"set it in the environment, or write ${{{name}:-default}}",
+                f"set it in the environment, or use ${{{name}:-default}}",
             )
         return default if found is None and default is not None else found or ""
 
@@ -64,7 +63,7 @@ def expand(value: Any, location: Location, allowed: Collection[str], environment
 
 
 def fill(text: str, values: Mapping[str, str]) -> str:
-    """Replace `{name}` for the given names; `{{` stands for `{`. Raises ConfigError for any other name."""
+    """Replace `{name}` for the given names; `{{` gives `{`. Raises ConfigError for any other name."""
 
     def one(match: re.Match[str]) -> str:
         if match[1] is None:
@@ -72,9 +71,9 @@ def fill(text: str, values: Mapping[str, str]) -> str:
         if match[1] not in values:
             raise ConfigError(
                 "placeholder-unknown",
-                f"{printable(match[0])} is no placeholder",
+                f"unknown placeholder {printable(match[0])}",
                 nearest(match[1], values)
-                or f"there are {', '.join(f'{{{name}}}' for name in values)}; {{{{ stands for {{ itself",
+                or f"use {', '.join(f'{{{name}}}' for name in values)}, or {{{{ for a literal {{",
             )
         return values[match[1]]
 
@@ -82,5 +81,5 @@ def fill(text: str, values: Mapping[str, str]) -> str:
 
 
 def has_placeholder(text: str) -> bool:
-    """Tell whether a text depends on what placeholders stand for."""
+    """Return whether a text has placeholders."""
     return any(match[1] is not None for match in _PLACEHOLDER.finditer(text))
