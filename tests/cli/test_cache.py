@@ -38,7 +38,7 @@ def pack(call: Caller, tree: str = "app", *more: str) -> str:
 
 def test_explain(project: Path, call: Caller) -> None:
     first = call("pack", "app", "-o", "x.tgz", "-q", "--explain")
-    assert first.err.startswith("reused nothing: no layer of gzip-libdeflate-6 is known\n")
+    assert first.err.startswith("reused nothing: the cache has no gzip-libdeflate-6 layer\n")
     next_tick(project)
     (project / "app" / "a").write_text("22")
     second = call("pack", "app", "-o", "x.tgz", "-q", "--explain")
