@@ -299,7 +299,7 @@ CASES = [
         lambda: tar(header(b"d", kind="dir"), header(b"e", kind="hardlink", target=b"d")),
         "e",
         "target",
-        "d is no file",
+        "d is not a file",
         "a file",
         name="to a directory",
     ),
@@ -389,7 +389,7 @@ CASES = [
         "",
         "first chunk",
         "gzip of another compressor, version or level",
-        "what a codec of SPEC 6.2 writes here",
+        "the output of a codec of SPEC 6.2",
     ),
     Case(
         "compressor-class",
@@ -397,7 +397,7 @@ CASES = [
         "",
         "first chunk",
         "zstd of another compressor, version or level",
-        "what a codec of SPEC 6.2 writes here",
+        "the output of a codec of SPEC 6.2",
         name="zstd with checksums",
     ),
     Case(
@@ -528,7 +528,7 @@ CASES = [
         "readme",
         "name",
         "beside README",
-        "names that differ by more",
+        "distinct names",
     ),
     Case(
         "case-collision",
@@ -536,7 +536,7 @@ CASES = [
         "d",
         "name",
         "beside D",
-        "names that differ by more",
+        "distinct names",
         name="directories",
     ),
     Case(
@@ -545,7 +545,7 @@ CASES = [
         "stra\u00dfe",
         "name",
         "beside STRASSE",
-        "names that differ by more",
+        "distinct names",
         name="sharp s",
     ),
     Case(
@@ -554,7 +554,7 @@ CASES = [
         "caf\u00e9",
         "name",
         "beside cafe\u0301",
-        "names that differ by more",
+        "distinct names",
     ),
 ]
 

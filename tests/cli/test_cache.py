@@ -38,17 +38,17 @@ def pack(call: Caller, tree: str = "app", *more: str) -> str:
 
 def test_explain(project: Path, call: Caller) -> None:
     first = call("pack", "app", "-o", "x.tgz", "-q", "--explain")
-    assert first.err.startswith("reused nothing: no layer of gzip-libdeflate-6 is known\n")
+    assert first.err.startswith("reused nothing: the cache has no gzip-libdeflate-6 layer\n")
     next_tick(project)
     (project / "app" / "a").write_text("22")
     second = call("pack", "app", "-o", "x.tgz", "-q", "--explain")
     assert second.err == (
         "reused nothing: the tree has changed\n"
         "  files known by their stat records: 0; read: 2, unchanged 1\n"
-        "  a has another size\n"
+        "  a has a different size\n"
     )
     third = call("pack", "app", "-o", "x.tgz", "-q", "--explain")
-    assert third.err.startswith("reused the whole layer: nothing was compressed\n  outputs that held it already: 1\n")
+    assert third.err.startswith("reused the whole layer: nothing was compressed\n  outputs that were up to date: 1\n")
     assert third.out == second.out
 
 

@@ -181,7 +181,7 @@ def test_gzip_of_another_writer(tree: Path) -> None:
     found = {(change.trap, change.field): (change.old, change.new) for change in report.blob}
     assert found["gzip-header", "gzip header, mtime"] == ("0", "5")
     assert found["chunking", "number of members"] == ("1", "2")
-    assert found["compressor-class", "codec"][1] == "gzip of another writer"
+    assert found["compressor-class", "codec"][1] == "gzip of another compressor"
 
 
 def member(name: str, data: bytes = b"", **values: Any) -> tuple[tarfile.TarInfo, bytes]:

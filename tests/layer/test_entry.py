@@ -67,7 +67,7 @@ def test_mtime_policies(policy: str, seconds: int, found: int, wanted: int) -> N
 @pytest.mark.parametrize(("policy", "found"), [("source", -1), ("source", MAX_MTIME + 1), ("clamp", -1)])
 def test_mtime_without_room_is_an_error(policy: str, found: int) -> None:
     """SPEC 4.1."""
-    with pytest.raises(TreeError, match="a: its modification time") as caught:
+    with pytest.raises(TreeError, match="a: modification time") as caught:
         normalise(Entry(b"a", "file", mtime=found), Profile(mtime=Mtime(policy)))  # type: ignore[arg-type]
     assert caught.value.code == "mtime-out-of-range"
     assert caught.value.hint

@@ -773,7 +773,7 @@ def test_time_before_1970(src: Path) -> None:
     make_tree(src, {"f": ""})
     os.utime(src / "f", ns=(0, -1))
     assert pack_tree(src).members["f"].mtime == DEFAULT_MTIME
-    with refused("mtime-out-of-range", "f: its modification time -1 "):
+    with refused("mtime-out-of-range", "f: modification time -1 "):
         pack_tree(src, profile=Profile(mtime=Mtime("source")))
 
 
