@@ -152,7 +152,7 @@ def test_quiet_and_verbose(app: Path, call: Caller) -> None:
 def test_quiet_still_warns(app: Path, call: Caller) -> None:
     make_tree(app / "app", {"readme": ""})
     found = call("pack", "app", "-o", "a.tar", "-q")
-    assert found.err.startswith("warning[case-collision]: README and readme differ only by case")
+    assert found.err.startswith("warning[case-collision]: README and readme differ only in case")
     assert found.err.count("\n") == 1
 
 
