@@ -77,7 +77,7 @@ def test_formats_that_no_layer_has(name: str, suffix: str, detlayer: CommandLine
     exit_code, code, message, hint = detlayer("verify", file).error
     assert (exit_code, code) == (3, "layer-format")
     assert f"{file} is in the format {name.split(' ')[-1 if 'empty' in name else 0]};" in message
-    convert, _, keep = hint.partition("; or pack it as it is: ")
+    convert, _, keep = hint.partition("; or pack it as a file: ")
     done = shell(convert, here)
     made = here / (("x" if suffix == "as usual" else file) + ".tar.gz")
     if name != "empty zip":
