@@ -45,10 +45,10 @@ def test_explain(project: Path, call: Caller) -> None:
     assert second.err == (
         "reused nothing: the tree has changed\n"
         "  files known by their stat records: 0; read: 2, unchanged 1\n"
-        "  a has another size\n"
+        "  a has a different size\n"
     )
     third = call("pack", "app", "-o", "x.tgz", "-q", "--explain")
-    assert third.err.startswith("reused the whole layer: nothing was compressed\n  outputs that held it already: 1\n")
+    assert third.err.startswith("reused the whole layer: nothing was compressed\n  outputs that were up to date: 1\n")
     assert third.out == second.out
 
 

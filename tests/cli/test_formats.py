@@ -77,7 +77,7 @@ def test_formats_that_no_layer_has(name: str, suffix: str, detlayer: CommandLine
     exit_code, code, message, hint = detlayer("verify", file).error
     assert (exit_code, code) == (3, "layer-format")
     assert f"{file} is in the format {name.split(' ')[-1 if 'empty' in name else 0]};" in message
-    convert, _, keep = hint.partition("; or pack it as it is: ")
+    convert, _, keep = hint.partition("; or pack it as a file: ")
     done = shell(convert, here)
     made = here / (("x" if suffix == "as usual" else file) + ".tar.gz")
     if name != "empty zip":
@@ -226,12 +226,12 @@ def test_a_layout_is_known_without_its_prefix(detlayer: CommandLine, layout: Pat
 
 
 def test_a_tag_is_no_destination(detlayer: CommandLine, layout: Path) -> None:
-    for target, path in (("layout:v1", "layout"), ("image.tar:v1", "image.tar")):
+    for target in ("layout:v1", "image.tar:v1"):
         exit_code, code, _, hint = detlayer("verify", target).error
         assert (exit_code, code) == (2, "target-ambiguous")
         image, _, source = hint.partition("; ")
-        assert kinds(detlayer, image.removesuffix(" is the image")) == ["layout"]
-        assert kinds(detlayer, source.removesuffix(f" packs {path}")) == ["sources"]
+        assert kinds(detlayer, image.removeprefix("image: ")) == ["layout"]
+        assert kinds(detlayer, source.removeprefix("source: ")) == ["sources"]
 
 
 Writer = Callable[[Path, Path], object]
