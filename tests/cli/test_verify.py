@@ -56,7 +56,7 @@ def test_a_bad_layer(bad: Path) -> None:
     done = run(bad)
     assert done.returncode == 1
     assert "  mtime (1): " in done.stdout
-    assert "mtime is 5; wanted 946684800" in done.stdout
+    assert "mtime is 5; expected 946684800" in done.stdout
     assert done.stdout.splitlines()[-1].startswith("not reproducible: fix mtime (1 place): set a fixed time")
 
 

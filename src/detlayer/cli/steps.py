@@ -129,7 +129,6 @@ def done_document(done: Done) -> dict[str, Any]:
 
 
 def show_report(console: Console, report: BuildReport, *, as_json: bool, is_dry: bool, seconds: float) -> None:
-    """Print the result of a build."""
     steps = report.outcome.steps.values()
     if as_json:
         from detlayer.oci.types import canonical_json
