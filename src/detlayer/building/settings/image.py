@@ -134,9 +134,7 @@ def _platforms(table: ImageTable, location: Location) -> tuple[Platform, ...]:
     location /= "platforms"
     platforms = tuple(_each(location, table.platforms, parse_platform))
     if not platforms or len(set(platforms)) < len(platforms):
-        raise location.error(
-            "platform-invalid", "duplicate platform" if platforms else "empty list", "list each platform once"
-        )
+        raise location.error("platform-invalid", "duplicate" if platforms else "empty", "list each platform once")
     return platforms
 
 
