@@ -327,7 +327,7 @@ def test_nobody_waits_longer_than_the_timeout(detlayer: CommandLine, start_stric
             "refused to let you push to team/app (403)",
             "ask for permission to push",
         ),
-        ("digest-header-wrong", "manifest-digest", " for sha256:", "modifies manifests"),
+        ("digest-header-wrong", "manifest-digest", "; expected sha256:", "modifies manifests"),
         ("realm-private", "realm-private", "private address: http://10.255.255.1/token", "on the registry's own host"),
     ],
 )

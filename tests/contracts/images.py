@@ -41,7 +41,7 @@ ODD_CONFIGS = {
     "no JSON": b"not JSON",
     "no object": b'["linux", "amd64"]',
     "other kinds": b'{"os": 5, "architecture": ["amd64"]}',
-    "diff_ids that are none": b'{"os": "linux", "architecture": "amd64", "rootfs": {"diff_ids": 7}}',
+    "invalid diff_ids": b'{"os": "linux", "architecture": "amd64", "rootfs": {"diff_ids": 7}}',
 }
 """Invalid configs."""
 

@@ -369,7 +369,7 @@ def test_by_digest_alone() -> None:
     st.booleans(),
     st.sampled_from(["a", "b", None]),
     st.booleans(),
-    st.sampled_from(["nothing", "what is there", "what is gone"]),
+    st.sampled_from(["nothing", "existing", "missing"]),
 )
 def test_a_plan_is_complete(has: set[Digest], is_remembered: bool, old: str | None, hits: bool, remembers: str) -> None:
     """SPEC 11.1: for any registry, the plan provides all blobs, and puts documents after those they list.
@@ -382,9 +382,9 @@ def test_a_plan_is_complete(has: set[Digest], is_remembered: bool, old: str | No
         world.hold(image(old), "1", remembered=is_remembered)
     world.has |= has
     facts = Facts(proofs=dict.fromkeys(has, "uploaded") if hits else {})
-    if remembers == "what is there":
+    if remembers == "existing":
         facts.remembered = dict.fromkeys(world.has, "uploaded")
-    elif remembers == "what is gone":
+    elif remembers == "missing":
         facts.remembered = {one: "uploaded" for one in everything(wanted) if one not in world.has}
     made = world.push(wanted, ["1"], facts)
     there = set(world.has)
