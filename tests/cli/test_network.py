@@ -388,7 +388,7 @@ def test_a_blob_that_is_corrupt_on_disk(detlayer: CommandLine, start_real: Start
     layout.blob_path(layer).write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
     said = push(detlayer, server)
     assert said.failure == (6, "blob-digest")
-    assert said.error[2].startswith(f"the image's {layer} is corrupt: it has the digest sha256:")
+    assert said.error[2].startswith(f"blob {layer} of the image is corrupt: found sha256:")
     layout.blob_path(layer).write_bytes(whole[:-1])
     said = push(detlayer, server)
     assert said.failure == (6, "blob-digest")
