@@ -393,7 +393,7 @@ def test_a_blob_that_is_corrupt_on_disk(detlayer: CommandLine, start_real: Start
     said = push(detlayer, server)
     assert said.failure == (6, "blob-digest")
     where = f"blobs/sha256/{layer.removeprefix('sha256:')} of layout"
-    assert said.error[2] == f"{where} has {len(whole) - 1} bytes, not {len(whole)}"
+    assert said.error[2] == f"{where} has {len(whole) - 1} bytes, expected {len(whole)}"
     layout.blob_path(layer).write_bytes(whole)
     assert server.tags("team/app") == {}
     assert push(detlayer, server).exit == 0
