@@ -325,7 +325,7 @@ def test_no_wait_is_longer_than_the_timeout(detlayer: CommandLine, start_strict:
             "refused to let you push to team/app (403)",
             "ask for permission to push",
         ),
-        ("digest-header-wrong", "manifest-digest", " for sha256:", "modifies manifests"),
+        ("digest-header-wrong", "manifest-digest", "; expected sha256:", "modifies manifests"),
         ("realm-private", "realm-private", "private address: http://10.255.255.1/token", "on the registry's own host"),
     ],
 )
@@ -386,12 +386,12 @@ def test_a_blob_that_is_corrupt_on_disk(detlayer: CommandLine, start_real: Start
     layout.blob_path(layer).write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
     said = push(detlayer, server)
     assert said.failure == (6, "blob-digest")
-    assert said.error[2].startswith(f"the image's {layer} is corrupt: it has the digest sha256:")
+    assert said.error[2].startswith(f"blob {layer} of the image is corrupt: found sha256:")
     layout.blob_path(layer).write_bytes(whole[:-1])
     said = push(detlayer, server)
     assert said.failure == (6, "blob-digest")
     where = f"blobs/sha256/{layer.removeprefix('sha256:')} of layout"
-    assert said.error[2] == f"{where} has {len(whole) - 1} bytes, not {len(whole)}"
+    assert said.error[2] == f"{where} has {len(whole) - 1} bytes, expected {len(whole)}"
     layout.blob_path(layer).write_bytes(whole)
     assert server.tags("team/app") == {}
     assert push(detlayer, server).exit == 0

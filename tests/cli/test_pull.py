@@ -153,7 +153,7 @@ def test_a_full_disk(detlayer: CommandLine, open_server: Server, layout: Layout)
         ("garbage-manifest", 4, "registry-garbage", "web page instead of a manifest"),
         ("no-json-manifest", 3, "document-invalid", "/team/app:1 is not valid JSON: "),
         ("endless-manifest", 4, "manifest-too-long", "has over 4,194,304 bytes"),
-        ("endless-blob", 6, "blob-digest", "/team/app sends too many bytes for sha256:"),
+        ("endless-blob", 6, "blob-digest", "/team/app sent too many bytes for sha256:"),
         ("digest-header-wrong", 6, "manifest-digest", " sent sha256:"),
         ("blobs-elsewhere-fishing", 4, "redirect-refused", "(401, UNAUTHORIZED: who are you?)"),
         ("never-answers", 5, "registry-timeout", "timed out"),

@@ -60,7 +60,7 @@ def test_any_challenge_is_read_without_a_fuss(header: str) -> None:
 
 
 def test_faults_name_digests_wherever_they_are() -> None:
-    """docker-registry lists every missing blob in an error of its own; others nest them."""
+    """docker-registry reports each missing blob in its own error; other registries nest them."""
     one, two, three = (digest_of(text) for text in (b"1", b"2", b"3"))
     body = {
         "errors": [

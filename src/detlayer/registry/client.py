@@ -222,7 +222,7 @@ class Repository:
         if said is not None and said != document.digest:
             raise IntegrityError(
                 "manifest-digest",
-                f"{self.name.registry} took {document.digest} for {said}",
+                f"{self.name.registry} stored {said}; expected {document.digest}",
                 "the registry, or a proxy in front of it, modifies manifests",
             )
         if document.subject is not None:

@@ -284,7 +284,7 @@ class Carrier:
         known = self._wanted.by_digest.get(subject.digest)
         if known is None:
             if len(self._subjects) == _MAX_SUBJECTS:
-                raise LayerError("document-invalid", "over {_MAX_SUBJECTS} nested subjects", "push them one by one")
+                raise LayerError("document-invalid", f"over {_MAX_SUBJECTS} nested subjects", "push them one by one")
             known = parse_document(self._image.document(subject), str(subject.digest), subject.media_type)
         return gather(self._image, known)
 
