@@ -307,7 +307,12 @@ def test_nobody_waits_longer_than_the_timeout(detlayer: CommandLine, start_stric
 @pytest.mark.parametrize(
     ("trap", "code", "says", "advises"),
     [
-        ("repository-missing", "repository-missing", "repository not found on {host} (404, NAME_UNKNOWN: ", "aws ecr"),
+        (
+            "repository-missing",
+            "repository-missing",
+            "repository not found on {host} (404, NAME_UNKNOWN: ",
+            "ecr create-",
+        ),
         ("read-only", "registry-read-only", "refused to let you push to team/app (405, ", "read-only or a mirror: "),
         ("garbage-on-post", "registry-garbage", "status 200 for a request to push to team/app", "check the address"),
         ("error-in-html", "registry-denied", "refused to let you push to team/app (403)", "ask for permission"),
