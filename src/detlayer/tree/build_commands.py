@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fnmatch
 import os
-from pathlib import Path
 
 # (the first part of a path, a file beside it, the command); the first match counts.
 _COMMANDS = (
@@ -42,15 +41,15 @@ _COMMANDS = (
 
 def find_build_command(missing: bytes) -> str | None:
     """Return the command that probably creates a path; None if nothing is known about it."""
-    path = Path(os.path.abspath(os.fsdecode(missing)))
-    for above in path.parents:
-        first = path.relative_to(above).parts[0]
+    above, first = os.path.split(os.path.abspath(os.fsdecode(missing)))
+    while first:
         rules = [(beside, command) for directory, beside, command in _COMMANDS if directory == first]
         try:
             names = os.listdir(above) if rules else []
         except (OSError, ValueError):
-            continue
+            names = []
         for beside, command in rules:
             if fnmatch.filter(names, beside):
                 return command
+        above, first = os.path.split(above)
     return None

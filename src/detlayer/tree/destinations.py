@@ -12,7 +12,6 @@ import msgspec
 
 from detlayer.errors import ConfigError, TreeError, printable
 from detlayer.layer.entry import MERGED_DIRS, OPAQUE_WHITEOUT, WHITEOUT_PREFIX, check_path
-from detlayer.tree.build_commands import find_build_command
 from detlayer.tree.source import Selection, Source
 from detlayer.tree.stable_read import fail
 
@@ -49,6 +48,8 @@ def find_destinations(sources: Sequence[Source], selection: Selection) -> Node:
         try:
             mode = os.stat(source.path).st_mode
         except (FileNotFoundError, NotADirectoryError, ValueError) as error:
+            from detlayer.tree.build_commands import find_build_command  # only for this error
+
             command = find_build_command(source.path)
             hint = f"run the command that creates it, probably `{command}`, or " if command else ""
             raise TreeError("source-missing", f"{source} not found", f"{hint}check the path: SOURCE[:DEST]") from error
