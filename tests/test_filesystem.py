@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from detlayer import filesystem
-from detlayer.building.revision import describe
+from detlayer.building.git_revision import describe
 from detlayer.errors import ConfigError, OutputError
 from detlayer.store import Store
 from detlayer.store.maintenance import collect
