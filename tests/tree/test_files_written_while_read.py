@@ -347,6 +347,7 @@ def edited(src: Path) -> Iterator[Path]:
             process.join()
 
 
+@pytest.mark.slow
 def test_an_editor_that_sets_mtimes_back_leaves_no_mixed_layer(edited: Path) -> None:
     """A file in the middle of a write has a new mtime; one with its old mtime is complete."""
     whole = refused = 0
