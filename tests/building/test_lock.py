@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from detlayer.building.lock import parse_lock
+from detlayer.building.lock_file import parse_lock
 from detlayer.errors import ConfigError
 from tests.building.project_bench import APP, Bench
 

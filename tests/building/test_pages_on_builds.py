@@ -16,7 +16,7 @@ import pytest
 from click.testing import CliRunner
 
 from detlayer.building.settings import load, schema
-from detlayer.building.settings.tables import FileTable, ImageTable, LayerTable
+from detlayer.building.settings.toml_tables import FileTable, ImageTable, LayerTable
 from tests.building.project_bench import Bench
 from tests.building.test_settings import MemoryFiles
 from tests.privileges import program

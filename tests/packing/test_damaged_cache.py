@@ -230,7 +230,7 @@ def test_full_disk(tree: Path, tmp_path: Path, room_kib: int) -> None:
 
 def test_the_output_needs_the_room_more(tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A copy that would fill the disk is abandoned without a warning."""
-    monkeypatch.setattr("detlayer.packing.spare_blob._CHECK_BYTES", 1 << 20)
+    monkeypatch.setattr("detlayer.packing.cache_copy._CHECK_BYTES", 1 << 20)
     monkeypatch.setattr("detlayer.store.blobs.Incoming.free_bytes", lambda self: 1 << 20)
     warm = pack_warm(tmp_path / "cache", tree)
     assert warm.blob == pack_cold(tree)[1]

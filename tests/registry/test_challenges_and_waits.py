@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from detlayer.errors import AuthError, NotFoundError, RejectedError, UnavailableError
 from detlayer.oci.types import digest_of
 from detlayer.registry.address import is_loopback, shown_url
-from detlayer.registry.answer import MAX_ERROR_BYTES, Refusal, RefusedError, error_of, read_faults
 from detlayer.registry.auth import Challenge, parse_challenges
 from detlayer.registry.connections import Network
+from detlayer.registry.error_responses import MAX_ERROR_BYTES, Refusal, RefusedError, error_of, read_faults
 from detlayer.registry.transport import Request, Transport
 
 

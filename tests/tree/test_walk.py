@@ -206,6 +206,34 @@ def test_source_missing(tmp_path: Path) -> None:
         pack_tree(tmp_path / "nothing")
 
 
+@pytest.mark.parametrize(
+    ("files", "missing", "command"),
+    [
+        (["package.json", "package-lock.json"], "node_modules", "npm ci"),
+        (["package.json", "pnpm-lock.yaml"], "dist", "pnpm run build"),
+        (["pom.xml"], "target/app.jar", "mvn package"),
+        (["app.csproj"], "bin/Release/net8.0/publish", "dotnet publish -c Release"),
+        (["pyproject.toml"], "src", None),
+        (["README"], "dist", None),
+    ],
+)
+def test_a_missing_source_names_the_command_that_creates_it(
+    tmp_path: Path, files: list[str], missing: str, command: str | None
+) -> None:
+    make_tree(tmp_path, dict.fromkeys(files, "x"))
+    with pytest.raises(TreeError) as found:
+        pack_tree(tmp_path / missing)
+    assert found.value.code == "source-missing"
+    prefix = f"run the command that creates it, probably `{command}`, or " if command else ""
+    assert found.value.hint == f"{prefix}check the path: SOURCE[:DEST]"
+
+
+@pytest.mark.parametrize("odd", ["a\0b/dist", "x" * 5000 + "/node_modules"])
+def test_a_missing_source_with_an_odd_name(tmp_path: Path, odd: str) -> None:
+    with pytest.raises((TreeError, ConfigError)):
+        pack_tree(tmp_path / odd)
+
+
 def test_source_special(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "fifo")
     with refused("special-files", "fifo"):

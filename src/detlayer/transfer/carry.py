@@ -13,9 +13,9 @@ from detlayer.oci.documents import Document, Wanted, parse_document
 from detlayer.oci.ports import Body, ImageSource, Proof, Session, TransferReporter
 from detlayer.oci.references import RepositoryName
 from detlayer.oci.types import Descriptor, Digest
-from detlayer.registry.answer import BlobRefusedError, RefusalReason, RefusedError, RepositoryMissingError
 from detlayer.registry.client import Repository
 from detlayer.registry.download import RemoteBody, spooled
+from detlayer.registry.error_responses import BlobRefusedError, RefusalReason, RefusedError, RepositoryMissingError
 from detlayer.registry.upload import Progress, upload
 from detlayer.transfer.plan import BlobStep, Plan, TagStep
 from detlayer.transfer.referrers import confirm_referrers
