@@ -99,7 +99,7 @@ CASES = {
     ),
     "an ignore file of a tree that is compared": Case(
         {"src": {"a": "", "secret": "", ".detlayerignore": "secret\n"}, "other": {"a": ""}},
-        ("diff", "--normalised", "src", "other"),
+        ("diff", "--normalized", "src", "other"),
         "src/.detlayerignore",
         ".detlayerignore",
     ),
