@@ -17,6 +17,7 @@ from tests.contracts.raw_server import Asked, RawServer, answer
 from tests.contracts.test_addresses import BLOB, Bytes, repository
 
 RETRIES = 3
+REFUSED = b'{"errors": [{"code": "MANIFEST_INVALID", "message": "manifest invalid"}]}'
 PASSING = (429, 500, 502, 503, 504)
 FINAL = (400, 402, 403, 404, 405, 406, 408, 409, 410, 413, 416, 418, 422, 451, 501, 505)
 
@@ -28,7 +29,8 @@ def transport(pace: FastPace | None = None) -> Transport:
 @pytest.mark.parametrize("status", [*PASSING, *FINAL])
 @pytest.mark.parametrize("method", ["GET", "HEAD", "POST", "PUT", "DELETE"])
 def test_how_often_a_request_is_sent_again(status: int, method: str) -> None:
-    with RawServer(lambda asked: answer(status)) as server:
+    body = {"body": REFUSED, "content_type": "application/json"} if status == 400 else {}
+    with RawServer(lambda asked: answer(status, **body)) as server:  # type: ignore[arg-type]
         sender = transport()
         said = sender.send(Request(method, f"http://{server.address}/"))  # type: ignore[arg-type]
         said.drain()
