@@ -36,6 +36,7 @@ class Rules:
     `one_at_a_time`: a request waits until the one before it has been answered. `wants_subject`: a manifest is refused
     if its subject is not there; the refusal names the subject, or not. `tag_write_s`: how long it takes until what is
     put under a tag is stored. `stale_reads`: so many reads of a tag after a write still find what it named before.
+    `anonymous_status`: the answer to requests without credentials, where only `/v2/` challenges; 0: all do.
     `checks_blobs`: a manifest is refused while something that it names is missing; by `unknown_blob_code`, without JSON
     if that is empty, and naming at most `unknown_blob_most` of them.
     """
@@ -68,6 +69,7 @@ class Rules:
     referrers: bool = True
     page_entries: int = 0
     denied_status: int = 401
+    anonymous_status: int = 0
     one_at_a_time: bool = False
     wants_subject: Literal["no", "named", "unnamed"] = "no"
     tag_write_s: float = 0.0

@@ -179,7 +179,7 @@ def test_a_slow_link_has_the_time_that_it_needs(tls: bool) -> None:
 
 def fetch(say: Callable[[RawServer, Asked], bytes | Iterable[bytes]], data: bytes, read_s: float) -> bytes:
     """Fetch a blob from whoever answers so."""
-    transport = Transport(Network(read_s=read_s, retries=0), pace=FastPace())
+    transport = Transport(Network(read_s=read_s, retries=2), pace=FastPace())
     with RawServer(lambda asked: say(server, asked)) as server, Registries(transport) as registries:
         repository = registries.repository(RepositoryName(server.address, "team/app"))
         with closing(RemoteReader(repository, Descriptor("", digest_of(data), len(data)))) as reader:
@@ -237,7 +237,7 @@ def test_an_upload_that_gains_a_few_bytes_on_each_connection_is_given_up(monkeyp
             return trickle(server, [b""])  # hangs up after a while
         return answer(204 if asked.method == "GET" else 202, location="/u", range=f"0-{taken}")
 
-    with RawServer(say) as server, Registries(Transport(Network(read_s=0.1, retries=0))) as registries:
+    with RawServer(say) as server, Registries(Transport(Network(read_s=0.1, retries=2))) as registries:
         repository = registries.repository(RepositoryName(server.address, "team/app"))
         with pytest.raises(UnavailableError):
             upload(repository, Descriptor("", digest_of(SHORT), len(SHORT)), lambda: Bytes(SHORT))

@@ -282,13 +282,15 @@ class Transport:
                     raise
                 self.retries.back_off(host, before)
                 continue
-            asked_s = answer.retry_after_s
             if answer.status not in BUSY and not answer.is_cut_off:
                 return answer
+            asked_s = answer.retry_after_s
             if request.is_optional and (answer.status != 429 or not self.retries.accepts(asked_s)):
                 return answer
-            self.retries.back_off(host, before, asked_s)
-            if request.is_optional or not self.retries.accepts(asked_s) or not attempts.fail():
+            may_repeat = not request.is_optional and self.retries.accepts(asked_s) and attempts.fail()
+            if may_repeat or asked_s is not None:
+                self.retries.back_off(host, before, asked_s)
+            if not may_repeat:
                 return answer
             answer.drain()
 

@@ -77,6 +77,7 @@ class Index:
         self._is_mended = False
         self._busy_s = _BUSY_S
         self._has_warned = False
+        self._has_told_lock = False
         # Locked again by the same thread during a repair.
         self._lock = RLock()
 
@@ -170,7 +171,7 @@ class Index:
             self._is_open = True
 
     def tell(self, code: str, message: str) -> None:
-        """Warn of damage in the store that is being repaired."""
+        """Warn of something that detlayer works around."""
         self._reporter.warning(code, message)
 
     def warn(self, code: str, message: str) -> None:
@@ -288,11 +289,13 @@ class Index:
             return self._connection is not None
         if _code(error) in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
             # A long lock by another process: only this query is lost.
-            self.warn(
-                "cache-locked",
-                f"{printable(self.path)}: another process has kept it locked for {_BUSY_S:g} s: "
-                "working without it until it is free",
-            )
+            if not self._has_told_lock:
+                self._has_told_lock = True
+                self.tell(
+                    "cache-locked",
+                    f"{printable(self.path)}: another process has kept it locked for {_BUSY_S:g} s: "
+                    "working without it until it is free",
+                )
             self._wait_for_locks(0.0)
             return False
         self._let_go()
