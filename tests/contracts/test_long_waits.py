@@ -1,4 +1,4 @@
-"""The user is told what a long wait is for and how long it lasts at most, and no wait is longer than the user allows."""
+"""The user is told what a long wait is for and how long it may last, and no wait is longer than the user allows."""
 
 from __future__ import annotations
 
