@@ -1,5 +1,5 @@
-"""An error that passes is not taken for an absence: it is reported, and nothing is written (only ENOENT and ENOTDIR say
-that there is nothing). The errors are injected into the real command."""
+"""A temporary error is reported, not taken as a missing file, and nothing is written (only ENOENT and ENOTDIR mean that
+a file is missing). The errors are injected into the real command."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from detlayer import filesystem
-from detlayer.building.revision import describe
+from detlayer.building.git_revision import describe
 from detlayer.errors import ConfigError, OutputError
 from detlayer.store import Store
 from detlayer.store.maintenance import collect
@@ -43,7 +43,7 @@ def run(home: Path, *arguments: str, strace: tuple[str, ...] = ()) -> subprocess
 
 @dataclass(frozen=True)
 class Case:
-    """A command, and the path that it asks about in vain: as it writes it, or the directory that it lists."""
+    """A command, and the path whose lookup fails: as written in the command, or the listed directory."""
 
     spec: dict[str, Any]
     command: tuple[str, ...]
@@ -61,7 +61,7 @@ def compile_module(home: Path) -> None:
 
 
 def make_image(home: Path) -> None:
-    """A layout with an image of another tool, and a second one whose name has a colon."""
+    """A layout with an image of another tool, and one whose name has a colon."""
     make_tree(home / "empty", {"f": "x"})
     for name in ("img", "img:v1"):
         done = run(home, "pack", "empty", "--no-cache", "--oci", name)
@@ -164,7 +164,7 @@ CASES = {
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize("error", ERRORS)
 def test_an_error_is_not_an_absence(tmp_path: Path, name: str, error: str) -> None:
-    """Once, as where a mount hangs for a moment."""
+    """A single error, as when a mount hangs for a moment."""
     case = CASES[name]
     home = make_tree(tmp_path / "home", case.spec)
     case.prepare(home)
@@ -186,7 +186,7 @@ def test_an_error_is_not_an_absence(tmp_path: Path, name: str, error: str) -> No
 
 
 def test_what_is_absent_is_no_error(tmp_path: Path) -> None:
-    """ENOENT, ENOTDIR, and what can't be a path."""
+    """ENOENT, ENOTDIR, and invalid paths."""
     (tmp_path / "file").touch()
     for path in (tmp_path / "none", tmp_path / "file" / "below"):
         assert filesystem.look(str(path)) is None
@@ -209,7 +209,7 @@ def test_what_is_there_is_told_apart(tmp_path: Path) -> None:
 
 
 def test_an_output_whose_state_is_not_known_is_written_again(tmp_path: Path) -> None:
-    """It was written, and then could not be looked at: that does not equal a file that is gone."""
+    """It was written, and then stat failed: that is not a deleted file."""
     spec: dict[str, Any] = {"detlayer.toml": PROJECT, "src": {"a": "x"}}
     output = ("build", "--output", "oci-archive:out.tar")
     log = tmp_path / "log"
@@ -229,7 +229,7 @@ def test_an_output_whose_state_is_not_known_is_written_again(tmp_path: Path) -> 
 
 
 def test_leases_that_cannot_be_listed_are_in_use(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A collection then removes nothing, since others may need it."""
+    """A collection then removes nothing, since other processes may need it."""
     with Store(str(tmp_path / "cache"), reporter=Words()) as one:
         digest = one.blobs.put(b"needed")
         real = os.stat
@@ -249,7 +249,7 @@ def test_leases_that_cannot_be_listed_are_in_use(tmp_path: Path, monkeypatch: py
 
 
 def test_a_remote_that_git_cannot_read_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Not an image without a source."""
+    """Not as an image without a source."""
     git = program("git")
     for command in (
         ["init", "-q"],

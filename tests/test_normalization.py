@@ -1,4 +1,4 @@
-"""`normalize` and `inspect` by the library: layers of any tool and any order become what `pack` writes."""
+"""`normalize` and `inspect`: layers of any tool in any order become those of `pack`."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.trees import make_tree
 
 
 def tar_of(*members: tuple[str, str, bytes], **values: Any) -> bytes:
-    """A tar by Python's `tarfile`: (path, kind, content or target) in the order given."""
+    """A tar by Python's `tarfile`: (path, kind, content or target) in the given order."""
     out = io.BytesIO()
     kinds = {"dir": tarfile.DIRTYPE, "file": tarfile.REGTYPE, "link": tarfile.LNKTYPE, "symlink": tarfile.SYMTYPE}
     kinds |= {"fifo": tarfile.FIFOTYPE}
@@ -64,7 +64,7 @@ def content(layer: bytes, path: str) -> bytes:
 
 @pytest.fixture
 def app(tmp_path: Path) -> Path:
-    """A tree with what tools treat differently: long and non-ASCII names, links, modes, bytecode."""
+    """A tree of files that tools treat differently: long and non-ASCII names, links, modes, bytecode."""
     root = tmp_path / "tree"
     make_tree(
         root,
@@ -100,7 +100,7 @@ WRITERS = {
 
 @pytest.mark.parametrize("writer", WRITERS)
 def test_layers_of_all_writers_become_the_one_that_pack_writes(app: Path, tmp_path: Path, writer: str) -> None:
-    """SPEC 3 to 5, the retimed bytecode of 4.8 included: what holds the same becomes the same."""
+    """SPEC 3 to 5, including the retimed bytecode of 4.8: equal trees become equal layers."""
     command = WRITERS[writer]
     program(command.split()[0])
     layer = tmp_path / "layer"
@@ -149,7 +149,7 @@ def test_later_entries_win() -> None:
 
 
 def test_whiteouts_stay_and_come_first() -> None:
-    """SPEC 3.4 and 4.10: they delete in the layers below, whatever this layer has."""
+    """SPEC 3.4 and 4.10: they apply to the layers below, whatever this layer contains."""
     out = normalize(
         tar_of(
             ("d", "dir", b""),
@@ -178,7 +178,7 @@ def test_parents_are_added_and_the_root_dropped() -> None:
 
 
 def test_hard_links() -> None:
-    """SPEC 4.7: the first path in order holds the bytes, whichever held them before; or each is a file."""
+    """SPEC 4.7: the first path in order has the content, whichever had it before; or each is a file."""
     layer = tar_of(("z", "file", b"data"), ("a", "link", b"z"), ("b", "link", b"a"), ("z", "file", b"other"))
     separate = normalize(layer)
     assert listed(separate) == ["file a", "file b", "file z"]
@@ -241,7 +241,7 @@ MEMBERS = st.lists(st.tuples(PATHS, st.sampled_from(["dir", "file"]), st.binary(
 
 @given(MEMBERS, st.integers(0, 0o7777), st.integers(0, 2**21))
 def test_it_is_idempotent(members: list[tuple[str, str, bytes]], mode: int, uid: int) -> None:
-    """normalize(normalize(x)) is normalize(x), and canonical: `audit` finds nothing to object to."""
+    """normalize(normalize(x)) is normalize(x), and canonical: `audit` has no findings."""
     try:
         once = normalize(tar_of(*members, mode=mode, uid=uid))
     except LayerError as error:

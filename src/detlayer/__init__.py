@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from detlayer.building.image_from_files import ImageOutput as ImageOutput
     from detlayer.building.image_from_files import assemble_image as assemble_image
     from detlayer.building.image_from_files import assemble_index as assemble_index
-    from detlayer.building.lock import Lock as Lock
+    from detlayer.building.lock_file import Lock as Lock
     from detlayer.building.options import BuildOptions as BuildOptions
     from detlayer.building.options import BuildOutput as BuildOutput
     from detlayer.building.report import BuildReport as BuildReport
@@ -83,7 +83,7 @@ _MODULES = {
     "ImageOutput": "building.image_from_files",
     "assemble_image": "building.image_from_files",
     "assemble_index": "building.image_from_files",
-    "Lock": "building.lock",
+    "Lock": "building.lock_file",
     "BuildOptions": "building.options",
     "BuildOutput": "building.options",
     "BuildReport": "building.report",

@@ -1,4 +1,4 @@
-"""A bench with a strict registry, which counts requests and blames."""
+"""A bench with a strict registry, which records requests and protocol violations."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.trees import make_tree
 
 @pytest.fixture
 def bench(tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Iterator[Bench]:
-    """A project with a base in the registry; nothing is built yet."""
+    """A project with a base in the registry, not built yet."""
     monkeypatch.setenv("DETLAYER_CACHE_DIR", str(tmp_path / "cache"))
     with StrictRegistry() as registry:
         made = Bench(make_tree(tmp_path / "project", FILES), registry, capfd)

@@ -1,4 +1,4 @@
-"""A project and a registry to build it for, by the command line, with what came of it as values."""
+"""A project and a registry, built with the command line, with results as values."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ FILES: Spec = {
 
 @dataclass(frozen=True)
 class Built:
-    """What a build said: its exit, its events and result, what stood on stderr, and the requests that it took."""
+    """The outcome of a command: exit code, stdout, stderr, requests, and the events of a build."""
 
     code: int
     lines: list[str]
@@ -64,7 +64,7 @@ class Built:
         return {one["step"]: one["state"] for one in self.events if one["type"] == "step"}
 
     def ran(self) -> set[str]:
-        """Steps that did something; that a reference is resolved goes without saying."""
+        """The steps that ran, except `resolve`, which always runs."""
         return {step for step, state in self.states.items() if state == "ran" and not step.startswith("resolve ")}
 
     def reasons(self, step: str) -> list[dict[str, str]]:
@@ -78,7 +78,7 @@ class Built:
 
 @dataclass
 class Bench:
-    """A project in `path`, built for `server`, with a store of its own."""
+    """A project in `path`, built for `server`, with its own store."""
 
     path: Path
     server: Server
@@ -103,7 +103,7 @@ class Bench:
         return Built(built.code, built.lines, built.errors, built.requests, events)
 
     def push_base(self, content: str = "base", *, name: str = "base:1", platforms: tuple[str, ...] = PLATFORMS) -> str:
-        """Make and push an index of images with one layer each; gives its digest."""
+        """Make and push an index of images with one layer each; return its digest."""
         place = make_tree(self.path.parent / "bases" / content, {})
         manifests = []
         for platform in platforms:
@@ -131,7 +131,7 @@ class Bench:
         return digest
 
     def everything(self, repository: str) -> set[str]:
-        """Digests of all manifests and blobs that tags of a repository lead to."""
+        """Return the digests of all manifests and blobs reachable from the tags of a repository."""
         found: set[str] = set()
         todo = list(self.server.tags(repository).values())
         while todo:

@@ -1,4 +1,4 @@
-"""What images stand on: any compression and format, foreign layers, variants, layouts, sparse ones."""
+"""Bases of images: any compression and format, foreign layers, variants, full and sparse layouts."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def config(bench: Bench, digest: str) -> dict[str, Any]:
 
 
 def put_base(bench: Bench, media_type: str, *, more: list[dict[str, Any]] | None = None, **change: Any) -> bytes:
-    """Put a base of one layer with this media type, and `more`; gives the layer's bytes. `change` is of its config."""
+    """Put a base with one layer of this media type, and `more`; return the layer. `change` applies to its config."""
     registry = bench.server
     layer = f"not looked into: {media_type}".encode()
     settings = {
@@ -79,7 +79,7 @@ LAYERS = [
 
 
 @pytest.mark.parametrize(("media_type", "named"), LAYERS)
-def test_layers_of_a_base_stay_what_they_are(bench: Bench, media_type: str, named: str) -> None:
+def test_layers_of_a_base_are_unchanged(bench: Bench, media_type: str, named: str) -> None:
     layer = put_base(bench, media_type)
     bench.write(ONE.replace("PLATFORM", "linux/amd64"))
     built = bench.build("--push")
@@ -116,7 +116,7 @@ def test_docker_format_over_a_base_of_zstd_is_refused(bench: Bench) -> None:
     assert "error[format-compression]" in built.errors
 
 
-def test_foreign_layers_are_named_and_not_copied(bench: Bench) -> None:
+def test_foreign_layers_are_listed_but_not_copied(bench: Bench) -> None:
     foreign = {
         "mediaType": DOCKER_FOREIGN,
         "digest": "sha256:" + "f" * 64,
@@ -134,7 +134,7 @@ def test_foreign_layers_are_named_and_not_copied(bench: Bench) -> None:
     assert bench.build("--push", "-o", "oci:out").ran() == set()
 
 
-def test_a_lesser_variant_will_do(bench: Bench) -> None:
+def test_a_compatible_variant_is_used(bench: Bench) -> None:
     put_base(bench, "application/vnd.oci.image.layer.v1.tar", architecture="arm", variant="v6")
     bench.write(ONE.replace('"PLATFORM"', '"linux/arm/v6", "linux/arm/v7"'))
     built = bench.build("--push")
@@ -178,7 +178,7 @@ def test_windows_of_two_versions_in_one_index(bench: Bench) -> None:
         ({"architecture": "s390x"}, "platform-missing"),
     ],
 )
-def test_a_base_that_is_none(bench: Bench, change: dict[str, Any], code: str) -> None:
+def test_an_invalid_base(bench: Bench, change: dict[str, Any], code: str) -> None:
     put_base(bench, "application/vnd.oci.image.layer.v1.tar", **change)
     bench.write(ONE.replace("PLATFORM", "linux/amd64"))
     built = bench.command("build")
@@ -186,7 +186,7 @@ def test_a_base_that_is_none(bench: Bench, change: dict[str, Any], code: str) ->
     assert f"error[{code}]" in built.errors
 
 
-def test_an_artifact_is_no_base(bench: Bench, layout: Layout) -> None:
+def test_an_artifact_is_not_a_base(bench: Bench, layout: Layout) -> None:
     document = {
         "schemaVersion": 2,
         "mediaType": "application/vnd.oci.image.manifest.v1+json",
@@ -203,7 +203,7 @@ def test_an_artifact_is_no_base(bench: Bench, layout: Layout) -> None:
 
 
 def test_a_base_whose_layers_stayed_in_the_registry(bench: Bench) -> None:
-    """`pull --manifests-only` and then a build upon that: its layers are mounted all the same."""
+    """`pull --manifests-only`, then a build on that base: its layers are mounted."""
     bench.expect("pull", f"{bench.server.address}/base:1", "-o", "oci:sparse:1", "--manifests-only")
     bench.write(APP.replace("{registry}/base:1", "oci:sparse:1"))
     built = bench.build("--push")
@@ -214,7 +214,7 @@ def test_a_base_whose_layers_stayed_in_the_registry(bench: Bench) -> None:
 
 
 def test_two_builds_at_once(bench: Bench, tmp_path: Path) -> None:
-    """Of one project, with one cache, into one layout and one repository."""
+    """The same project, cache, layout and repository."""
     wanted = bench.build("--no-cache").digest
     command = [sys.executable, "-m", "detlayer", "build", "--push", "-o", "oci:out", "-q"]
     running = [
@@ -229,7 +229,7 @@ def test_two_builds_at_once(bench: Bench, tmp_path: Path) -> None:
     assert bench.server.tags("team/app") == {"latest": wanted}
 
 
-def test_a_cache_that_can_not_be_used_is_a_warning(bench: Bench, tmp_path: Path) -> None:
+def test_an_unusable_cache_is_a_warning(bench: Bench, tmp_path: Path) -> None:
     wanted = bench.build().digest
     (tmp_path / "file").write_text("no directory")
     built = bench.build("--cache-dir", str(tmp_path / "file" / "cache"))

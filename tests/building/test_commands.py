@@ -1,4 +1,4 @@
-"""Projects from Python: loaded, built and locked by one call each, as on the command line; errors with their place."""
+"""Projects from Python: load, build and lock with one call each, as on the command line; errors have a location."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def store(tmp_path: Path) -> Iterator[detlayer.Store]:
         yield opened
 
 
-def test_a_build_is_that_of_the_command_line(bench: Bench) -> None:
+def test_a_build_equals_that_of_the_command_line(bench: Bench) -> None:
     told = bench.build("--push")
     bench.server.clear()
     with directory(bench.path):
@@ -42,7 +42,7 @@ def test_a_store_and_registries_of_the_caller_stay_open(bench: Bench, store: det
     assert {one.state for one in made[1].outcome.steps.values() if one.step.kind != "resolve"} == {"hit"}
 
 
-def test_a_lock_is_that_of_the_command_line(bench: Bench, store: detlayer.Store) -> None:
+def test_a_lock_equals_that_of_the_command_line(bench: Bench, store: detlayer.Store) -> None:
     assert bench.command("lock").code == 0
     with directory(bench.path):
         text = detlayer.lock(detlayer.load_project(), store=store).to_text()
@@ -80,7 +80,7 @@ def test_a_project_is_found_upwards_and_read_with_an_environment(bench: Bench, m
 
 
 @pytest.mark.parametrize("text", ["[tool.detlayer]\nimags = 1", "[tool.detlayer]\nvariables = ['A']\nextends = '${A}'"])
-def test_a_pyproject_with_a_mistake_in_our_table_is_found(tmp_path: Path, text: str) -> None:
+def test_a_pyproject_with_an_invalid_table_is_found(tmp_path: Path, text: str) -> None:
     make_tree(tmp_path, {"pyproject.toml": text, "inner": {"pyproject.toml": "[tool.detlayer\n", "x": {}}})
     with directory(tmp_path / "inner" / "x"), pytest.raises(detlayer.ConfigError) as caught:
         detlayer.load_project(environment={})

@@ -1,4 +1,4 @@
-"""A blob of the cache whose bytes changed though its stat record did not: it is made again, and never copied out."""
+"""A cached blob changes without its stat record: it is made again, and never copied to an output."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ Rot = Callable[[Path, Digest], None]
 
 
 def prove_again(cache: Path, digest: Digest) -> None:
-    """Make the index trust what the file holds now, as if its stat record had never changed."""
+    """Make the index trust the current contents of a file, as if its stat record were unchanged."""
     with Store(str(cache)) as store:
         path = Path(store.blobs.path(digest))
         stamp = stat_record_of(path.stat())
@@ -115,7 +115,7 @@ def test_pack_never_copies_a_corrupt_layer(cache: Path, tree: Path, tmp_path: Pa
 
 
 def test_a_kept_output_is_written_again_with_the_others(cache: Path, tree: Path, tmp_path: Path) -> None:
-    """The tree may have changed between the look into the cache and the pack that follows."""
+    """The tree may have changed between the cache lookup and the pack."""
     layer, blob = pack_cold(tree)
     pack_warm(cache, tree, output=tmp_path / "out.tar.gz")
     pack_warm(cache, tree, output=tmp_path / "out.tar.gz")
@@ -135,7 +135,7 @@ def test_chunks_of_a_corrupt_blob_are_not_copied(cache: Path, tree: Path) -> Non
 
 
 def test_a_blob_that_is_lost_while_it_goes_to_a_stream(cache: Path, tree: Path) -> None:
-    """What was written cannot be taken back: an error, and never more bytes behind the wrong ones."""
+    """Written bytes can't be undone: an error, and no further bytes after the wrong ones."""
     layer, _ = pack_cold(tree)
     pack_warm(cache, tree)
 
@@ -184,8 +184,8 @@ def test_a_reader_gives_the_rest_of_an_intact_blob(cache: Path, offset: int) -> 
             assert b"".join(iter(lambda: file.read(70_000), b"")) == data[offset:]
 
 
-def test_a_blob_that_was_replaced_meanwhile_stays(cache: Path) -> None:
-    """One process reads a corrupt blob while another has made it again."""
+def test_a_blob_replaced_by_another_process_is_kept(cache: Path) -> None:
+    """One process reads a corrupt blob after another one has replaced it."""
     data = counter_bytes("x", 300_000)
     with Store(str(cache)) as store:
         digest = store.blobs.put(data)
@@ -201,7 +201,7 @@ def test_a_blob_that_was_replaced_meanwhile_stays(cache: Path) -> None:
         assert store.blobs.get(digest) == data
 
 
-def test_verify_counts_what_cannot_be_read(cache: Path, tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_verify_counts_unreadable_blobs(cache: Path, tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     layer, _ = pack_cold(tree)
     pack_warm(cache, tree)
     real = open
@@ -220,8 +220,8 @@ def test_verify_counts_what_cannot_be_read(cache: Path, tree: Path, monkeypatch:
 
 
 @rots
-def test_export_leaves_out_what_is_corrupt(cache: Path, tree: Path, tmp_path: Path, rot: Rot) -> None:
-    """An exported cache holds blobs that have their digests, and the traces of those alone."""
+def test_export_omits_corrupt_blobs(cache: Path, tree: Path, tmp_path: Path, rot: Rot) -> None:
+    """An exported cache has only blobs that match their digests, and their traces."""
     layer, _ = pack_cold(tree)
     pack_warm(cache, tree)
     other = make_tree(tmp_path / "other", {"a": "x"})
@@ -246,7 +246,7 @@ def arguments(output: str, name: str) -> tuple[str, ...]:
 
 
 def layers_of(bench: Bench, digest: str) -> list[Digest]:
-    """Layers of all platforms, of the base, too."""
+    """The layers of all platforms, including those of the base."""
     cache = bench.path.parent / "cache"
     found: list[Digest] = []
     todo = [digest.removeprefix("sha256:")]
@@ -261,7 +261,7 @@ def layers_of(bench: Bench, digest: str) -> list[Digest]:
 @pytest.mark.parametrize("rot", [flip_first, flip_last], ids=lambda rot: rot.__name__)
 @pytest.mark.parametrize("compression", ["gzip", "zstd"])
 def test_build(bench: Bench, output: str, rot: Rot, compression: str) -> None:
-    """Every layer is corrupt, those of the base as well: one run makes all of them again, with a warning for each."""
+    """Every layer is corrupt, including those of the base: one run makes all of them again, with a warning for each."""
     bench.write(APP.replace("[images.app]\n", f'[images.app]\ncompression = "{compression}"\n'))
     first = bench.build(*arguments("oci:{}" if output == "push" else output, "first"))
     assert first.code == 0, first.errors
@@ -283,7 +283,7 @@ def test_build(bench: Bench, output: str, rot: Rot, compression: str) -> None:
 
 
 def check_output(bench: Bench, output: str, built: Built) -> None:
-    """Have a peer read all that was written, which checks digests."""
+    """Read the output with another tool, which checks digests."""
     if output == "push":
         source = [f"docker://{bench.server.address}/team/app:other", "--src-tls-verify=false"]
     else:

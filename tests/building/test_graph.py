@@ -1,4 +1,4 @@
-"""Steps run exactly when they have to, in any number of threads; failures stay where they are."""
+"""Steps run only if needed, in any number of threads; failures block only their dependents."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from detlayer.oci.types import Platform, parse_digest
 
 
 class Values(dict[str, str]):
-    """A result that is nothing but its texts."""
+    """A result that consists of its texts."""
 
     def to_texts(self) -> dict[str, str]:
         return dict(self)
@@ -44,7 +44,7 @@ class MemoryTraces:
 
 @dataclass
 class World:
-    """Files by name, steps that join what they read, and a count of what ran."""
+    """Files by name, steps that concatenate their inputs, and a count of runs."""
 
     files: dict[str, str] = field(default_factory=dict)
     needs: dict[str, list[str]] = field(default_factory=dict)
@@ -88,7 +88,7 @@ def chain(*names: str) -> World:
     return world
 
 
-def test_a_second_run_replays() -> None:
+def test_a_second_run_has_only_cache_hits() -> None:
     world = chain("a", "b", "c")
     first = world.run()
     assert [one.state for one in first.steps.values()] == ["ran"] * 3
@@ -99,7 +99,7 @@ def test_a_second_run_replays() -> None:
     assert {one.state for one in second.steps.values()} == {"hit"}
 
 
-def test_a_change_names_itself() -> None:
+def test_a_change_is_a_reason() -> None:
     world = chain("a", "b")
     world.run()
     world.files["a"] = "y"
@@ -108,10 +108,10 @@ def test_a_change_names_itself() -> None:
     assert outcome["a"].reasons == (Reason("input", "file", "x", "y"),)
     assert outcome["b"].reasons == (Reason("input", "need 0.text", "a(x)", "a(y)"),)
     world.files["a"] = "x"
-    assert {one.state for one in world.run().steps.values()} == {"hit"}  # what was known stays known
+    assert {one.state for one in world.run().steps.values()} == {"hit"}  # earlier results are still cached
 
 
-def test_the_same_result_costs_nothing_behind_it() -> None:
+def test_an_unchanged_result_runs_no_later_step() -> None:
     world = chain("a", "b", "c")
     world.cuts = {"b"}
     world.run()
@@ -132,7 +132,7 @@ def test_versions_and_lost_outputs() -> None:
     assert world.run()["b"].reasons == (Reason("output"),)
 
 
-def test_a_corrupt_trace_is_none() -> None:
+def test_a_corrupt_trace_is_ignored() -> None:
     world = chain("a")
     world.run()
     for damage in (b"", b"{", b'{"format":"detlayer-trace/9"}', b"[" * 100_000, b"\xff"):
@@ -140,7 +140,7 @@ def test_a_corrupt_trace_is_none() -> None:
         assert world.run()["a"].state == "ran"
 
 
-def test_a_trace_that_is_no_result_of_the_step_is_ignored() -> None:
+def test_a_trace_with_an_invalid_result_is_ignored() -> None:
     digest = f"sha256:{'a' * 64}"
 
     def run(call: Call) -> MadeImage:
@@ -163,7 +163,7 @@ def test_a_trace_that_is_no_result_of_the_step_is_ignored() -> None:
         assert execute([step], traces=traces)["assemble"].state == "ran"
 
 
-def test_a_failure_blocks_what_needs_it_and_is_not_remembered() -> None:
+def test_a_failure_blocks_dependents_and_is_not_stored() -> None:
     world = World({"a": "", "b": "", "c": "", "d": ""}, {"b": ["a"], "c": ["b"]}, broken={"a"})
     outcome = world.run(jobs=1)
     assert {name: one.state for name, one in outcome.steps.items()} == {
@@ -204,7 +204,7 @@ def test_free_steps_run_in_dry_runs_too() -> None:
 
 
 @pytest.mark.parametrize("is_dry", [False, True])
-def test_what_only_the_outside_knows(is_dry: bool) -> None:
+def test_steps_with_external_state(is_dry: bool) -> None:
     there = {"tag": "old"}
 
     def settled(call: Call) -> Values | tuple[Reason, ...]:
@@ -240,7 +240,7 @@ def test_steps_with_one_key_run_once() -> None:
 
     def run(call: Call) -> Values:
         ran.append(1)
-        gate.wait()  # until the other step is known to be there, too
+        gate.wait()  # until the other step has started, too
         return Values(x="1")
 
     def other(call: Call) -> Values:
@@ -277,7 +277,7 @@ def test_a_store_that_fails_is_a_failure_not_a_hang() -> None:
 
 
 @pytest.mark.parametrize("where", ["check", "is_intact", "settled", "parse", "report"])
-def test_a_mistake_anywhere_comes_out(where: str) -> None:
+def test_any_exception_is_reported(where: str) -> None:
     def fail(*_: object) -> Any:
         raise ZeroDivisionError
 
@@ -296,8 +296,8 @@ class _Interrupt(BaseException):
     pass
 
 
-def test_an_interrupted_run_ends_its_steps_and_is_gone_on_with() -> None:
-    """A signal comes to the calling thread: what runs is told, what is done stays done."""
+def test_an_interrupted_run_stops_its_steps_and_is_resumed() -> None:
+    """A signal arrives in the calling thread: running steps are stopped, finished steps are kept."""
     traces, ran, told = MemoryTraces(), [], threading.Event()
 
     def quick(call: Call) -> Values:
@@ -372,7 +372,7 @@ def test_events_and_seconds() -> None:
     assert outcome["a"].seconds == 1.0
 
 
-def test_what_is_no_graph_is_refused() -> None:
+def test_invalid_graphs_are_rejected() -> None:
     step = make_step("a", "a", lambda call: Values())
     for steps in (
         [step, step],
@@ -427,8 +427,8 @@ def fresh(world: World, jobs: int) -> Mapping[str, object]:
 
 
 @given(worlds(), st.data())
-def test_exactly_what_has_to_run_runs(world: World, data: st.DataObject) -> None:
-    """After any edits, those steps run whose inputs, by content, were not seen before; in any number of threads."""
+def test_only_changed_steps_run(world: World, data: st.DataObject) -> None:
+    """After any edits, exactly the steps with new inputs, by content, run; in any number of threads."""
     seen: set[tuple[object, ...]] = set()
     for _ in range(4):
         for name in data.draw(st.sets(st.sampled_from(sorted(world.files)), max_size=2)):
@@ -454,7 +454,7 @@ def test_exactly_what_has_to_run_runs(world: World, data: st.DataObject) -> None
 
 
 @given(worlds(), st.data())
-def test_a_failure_anywhere_is_overcome_by_the_next_run(world: World, data: st.DataObject) -> None:
+def test_the_next_run_recovers_from_any_failure(world: World, data: st.DataObject) -> None:
     world.broken = data.draw(st.sets(st.sampled_from(sorted(world.files)), min_size=1))
     outcome = world.run(jobs=data.draw(st.sampled_from([1, 8])))
     ran = {name for name, one in outcome.steps.items() if one.state == "ran"}

@@ -1,4 +1,4 @@
-"""A second build does nothing but ask; after any change exactly the steps that must run do, and say why."""
+"""A second build only resolves tags; after any change, exactly the affected steps run, with reasons."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ INDEX, PUBLISH = {"index app"}, {"publish app"}
 
 
 def snapshot(path: Path) -> dict[str, tuple[int, int]]:
-    """Every file below with its size and time, but for what says who is running."""
+    """All files with their sizes and times, except leases and database journals."""
     found = {}
     for one in path.rglob("*"):
         status = one.lstat()
@@ -47,7 +47,7 @@ def test_a_second_build_is_one_request_for_each_reference(bench: Bench) -> None:
         | PUBLISH
     )
     assert bench.server.tags("team/app") == {"latest": first.digest}
-    # What was made a moment ago is looked at once more, and that is remembered, until it is old enough.
+    # Recent files are read once more, until their stat records are no longer racy (SPEC 10.2).
     before: dict[str, tuple[int, int]] = {}
     for _ in range(20):
         if before == (before := snapshot(bench.path.parent)):
@@ -64,7 +64,7 @@ def test_a_second_build_is_one_request_for_each_reference(bench: Bench) -> None:
     assert len(many.requests) == 4
 
 
-def test_question_answers_by_the_exit(bench: Bench) -> None:
+def test_question_sets_the_exit_code(bench: Bench) -> None:
     assert bench.command("build", "--push", "--question").code == 1
     assert bench.server.tags("team/app") == {}
     bench.build("--push")
@@ -76,7 +76,7 @@ def test_question_answers_by_the_exit(bench: Bench) -> None:
 
 
 def test_a_check_restores_what_the_registry_lost(bench: Bench) -> None:
-    """A layer of ours, one of the base, and a manifest: no tag moved, so that only a check finds out."""
+    """One built layer, one layer of the base, and a manifest: no tag moved, so only a check finds them missing."""
     first = bench.build("--push")
     for digest in sorted(bench.everything("team/app") - {first.digest}):
         bench.server.lose("team/app", digest)
@@ -95,7 +95,7 @@ def test_a_check_restores_what_the_registry_lost(bench: Bench) -> None:
     assert bench.command("build", "--check").code == 2
 
 
-def test_a_dry_run_says_what_and_why_and_changes_nothing(bench: Bench) -> None:
+def test_a_dry_run_reports_steps_and_reasons_and_changes_nothing(bench: Bench) -> None:
     bench.build("--push")
     tags = bench.server.tags("team/app")
     (bench.path / "src/main").write_text("other")
@@ -137,7 +137,7 @@ def move_base(bench: Bench) -> None:
 
 
 def move_base_of_another_platform(bench: Bench) -> None:
-    """The index has one more platform: it is another, and what we stand on is not."""
+    """The index has one more platform: its digest changes, but not the manifests that are used."""
     bench.push_base(platforms=("linux/amd64", "linux/arm64", "linux/s390x"))
 
 
@@ -176,7 +176,7 @@ CHANGES: list[tuple[Callable[[Bench], None], set[str], str, dict[str, str]]] = [
 @pytest.mark.parametrize(
     ("change", "expected", "step", "reason"), CHANGES, ids=lambda one: getattr(one, "__name__", "")
 )
-def test_exactly_what_must_run_does_and_says_why(
+def test_only_affected_steps_run_with_reasons(
     bench: Bench, change: Callable[[Bench], None], expected: set[str], step: str, reason: dict[str, str]
 ) -> None:
     bench.build("--push")
@@ -196,7 +196,7 @@ def test_exactly_what_must_run_does_and_says_why(
     assert len(again.requests) == 2
 
 
-def test_a_moved_base_is_said_to_have_moved(bench: Bench) -> None:
+def test_a_moved_base_is_reported(bench: Bench) -> None:
     bench.build()
     moved = bench.push_base("moved")
     built = bench.command("build")
@@ -205,8 +205,8 @@ def test_a_moved_base_is_said_to_have_moved(bench: Bench) -> None:
 
 
 @pytest.mark.parametrize("kind", ["pack", "configure", "index"])
-def test_another_version_of_a_step_runs_it_anew(bench: Bench, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
-    """What it makes is the same here, so nothing behind it runs."""
+def test_another_version_of_a_step_runs_it_again(bench: Bench, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    """The result is unchanged, so no later step runs."""
     bench.build("--push")
     monkeypatch.setattr(step_versions, "VERSIONS", {**step_versions.VERSIONS, kind: "2"})
     monkeypatch.setattr("detlayer.building.steps.VERSIONS", step_versions.VERSIONS)
@@ -217,7 +217,7 @@ def test_another_version_of_a_step_runs_it_anew(bench: Bench, monkeypatch: pytes
     assert bench.build("--push").ran() == set()
 
 
-def test_what_was_once_built_is_not_packed_again(bench: Bench) -> None:
+def test_an_earlier_layer_is_not_packed_again(bench: Bench) -> None:
     first = bench.build("--push")
     edit_source(bench)
     bench.build("--push")
@@ -228,8 +228,8 @@ def test_what_was_once_built_is_not_packed_again(bench: Bench) -> None:
 
 
 @pytest.mark.parametrize("damage", ["lost", "other bytes", "cut off"])
-def test_a_store_that_was_damaged_is_mended(bench: Bench, damage: str) -> None:
-    """What is not what its name says is a miss, is said, and is made again."""
+def test_a_damaged_store_is_repaired(bench: Bench, damage: str) -> None:
+    """A corrupt file is a cache miss with a warning, and is made again."""
     first = bench.build("--push")
     for blob in (bench.path.parent / "cache" / "oci" / "blobs" / "sha256").iterdir():
         data = blob.read_bytes()
@@ -246,7 +246,7 @@ def test_a_store_that_was_damaged_is_mended(bench: Bench, damage: str) -> None:
 
 
 @pytest.mark.parametrize("arguments", [["--no-cache"], ["-j", "1"], ["-j", "8"]])
-def test_the_digest_is_the_same_however_it_is_built(bench: Bench, arguments: list[str]) -> None:
+def test_the_digest_does_not_depend_on_options(bench: Bench, arguments: list[str]) -> None:
     assert bench.build(*arguments).digest == bench.build().digest
 
 

@@ -1,4 +1,4 @@
-"""detlayer.lock: what was built is what is built, or it is said what is not."""
+"""detlayer.lock: a locked build gives the recorded bases and layers, or reports the differences."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from detlayer.building.lock import parse_lock
+from detlayer.building.lock_file import parse_lock
 from detlayer.errors import ConfigError
 from tests.building.project_bench import APP, Bench
 
@@ -38,19 +38,19 @@ def test_a_lock_has_bases_and_layers_for_each_platform(locked: Bench) -> None:
     assert (locked.path / "detlayer.lock").read_bytes() == before
 
 
-def test_a_locked_build_stands_on_the_base_that_was_locked(locked: Bench) -> None:
+def test_a_locked_build_uses_the_locked_base(locked: Bench) -> None:
     first = locked.build("--locked", "--push")
     assert first.code == 0, first.errors
     locked.push_base("moved")
     again = locked.build("--locked", "--push")
     assert (again.code, again.digest, again.ran()) == (0, first.digest, set())
-    assert again.asked == ["HEAD /v2/team/app/manifests/latest"]  # nobody asks for the base
+    assert again.asked == ["HEAD /v2/team/app/manifests/latest"]  # no request for the base
     assert locked.build().digest != first.digest
     fresh = locked.build("--locked", "--no-cache")
     assert (fresh.code, fresh.digest) == (0, first.digest)
 
 
-def test_a_lock_that_is_written_anew_moves_what_stands_on_it(locked: Bench) -> None:
+def test_a_new_lock_moves_images_to_the_new_base(locked: Bench) -> None:
     locked.build("--locked", "--push")
     moved = locked.push_base("moved")
     assert locked.command("lock").code == 0
@@ -66,7 +66,7 @@ def test_a_lock_that_is_written_anew_moves_what_stands_on_it(locked: Bench) -> N
     ).items(), base
 
 
-def test_offline_goes_by_the_lock_or_by_what_was_known(bench: Bench) -> None:
+def test_offline_uses_the_lock_or_the_cache(bench: Bench) -> None:
     first = bench.build()
     offline = bench.build("--offline")
     assert (offline.code, offline.digest, offline.requests) == (0, first.digest, [])
@@ -76,7 +76,7 @@ def test_offline_goes_by_the_lock_or_by_what_was_known(bench: Bench) -> None:
 
 
 @pytest.mark.parametrize("change", ["source", "lock"])
-def test_what_is_not_as_locked_is_refused(locked: Bench, change: str) -> None:
+def test_differences_from_the_lock_are_errors(locked: Bench, change: str) -> None:
     if change == "source":
         (locked.path / "src/main").write_text("other")
     else:
@@ -87,8 +87,8 @@ def test_what_is_not_as_locked_is_refused(locked: Bench, change: str) -> None:
     assert locked.server.tags("team/app") == {}
 
 
-def test_another_codec_class_is_no_difference_as_long_as_the_tar_is_the_same(locked: Bench) -> None:
-    """SPEC 6.3: then the digest is another by rights."""
+def test_another_codec_class_with_the_same_tar_is_accepted(locked: Bench) -> None:
+    """SPEC 6.3: then the digest is expected to differ."""
 
     def change(lock: dict[str, Any]) -> None:
         lock["images"]["app"]["source"]["any"].update(codecClass="f" * 16, digest="sha256:" + "0" * 64)
@@ -98,7 +98,7 @@ def test_another_codec_class_is_no_difference_as_long_as_the_tar_is_the_same(loc
     assert locked.command("verify", "--locked").code == 0
 
 
-def test_a_base_that_the_lock_has_otherwise(locked: Bench) -> None:
+def test_a_base_that_differs_from_the_lock(locked: Bench) -> None:
     edit(
         locked,
         lambda lock: next(iter(lock["bases"].values()))["platforms"].update({"linux/amd64": "sha256:" + "0" * 64}),
@@ -127,7 +127,7 @@ def test_a_lock_that_lacks_something(locked: Bench, change: Callable[[dict[str, 
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"format": "detlayer-lock/9", "bases": {}, "images": {}}', "[" * 100_000])
-def test_what_is_no_lock(bench: Bench, text: str) -> None:
+def test_invalid_locks(bench: Bench, text: str) -> None:
     (bench.path / "detlayer.lock").write_text(text)
     built = bench.command("build", "--locked")
     assert built.code == 2
@@ -138,7 +138,7 @@ def test_what_is_no_lock(bench: Bench, text: str) -> None:
         )
 
 
-def test_the_gate_says_what_differs(locked: Bench) -> None:
+def test_verify_reports_differences(locked: Bench) -> None:
     good = locked.command("verify", "--locked")
     assert (good.code, good.lines, good.requests) == (0, [], [])
     (locked.path / "src/main").write_text("other")

@@ -1,4 +1,4 @@
-"""The pages on builds keep their word: the tutorial runs as it stands, and so do make and ninja; every key is there."""
+"""The docs on builds are correct: the tutorial and the examples for make and ninja run, and every key is listed."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import pytest
 from click.testing import CliRunner
 
 from detlayer.building.settings import load, schema
-from detlayer.building.settings.tables import FileTable, ImageTable, LayerTable
+from detlayer.building.settings.toml_tables import FileTable, ImageTable, LayerTable
 from tests.building.project_bench import Bench
 from tests.building.test_settings import MemoryFiles
 from tests.privileges import program
@@ -32,7 +32,7 @@ def blocks(page: str, language: str) -> list[str]:
 
 @pytest.fixture
 def path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """`detlayer` by its name, as people have it."""
+    """A PATH with the `detlayer` command."""
     command = tmp_path / "bin" / "detlayer"
     command.parent.mkdir()
     command.write_text(f'#!/bin/sh\nexec {sys.executable} -m detlayer "$@"\n')
@@ -49,8 +49,8 @@ def shell(script: str, cwd: Path) -> str:
     return done.stdout
 
 
-def test_the_tutorial_runs_as_it_stands(bench: Bench, path: Path, tmp_path: Path) -> None:
-    """But for where the registry is, and what the base is called there."""
+def test_the_tutorial_runs_unchanged(bench: Bench, path: Path, tmp_path: Path) -> None:
+    """Except for the address of the registry and the name of the base."""
     bench.push_base(name="python:3-slim")
     script = "\n".join(blocks("tutorial.md", "sh"))
     assert script.count("detlayer ") > 10

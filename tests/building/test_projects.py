@@ -1,4 +1,4 @@
-"""Many images, places and outputs: what is common is done once, and what fails fails alone."""
+"""Many images, directories and outputs: common steps run once, and failures affect only their image."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ NAMES = [f"s{at:02}" for at in range(12)]
 
 @pytest.fixture
 def monorepo(bench: Bench) -> Bench:
-    """Twelve images for two platforms each, over one base, with a layer in common."""
+    """Twelve images for two platforms each, with a common base and a common layer."""
     make_tree(bench.path, {"common": {"lib": counter_bytes("common", 200_000)}})
     bench.write(ROOT)
     for name in NAMES:
@@ -50,7 +50,7 @@ def monorepo(bench: Bench) -> Bench:
     return bench
 
 
-def test_twelve_images_share_what_is_common(monorepo: Bench) -> None:
+def test_twelve_images_share_common_steps(monorepo: Bench) -> None:
     fresh = ["--push", "--cache-dir", str(monorepo.path.parent / "fresh")]
     built = monorepo.build(*fresh)
     assert built.code == 0, built.errors
@@ -64,7 +64,7 @@ def test_twelve_images_share_what_is_common(monorepo: Bench) -> None:
         "index": 12,
         "publish": 12,
     }
-    # What is common is sent once, whoever comes first; the others mount it from there.
+    # Common layers are sent once, by the first image; the others mount them.
     assert sum(one.body_bytes > 200_000 for one in built.requests) == 1
     asked = [one for one in built.asked if "/v2/base/" in one and "/manifests/" in one]
     assert len(asked) == 3  # the index, and a manifest for each platform
@@ -74,8 +74,8 @@ def test_twelve_images_share_what_is_common(monorepo: Bench) -> None:
     assert len(again.requests) == 1 + 12
 
 
-def test_one_repository_is_asked_once_whether_it_has_what_is_remembered(monorepo: Bench) -> None:
-    """SPEC 11.4: twelve images under new tags; a question for each tag, and one for a layer."""
+def test_remembered_facts_are_confirmed_once_per_repository(monorepo: Bench) -> None:
+    """SPEC 11.4: twelve images with new tags; one request for each tag, and one for a layer."""
 
     def build(version: str) -> list[str]:
         text = ROOT.replace("/{image}", "/all").replace("[defaults]", f'[defaults]\ntags = ["{{image}}-{version}"]')
@@ -88,7 +88,7 @@ def test_one_repository_is_asked_once_whether_it_has_what_is_remembered(monorepo
     asked = build("2")
     assert sum("HEAD /v2/all/blobs/" in one for one in asked) == 1
     assert len(asked) == 12 + 1 + 12
-    # The registry loses all that it had of it: the first image finds that out for all.
+    # The registry lost all blobs: the first image finds that out for all.
     for digest in monorepo.everything("all"):
         monorepo.server.lose("all", digest)
     assert sum("HEAD /v2/all/blobs/" in one for one in build("3")) == 1
@@ -96,7 +96,7 @@ def test_one_repository_is_asked_once_whether_it_has_what_is_remembered(monorepo
     assert len(monorepo.server.tags("all")) == 12
 
 
-def test_jobs_never_show(monorepo: Bench) -> None:
+def test_jobs_do_not_affect_the_output(monorepo: Bench) -> None:
     one = monorepo.build("--no-cache", "-j", "1")
     many = monorepo.build("--no-cache", "-j", "8")
     digests = [image["digest"] for image in one.result["images"]]
@@ -126,7 +126,7 @@ def test_images_are_chosen_by_name_and_from_below(monorepo: Bench) -> None:
 
 
 def test_two_checkouts_give_one_digest(bench: Bench, open_tmp: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Another directory, user, umask, order and day; and nothing remembered."""
+    """Another directory, user, umask, order and day; and an empty cache."""
     first = bench.build("--push")
     home = open_tmp / "nobody"
     home.mkdir()
@@ -181,7 +181,7 @@ def test_layouts_and_archives(bench: Bench) -> None:
     again = bench.build(*outputs)
     assert again.ran() == set()
     assert bench.command("build", "--question", *outputs).code == 0
-    # What somebody changed, or took away, is written again, as it was.
+    # Changed or removed outputs are written again, with the same bytes.
     (bench.path / "out/app.tar").write_bytes(b"something else")
     (bench.path / "out/docker.tar").unlink()
     blob = max((bench.path / "out/oci/blobs/sha256").iterdir(), key=lambda one: one.stat().st_size)
@@ -194,7 +194,7 @@ def test_layouts_and_archives(bench: Bench) -> None:
     assert blob.exists()
 
 
-def test_bases_are_downloaded_only_when_their_bytes_are_wanted(bench: Bench) -> None:
+def test_bases_are_downloaded_only_if_an_output_needs_them(bench: Bench) -> None:
     assert not [
         one for one in bench.build("--push").asked if one.startswith("GET") and "/base/blobs/" in one and "layer" in one
     ]
@@ -221,12 +221,12 @@ def test_an_archive_for_an_engine_has_the_platform_of_the_machine(bench: Bench) 
         listed = json.load(archive.extractfile("manifest.json"))  # type: ignore[arg-type]
         config = json.load(archive.extractfile(listed[0]["Config"]))  # type: ignore[arg-type]
     assert config["architecture"] == machine
-    # Only what is written is downloaded.
+    # Only layers for this platform are downloaded.
     downloads = [step for step in built.states if step.startswith("download ")]
     assert downloads == [f"download {bench.server.address}/base:1 linux/{machine}"]
 
 
-def test_an_index_is_no_docker_archive(bench: Bench) -> None:
+def test_an_index_does_not_fit_a_docker_archive(bench: Bench) -> None:
     bench.write(APP.replace('"linux/amd64", "linux/arm64"', '"linux/arm64", "linux/s390x"'))
     built = bench.command("build", "-o", "docker-archive:x.tar")
     assert built.code == 2
@@ -236,8 +236,8 @@ def test_an_index_is_no_docker_archive(bench: Bench) -> None:
 # -- interruptions
 
 
-def test_interrupted_anywhere_the_next_build_goes_on(bench: Bench, tmp_path: Path) -> None:
-    """SIGINT at fifty moments over the length of a build; what comes of the build after them is what it always is."""
+def test_the_next_build_resumes_after_any_interruption(bench: Bench, tmp_path: Path) -> None:
+    """SIGINT at fifty moments during a build; the build after them gives the same result."""
     wanted = bench.build("--no-cache").digest
     environment = {**os.environ, "DETLAYER_CACHE_DIR": str(tmp_path / "fresh")}
     ended = 0
@@ -248,7 +248,7 @@ def test_interrupted_anywhere_the_next_build_goes_on(bench: Bench, tmp_path: Pat
             command, cwd=bench.path, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
         )
         assert process.stderr is not None
-        # One line further each time: the moments are those at which something happens.
+        # Later by one line each time, so that each moment is one at which something happens.
         for _ in range(at % 12):
             if not process.stderr.readline():
                 break
@@ -269,7 +269,7 @@ def test_interrupted_anywhere_the_next_build_goes_on(bench: Bench, tmp_path: Pat
     assert not list((tmp_path / "fresh" / "incoming").glob("*")) or last.code == 0
 
 
-# -- what can't be
+# -- errors
 
 
 @pytest.mark.parametrize(
@@ -297,7 +297,7 @@ def test_interrupted_anywhere_the_next_build_goes_on(bench: Bench, tmp_path: Pat
         (("env = {", "git = true\nenv = {"), (), "git-missing", 2, "git"),
     ],
 )
-def test_what_can_not_be_is_said(
+def test_errors(
     bench: Bench, change: tuple[str, str], arguments: tuple[str, ...], code: str, status: int, word: str
 ) -> None:
     make_tree(bench.path, {"empty": {}, "deps-s390x": {"lib": "z"}})
@@ -310,7 +310,7 @@ def test_what_can_not_be_is_said(
     assert not built.lines
 
 
-def test_two_images_in_one_place(bench: Bench) -> None:
+def test_two_images_with_one_destination(bench: Bench) -> None:
     bench.write(APP + APP.replace("images.app", "images.web"))
     assert "error[references-collide]" in bench.command("build", "--push").errors
     assert "error[outputs-collide]" in bench.command("build", "-o", "oci-archive:x.tar").errors

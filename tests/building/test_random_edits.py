@@ -1,4 +1,4 @@
-"""Random edits between builds: a warm build gives what a cold one gives, and runs no step in vain."""
+"""Random edits between builds: a warm build gives the result of a cold one, and runs no unneeded step."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ class Scene:
 
 @settings(max_examples=25)
 @given(st.lists(st.lists(_edits, max_size=3), min_size=1, max_size=5))
-def test_a_warm_build_gives_what_a_cold_one_gives(rounds: list[list[tuple[str, str, Any]]]) -> None:
+def test_a_warm_build_equals_a_cold_one(rounds: list[list[tuple[str, str, Any]]]) -> None:
     with tempfile.TemporaryDirectory() as place:
         scene = Scene(Path(place) / "project")
         warm, cold = Path(place) / "warm", Path(place) / "cold"
@@ -84,7 +84,7 @@ def test_a_warm_build_gives_what_a_cold_one_gives(rounds: list[list[tuple[str, s
             digests, outcome = scene.build(warm)
             assert digests == scene.build(cold)[0]
             shutil.rmtree(cold)
-            # What ran had a reason, and the same again has none.
+            # Steps that ran had a reason, and a repeated build runs none.
             assert all(one.reasons for one in outcome.steps.values() if one.state == "ran")
             again, repeated = scene.build(warm)
             assert again == digests

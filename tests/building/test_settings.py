@@ -1,4 +1,4 @@
-"""detlayer.toml: what it may say, what a build makes of it, and what is said of mistakes."""
+"""detlayer.toml: its keys, the resulting settings, and errors."""
 
 from __future__ import annotations
 
@@ -143,13 +143,13 @@ def test_docker_format() -> None:
     assert none.runtime.healthcheck == HealthCheck(("NONE",))
 
 
-def test_created_comes_from_the_epoch_where_nothing_is_said() -> None:
+def test_created_defaults_to_the_epoch() -> None:
     assert project("[images.a]").images["a"].created == 946684800
     assert project("[images.a]", epoch="12").images["a"].created == 12
     assert project("[images.a]\ncreated = 3", epoch="12").images["a"].created == 3
 
 
-def test_members_and_what_they_extend() -> None:
+def test_members_and_extended_files() -> None:
     found = project_of(
         {
             "detlayer.toml": 'members = ["services/*"]\n[defaults]\nbase = "oci:bases/a"\nenv = {A = "1"}\n'
@@ -208,7 +208,7 @@ def test_a_member_of_two_counts_once() -> None:
         ({"detlayer.toml": ""}, "no-images", "detlayer.toml"),
     ],
 )
-def test_projects_that_can_not_be(files: dict[str, str], code: str, word: str) -> None:
+def test_invalid_projects(files: dict[str, str], code: str, word: str) -> None:
     with pytest.raises(ConfigError) as caught:
         project_of(files)
     assert caught.value.code == code
@@ -276,7 +276,7 @@ MISTAKES = [
 
 
 @pytest.mark.parametrize(("text", "code", "word", "hint"), MISTAKES)
-def test_mistakes_name_file_key_and_what_was_meant(text: str, code: str, word: str, hint: str) -> None:
+def test_errors_have_file_key_and_suggestion(text: str, code: str, word: str, hint: str) -> None:
     with pytest.raises(ConfigError) as caught:
         project(text, {"HOME": "/root"})
     error = caught.value
@@ -331,20 +331,20 @@ def test_a_value_of_the_wrong_type_is_shown_in_the_right_form(text: str, hint: s
         ("[images.a]\nlabels = {x = '\u2028\x85'}\nuser = []", "images.a.user", 3),
     ],
 )
-def test_mistakes_have_a_line(text: str, key: str | None, line: int) -> None:
+def test_errors_have_a_line(text: str, key: str | None, line: int) -> None:
     with pytest.raises(ConfigError) as caught:
         project(text)
     assert (caught.value.file, caught.value.key, caught.value.line) == ("detlayer.toml", key, line)
 
 
-def test_an_unknown_image_is_told_from_those_there_are() -> None:
+def test_an_unknown_image_lists_the_known_ones() -> None:
     with pytest.raises(ConfigError) as caught:
         project("[images.web]\n[images.api]").choose(("wep",))
     assert caught.value.code == "image-unknown"
     assert "web" in caught.value.hint
 
 
-def test_keys_in_pyproject_are_named_as_they_stand() -> None:
+def test_keys_in_pyproject_have_their_full_path() -> None:
     with pytest.raises(ConfigError) as caught:
         project_of({"pyproject.toml": "[tool.detlayer.images.a]\nbse = 'x'"}, "pyproject.toml")
     assert "tool.detlayer.images.a.bse" in caught.value.message
@@ -359,10 +359,10 @@ def test_a_file_of_one_image() -> None:
     assert read_image(b'base = "oci:b"', "image.toml").base == "oci:b"
 
 
-# -- the schema that editors get
+# -- the schema for editors
 
 
-def test_schema_is_a_schema_and_takes_what_we_take() -> None:
+def test_schema_is_valid_and_accepts_valid_files() -> None:
     validator = jsonschema.Draft202012Validator(schema())
     validator.check_schema(schema())
     validator.validate(tomllib.loads(EVERYTHING))
@@ -371,7 +371,7 @@ def test_schema_is_a_schema_and_takes_what_we_take() -> None:
 @pytest.mark.parametrize(
     ("text", "code"), [(one[0], one[1]) for one in MISTAKES if one[1] in ("config-key", "config-value")]
 )
-def test_schema_refuses_what_we_refuse(text: str, code: str) -> None:
+def test_schema_rejects_invalid_files(text: str, code: str) -> None:
     with pytest.raises(jsonschema.ValidationError):
         jsonschema.Draft202012Validator(schema()).validate(tomllib.loads(text))
 
@@ -387,8 +387,8 @@ _json = st.recursive(
 
 
 @given(_json)
-def test_anything_that_is_no_config_is_a_clear_error(document: object) -> None:
-    """Whatever stands in a file, it is read or refused with file, code and hint."""
+def test_any_invalid_config_is_a_clear_error(document: object) -> None:
+    """Any file is either read, or rejected with file, code and hint."""
     text = f"images.a = {_toml(document)}"
     try:
         project(text)

@@ -1,4 +1,4 @@
-"""A first detlayer.toml: every kind of project gets one that loads, with its dependencies in a layer apart."""
+"""A first detlayer.toml: every kind of project gets a valid file, with dependencies in a separate layer."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_other_builds_of_the_jvm(sign: str, tmp_path: Path, monkeypatch: pytest.
     assert [layer.name for layer in image.layers] == ["dependencies", "application"]
 
 
-def test_a_file_that_is_there_is_not_touched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_existing_file_is_not_overwritten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(make_tree(tmp_path / "x", {"detlayer.toml": "mine", "go.mod": ""}))
     with pytest.raises(ConfigError) as caught:
         CliRunner().invoke(init, [], catch_exceptions=False)
@@ -67,7 +67,7 @@ def test_a_file_that_is_there_is_not_touched(tmp_path: Path, monkeypatch: pytest
     assert Path("detlayer.toml").read_text() == "mine"
 
 
-def test_an_unknown_kind_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unknown_kind_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(make_tree(tmp_path / "x", {"README": ""}))
     with pytest.raises(ConfigError) as caught:
         CliRunner().invoke(init, [], catch_exceptions=False)
@@ -87,13 +87,13 @@ def test_an_unknown_kind_is_asked_for(tmp_path: Path, monkeypatch: pytest.Monkey
         ([], None),
     ],
 )
-def test_recognition(names: list[str], kind: str | None) -> None:
+def test_detection(names: list[str], kind: str | None) -> None:
     assert detect_ecosystem(names) == kind
 
 
 @pytest.mark.parametrize("kind", ECOSYSTEMS)
 @pytest.mark.parametrize("junk", [None, b"", b"\xff\xfe", b"[" * 100_000, b'{"main": 3}'])
-def test_files_that_can_not_be_read_are_no_trouble(kind: str, junk: bytes | None) -> None:
+def test_unreadable_files_are_ignored(kind: str, junk: bytes | None) -> None:
     names = [*PROJECTS[kind], "build.gradle"] if kind == "jvm" else list(PROJECTS[kind])
     text = write_starter(kind, "é", names, lambda name: junk)  # type: ignore[arg-type]
     assert "[images.app]" in text
@@ -126,7 +126,7 @@ def test_members_are_directories_on_disk(tmp_path: Path, monkeypatch: pytest.Mon
     assert list(load("detlayer.toml", ProjectFiles(), environment={}).images) == ["a", "b"]
 
 
-def test_what_is_no_file_holds_nobody_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_path_without_a_regular_file_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     os.mkfifo("detlayer.toml")
     for text in ("detlayer.toml", ".", "a\0b"):

@@ -1,4 +1,4 @@
-"""compare and contents: differences under their traps, and what differs inside of known formats (SPEC 3, 4, 9.5)."""
+"""compare and contents: differences under their traps, and differences inside known formats (SPEC 3, 4, 9.5)."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def summary(path: str, digest: bytes = b"", **other: Any) -> Summary:
     ],
 )
 def test_a_change_falls_under_its_trap(old: dict[str, Any], new: dict[str, Any], trap: str, field: str) -> None:
-    """SPEC 4.1 to 4.7: each value by itself."""
+    """SPEC 4.1 to 4.7: each value separately."""
     (found,) = compare([summary("x", **old)], [summary("x", **new)])
     assert found.kind == "changed"
     assert [(change.trap, change.field) for change in found.changes] == [(trap, field)]
@@ -134,7 +134,7 @@ def only(path: str, a: bytes, b: bytes) -> Change:
 
 @pytest.fixture
 def compiled(tmp_path: Path) -> Callable[..., bytes]:
-    """Compile source text for real, at a time and a path."""
+    """Compile source text with a given time and path."""
 
     def compile_(text: str, *, mtime: int = 1_700_000_000, name: str | None = None, mode: str = "TIMESTAMP") -> bytes:
         source = tmp_path / "m.py"
@@ -207,7 +207,7 @@ def test_zip() -> None:
 
 
 def test_nested() -> None:
-    """What differs is found in archives in archives, and says where it was."""
+    """Differences in archives in archives are found, with their location."""
     inner = [gzip.compress(text, mtime=0) for text in (b"at /home/a/src/x.c\n", b"at /home/b/src/x.c\n")]
     change = only("x.zip", zipped({"n.gz": inner[0]}), zipped({"n.gz": inner[1]}))
     assert change.trap == "build-path-in-content"
@@ -223,7 +223,7 @@ def test_nesting_ends() -> None:
 
 
 def gzipped(text: bytes, *, mtime: int = 0, name: bytes = b"", system: int = 255, level: int = 9) -> bytes:
-    """A gzip member with the header that is asked for (RFC 1952), whatever this Python would write."""
+    """A gzip member with the given header (RFC 1952), independent of this Python."""
     stream = gzip.compress(text, level, mtime=0)[10:]
     head = b"\x1f\x8b\x08" + (b"\x08" if name else b"\0") + struct.pack("<I", mtime) + bytes((2, system))
     return head + (name + b"\0" if name else b"") + stream
@@ -282,7 +282,7 @@ def test_bytes() -> None:
 
 @pytest.fixture
 def built(tmp_path: Path) -> Callable[..., bytes]:
-    """Build a shared object for real, or skip with the program's name."""
+    """Build a real shared object, or skip with the name of the missing program."""
     gcc = shutil.which("gcc")
     if gcc is None:
         pytest.skip("gcc")
@@ -361,7 +361,7 @@ def test_ar_inside() -> None:
 
 @given(st.data())
 def test_nothing_breaks_it(data: st.DataObject) -> None:
-    """SPEC 9: what lies is at most explained badly; two contents that differ always get a cause."""
+    """SPEC 9: malformed contents may be explained badly, but a difference always has a cause."""
     samples = [
         ("x.zip", zipped({"a": b"1", "b": b"2"})),
         ("x.gz", gzip.compress(b"hello", mtime=0)),

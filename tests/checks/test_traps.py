@@ -1,4 +1,4 @@
-"""Each trap by a layer that has just that trap, and canonical layers that have none (SPEC 3 to 6)."""
+"""Each trap by a layer that has only that trap, and canonical layers that have none (SPEC 3 to 6)."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from tests.layer.handmade_tars import (
 from tests.layers import layer_of
 from tests.vectors import load_vector, vector_names
 
-# Found by comparing two runs, never in one layer.
+# Found by comparing two runs, never in a single layer.
 OF_TWO_RUNS = {
     "build-path-in-content",
     "content",
@@ -100,7 +100,7 @@ def one(path: bytes, data: bytes) -> bytes:
 
 
 def gzipped(data: bytes, mtime: int = 0, flags: int = 0, extra: bytes = b"", system: int = 255) -> bytes:
-    """A member as the default codec writes it, with another header."""
+    """A member by the default codec, with another header."""
     body = bytes(Codec("gzip-libdeflate-6").compressor()(memoryview(data)))[10:]
     return b"\x1f\x8b\x08" + bytes((flags,)) + mtime.to_bytes(4, "little") + bytes((0, system)) + extra + body
 
@@ -112,7 +112,7 @@ def of_zlib(data: bytes) -> bytes:
 
 
 def noise(size: int) -> bytes:
-    """Compressible, but not so little that all compressors agree."""
+    """Compressible data on which compressors differ."""
     return b"".join(b"%d:%x\n" % (i * i, i * 7919) for i in range(size // 10))[:size]
 
 
@@ -299,7 +299,7 @@ CASES = [
         lambda: tar(header(b"d", kind="dir"), header(b"e", kind="hardlink", target=b"d")),
         "e",
         "target",
-        "d is no file",
+        "d is not a file",
         "a file",
         name="to a directory",
     ),
@@ -389,7 +389,7 @@ CASES = [
         "",
         "first chunk",
         "gzip of another compressor, version or level",
-        "what a codec of SPEC 6.2 writes here",
+        "the output of a codec of SPEC 6.2",
     ),
     Case(
         "compressor-class",
@@ -397,7 +397,7 @@ CASES = [
         "",
         "first chunk",
         "zstd of another compressor, version or level",
-        "what a codec of SPEC 6.2 writes here",
+        "the output of a codec of SPEC 6.2",
         name="zstd with checksums",
     ),
     Case(
@@ -528,7 +528,7 @@ CASES = [
         "readme",
         "name",
         "beside README",
-        "names that differ by more",
+        "distinct names",
     ),
     Case(
         "case-collision",
@@ -536,7 +536,7 @@ CASES = [
         "d",
         "name",
         "beside D",
-        "names that differ by more",
+        "distinct names",
         name="directories",
     ),
     Case(
@@ -545,7 +545,7 @@ CASES = [
         "stra\u00dfe",
         "name",
         "beside STRASSE",
-        "names that differ by more",
+        "distinct names",
         name="sharp s",
     ),
     Case(
@@ -554,13 +554,13 @@ CASES = [
         "caf\u00e9",
         "name",
         "beside cafe\u0301",
-        "names that differ by more",
+        "distinct names",
     ),
 ]
 
 
 def _named(name: bytes, **how: object) -> bytes:
-    """A member by another name than its path is written with."""
+    """A member whose PAX header name does not match its path."""
     return header(b"a" if not how else b"dd", at=0, raw=name.ljust(4, b"\0"), **how)  # type: ignore[arg-type]
 
 
@@ -571,7 +571,7 @@ def _divided(prefix: bytes, name: bytes) -> bytes:
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.trap} {case.name}".strip())
 def test_each_trap_is_found_alone(case: Case) -> None:
-    """SPEC 3 to 6: just that finding, and no other."""
+    """SPEC 3 to 6: only that finding."""
     report = audited(case.make(), case.profile)
     assert report.findings.kept == [Finding(case.trap, case.path, case.field, case.found, case.wanted)]
     assert report.findings.counts == {case.trap: 1}
@@ -579,11 +579,11 @@ def test_each_trap_is_found_alone(case: Case) -> None:
 
 
 def test_every_trap_has_a_case() -> None:
-    """But for those of two runs and of layouts, which tests of `diff` and `verify` prove."""
+    """Except those of two runs and of layouts, which tests of `diff` and `verify` cover."""
     assert {case.trap for case in CASES} == set(TRAPS) - OF_TWO_RUNS - OF_LAYOUTS
 
 
-# What vectors hold on purpose: the profile under which it is wanted, and names that collide.
+# What vectors contain on purpose: the profile that expects it, and names that collide.
 _PROFILES = {
     "owners": Profile(owner=None),
     "xattrs": Profile(xattrs=("user.*", "security.capability")),
@@ -595,7 +595,7 @@ _CODECS = ("none", "gzip-stored", "gzip-libdeflate-1", "gzip-libdeflate-6", "gzi
 @pytest.mark.parametrize("codec", _CODECS)
 @pytest.mark.parametrize("name", vector_names())
 def test_canonical_layers_have_no_trap(name: str, codec: str) -> None:
-    """SPEC 3 to 8: every vector, under every codec; what the pass tells is what the writer said."""
+    """SPEC 3 to 8: every vector, under every codec; the audit agrees with the writer."""
     entries = sorted(load_vector(name).entries, key=lambda item: order_key(item.path))
     made, blob = layer_of(entries, codec)
     report = audited(blob, _PROFILES.get(name))
@@ -604,14 +604,14 @@ def test_canonical_layers_have_no_trap(name: str, codec: str) -> None:
     assert (facts.digest, facts.diff_id, facts.blob_bytes) == (made.digest, made.diff_id, made.size_bytes)
     assert (report.key, report.entries, report.files) == (made.key, made.entries, made.files)
     assert tuple(report.chunks) == made.chunks
-    # At several levels a compressor may write the same first chunk; then one of them is named.
+    # A compressor may write the same first chunk at several levels; then one of them is reported.
     assert report.codec is not None
     tar_bytes = layer_of(entries)[1][: made.chunks[0]]
     assert blob.startswith(bytes(report.codec.compressor()(memoryview(tar_bytes))))
 
 
 def test_fresh_pyc_is_no_trap() -> None:
-    """SPEC 4.8: beside its source, and in __pycache__, also where the source comes later."""
+    """SPEC 4.8: next to its source, and in __pycache__, also if the source comes later."""
     fresh = pyc(0, 946684800, 3)
     parts = [header(b"__pycache__", kind="dir"), member(b"__pycache__/m.cpython-312.opt-1.pyc", fresh)]
     assert audited(tar(*parts, member(b"m.py", b"abc"), member(b"m.pyc", fresh))).findings.counts == {}
@@ -619,14 +619,14 @@ def test_fresh_pyc_is_no_trap() -> None:
 
 @pytest.mark.parametrize("size", [0, 2, 10, 30, 46, 60, 90, 100])
 def test_zips_that_are_cut_have_no_times(size: int) -> None:
-    """An archive whose end is missing, or says nothing true, is left alone."""
+    """An archive whose end is missing or inconsistent is skipped."""
     cut = zipped(2025)[:size]
     for data in (cut, b"PK" + cut + b"PK\5\6" + b"\xff" * 18, b"PKPK\5\6"):
         assert audited(files(x_DOT_zip=data)).findings.counts == {}
 
 
 def test_places_agree_in_and_out_of_order() -> None:
-    """SPEC 3.3, 4.4: what one path means beside others does not depend on the order that they come in."""
+    """SPEC 3.3, 4.4: findings about several paths do not depend on their order."""
     paths = [
         b"B",
         b"b",
@@ -664,6 +664,6 @@ def test_contents_are_left_alone_when_asked() -> None:
 
 
 def test_python_reads_the_crafted_layers() -> None:
-    """The builders make tars, not only what our reader takes for some."""
+    """Other readers accept the tars of the builders."""
     with tarfile.open(fileobj=io.BytesIO(tar(padded(member(b"a", b"12")), _named(b"./b")))) as archive:
         assert archive.getnames() == ["a", "./b"]

@@ -1,4 +1,4 @@
-"""The command line as a process of its own, and what all such processes printed: no secret may be in it."""
+"""Run the command line as a process, and search all its output for secrets."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from urllib.parse import quote
 from tests.contracts.faults import Call
 from tests.contracts.http_records import Request
 
-HANGS_S = 60  # nothing here takes as long: whoever waits longer has found something that hangs
+HANGS_S = 60  # longer than any test takes: a process that runs longer hangs
 
 
 @dataclass(frozen=True)
 class Said:
-    """What a run printed, and its exit."""
+    """The output and exit code of a run."""
 
     exit: int
     stdout: str
@@ -46,7 +46,7 @@ class Said:
 
     @property
     def error(self) -> tuple[int, str, str, str]:
-        """Exit, code, message and hint of the one error; asserts that nothing else is there, and no traceback."""
+        """Exit code, error code, message and hint of the only error; asserts that stdout is empty and no traceback."""
         assert self.stdout == ""
         assert "Traceback" not in self.stderr
         error, hint = self.words[-2:]
@@ -57,13 +57,13 @@ class Said:
 
     @property
     def failure(self) -> tuple[int, str]:
-        """Exit and code of the one error."""
+        """Exit code and error code of the only error."""
         return self.error[:2]
 
 
 @dataclass
 class CommandLine:
-    """Runs detlayer in a directory, as a user without any files of their own."""
+    """Runs detlayer in a directory, as a user with an empty home directory."""
 
     here: Path
     environment: dict[str, str] = field(default_factory=dict)
@@ -110,7 +110,7 @@ class CommandLine:
         return self.said[-1]
 
     def interrupted(self, arguments: Sequence[str | Path], number: int, arm: Callable[[Call], None]) -> Said:
-        """Run, and send the signal when the request comes that `arm` hangs the call on."""
+        """Run, and send the signal at the request that `arm` attaches the call to."""
         running: list[subprocess.Popen[bytes]] = []
 
         def send(request: Request) -> None:
@@ -121,7 +121,7 @@ class CommandLine:
         return self.end(running[0])
 
     def leaks(self, secrets: Iterable[str]) -> set[str]:
-        """Secrets that are in anything that was printed, or in any file of the cache, as they are or as in a URL."""
+        """Return the secrets found in any output or cache file, verbatim or URL-encoded."""
         texts = [text.encode() for said in self.said for text in (said.stdout, said.stderr)]
         texts += [path.read_bytes() for path in self.cache.rglob("*") if path.is_file()]
         whole = b"\n".join(texts)

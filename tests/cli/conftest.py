@@ -1,4 +1,4 @@
-"""The command line for transcripts: whatever its processes print and keep is searched for secrets afterwards."""
+"""The command line for transcripts. Its output and cache are searched for secrets afterwards."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.contracts.servers import Server
 
 @pytest.fixture
 def detlayer(tmp_path: Path, start_strict: StartStrict, start_real: StartReal) -> Iterator[CommandLine]:
-    """Run detlayer as a process; no secret of any registry of the test may be in what it printed or remembered."""
+    """Run detlayer as a process; no secret of any registry of the test may be in its output or cache."""
     line = CommandLine(tmp_path)
     yield line
     servers: list[Server] = [*start_strict.started, *start_real.running.values()]

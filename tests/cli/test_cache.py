@@ -1,4 +1,4 @@
-"""Transcripts of `detlayer cache`, and of what `pack` says of it."""
+"""Transcripts of `detlayer cache`, and what `pack` prints about the cache."""
 
 from __future__ import annotations
 
@@ -45,10 +45,10 @@ def test_explain(project: Path, call: Caller) -> None:
     assert second.err == (
         "reused nothing: the tree has changed\n"
         "  files known by their stat records: 0; read: 2, unchanged 1\n"
-        "  a has another size\n"
+        "  a has a different size\n"
     )
     third = call("pack", "app", "-o", "x.tgz", "-q", "--explain")
-    assert third.err.startswith("reused the whole layer: nothing was compressed\n  outputs that held it already: 1\n")
+    assert third.err.startswith("reused the whole layer: nothing was compressed\n  outputs that were up to date: 1\n")
     assert third.out == second.out
 
 
@@ -91,7 +91,7 @@ def test_gc_verify_and_clear(project: Path, call: Caller) -> None:
     assert pack(call) == digest
 
 
-def test_gc_leaves_what_is_in_use(project: Path, call: Caller) -> None:
+def test_gc_keeps_blobs_in_use(project: Path, call: Caller) -> None:
     from detlayer.oci.types import parse_digest
 
     digest = pack(call)
@@ -124,8 +124,8 @@ def test_errors(project: Path, call: Caller, arguments: list[str], code: int, er
     assert not (project / "x.tar").exists()
 
 
-def test_export_is_deterministic_and_import_makes_warm(project: Path, call: Caller) -> None:
-    """What a cache of CI does: the checkout is new, the times are, and nothing is compressed."""
+def test_export_is_deterministic_and_import_warms_the_cache(project: Path, call: Caller) -> None:
+    """As in CI: the checkout and its times are new, and nothing is compressed."""
     digest = pack(call)
     pack(call, "lib")
     assert call("cache", "export", "one.tar").code == 0
@@ -174,8 +174,8 @@ def test_export_to_stdout(project: Path) -> None:
 
 
 @pytest.mark.parametrize("harm", ["blob", "json", "format", "cut", "escape", "none"])
-def test_import_of_what_is_none(project: Path, call: Caller, harm: str) -> None:
-    """A file that lies brings nothing in that is not what its digest says."""
+def test_import_of_an_invalid_file(project: Path, call: Caller, harm: str) -> None:
+    """A manipulated file imports only blobs that match their digests."""
     pack(call)
     call("cache", "export", "good.tar")
     data = bytearray((project / "good.tar").read_bytes())

@@ -65,7 +65,7 @@ def test_json(trees: tuple[Path, Path]) -> None:
     assert document["a"] == {"entries": 3, "kind": "tree", "name": str(trees[0])}
 
 
-def test_many_are_capped(tmp_path: Path) -> None:
+def test_long_lists_are_capped(tmp_path: Path) -> None:
     for name, mtime in (("a", 1), ("b", 2)):
         (tmp_path / name).mkdir()
         for number in range(30):
@@ -93,7 +93,7 @@ def test_compressor(trees: tuple[Path, Path], tmp_path: Path) -> None:
 
 
 def test_unreadable(trees: tuple[Path, Path], tmp_path: Path) -> None:
-    """SPEC 9: what can't be read is one line and exit 3, never a traceback."""
+    """SPEC 9: an unreadable input gives one line and exit 3, never a traceback."""
     good = tmp_path / "a.tar.gz"
     detlayer.pack([trees[0]], output=good)
     bad = tmp_path / "bad"
@@ -108,7 +108,7 @@ def test_unreadable(trees: tuple[Path, Path], tmp_path: Path) -> None:
     assert run(good).returncode == 2
 
 
-def test_bytes_of_names_stay_on_one_line(tmp_path: Path) -> None:
+def test_names_are_printed_on_one_line(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()
     (tmp_path / "b" / "x\n\x1b[31m").write_text("")

@@ -63,21 +63,21 @@ def make(name: str, here: Path, out: str) -> None:
 
 
 def shell(hint: str, here: Path) -> subprocess.CompletedProcess[str]:
-    """Run what a hint advises, as it is pasted."""
+    """Run the command of a hint."""
     words = hint.replace("detlayer ", f"{sys.executable} -m detlayer ")
     return subprocess.run(words, shell=True, cwd=here, capture_output=True, text=True, check=False)
 
 
 @pytest.mark.parametrize("suffix", ["as usual", " 'x' y"])
 @pytest.mark.parametrize("name", FORMATS)
-def test_formats_that_no_layer_has(name: str, suffix: str, detlayer: CommandLine, here: Path) -> None:
-    """By their bytes, whatever they are called; the hints do what they say."""
+def test_formats_that_layers_do_not_use(name: str, suffix: str, detlayer: CommandLine, here: Path) -> None:
+    """They are detected by their bytes, not their names, and the commands in the hints work."""
     file = "x" + (SUFFIXES.get(name, "") if suffix == "as usual" else suffix)
     make(name, here, file)
     exit_code, code, message, hint = detlayer("verify", file).error
     assert (exit_code, code) == (3, "layer-format")
     assert f"{file} is in the format {name.split(' ')[-1 if 'empty' in name else 0]};" in message
-    convert, _, keep = hint.partition("; or pack it as it is: ")
+    convert, _, keep = hint.partition("; or pack it as a file: ")
     done = shell(convert, here)
     made = here / (("x" if suffix == "as usual" else file) + ".tar.gz")
     if name != "empty zip":
@@ -109,7 +109,7 @@ def test_formats_on_stdin(command: str, detlayer: CommandLine, here: Path) -> No
     assert b"xz -dc FILE | detlayer normalize - -o layer.tar.gz" in done.stderr
 
 
-def test_an_image_in_a_format_that_no_archive_has(detlayer: CommandLine, here: Path) -> None:
+def test_an_image_in_an_unknown_archive_format(detlayer: CommandLine, here: Path) -> None:
     image = saved.Image([(here / "plain.tar").read_bytes()])
     saved.save(here / "i.tar", image)
     subprocess.run("xz -c i.tar > i2.tar.xz", shell=True, check=True, cwd=here)
@@ -123,8 +123,8 @@ NAMES = ["x.tar.xz", "x.TXZ", "x.tbz2", "x.tar.lz4", "x.tar.Z", "x.zip", "x.tzst
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_what_is_named_as_an_archive_is_no_source(name: str, detlayer: CommandLine, here: Path) -> None:
-    """One that is empty, or an error page."""
+def test_an_invalid_archive_is_not_packed_as_a_source(name: str, detlayer: CommandLine, here: Path) -> None:
+    """Such as an empty file or an error page."""
     (here / name).write_bytes(b"")
     assert detlayer("verify", name).exit == 1
     (here / name).write_text("<html>not found</html>" * 100)
@@ -133,7 +133,7 @@ def test_what_is_named_as_an_archive_is_no_source(name: str, detlayer: CommandLi
 
 @pytest.mark.parametrize("writer", ["tar --format=v7", "tar --format=gnu", "zstd --skippable"])
 def test_layers_are_known_without_a_name(writer: str, detlayer: CommandLine, here: Path) -> None:
-    """A tar from before POSIX has no magic; zstd may begin with a frame that is passed by."""
+    """A pre-POSIX tar has no magic; zstd may begin with a skippable frame."""
     if writer.startswith("tar"):
         subprocess.run([*writer.split(" "), "-cf", "x", "-C", "tree", "a"], cwd=here, check=True)
     else:
@@ -164,14 +164,14 @@ def test_other_files_are_sources(name: str, detlayer: CommandLine, here: Path) -
 
 @pytest.mark.parametrize("path", [b"070701" + b"0" * 80, b"PK\3\4", b"BZh91AY&SY", b"LZIP\1", b"]"])
 def test_a_tar_begins_with_a_name(path: bytes) -> None:
-    """Which may be any: the first entry does not make a tar something else."""
+    """Any name is allowed: the first entry does not change the detected format."""
     for layer in (tar(member(path, b"1")), tar(sealed(member(path)[:257] + bytes(8) + member(path)[265:512]))):
         assert is_layer(layer[:512])
         assert audit(Bytes(layer)).entries == 1
 
 
-def test_what_the_system_does_not_say_is_no_absence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A path that can't be looked at is an error, not a source: only what is not there is not there."""
+def test_system_errors_are_not_taken_for_missing_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A path that can't be examined is an error, and not treated as missing."""
     (tmp_path / "x").write_bytes(b"")
     assert find_kind(str(tmp_path / "none")) == find_kind(str(tmp_path / "x" / "below")) == find_kind("n" * 5000) == ""
 
@@ -189,7 +189,7 @@ def test_what_the_system_does_not_say_is_no_absence(tmp_path: Path, monkeypatch:
 
 @pytest.fixture
 def layout(detlayer: CommandLine, here: Path) -> Path:
-    """An OCI layout of one image, named `v1`, by detlayer itself: canonical, so that a pack of it is as well."""
+    """An OCI layout of one image, tagged `v1`, made by detlayer, so it and a pack of it are canonical."""
     (here / "detlayer.toml").write_text(
         '[images.app]\nbase = "scratch"\nplatforms = ["linux/amd64"]\n'
         'layers = [{ name = "own", sources = ["tree:/app"] }]\ntags = ["v1"]\n'
@@ -213,7 +213,7 @@ def kinds(detlayer: CommandLine, target: str) -> list[str]:
 
 
 def test_a_layout_is_known_without_its_prefix(detlayer: CommandLine, layout: Path) -> None:
-    """And is packed only where a destination says so."""
+    """It is packed only with an explicit destination."""
     for target in ("layout", "layout/", "oci:layout", "image.tar", archived(layout, layout.parent / "x.tgz", "w:gz")):
         assert kinds(detlayer, target) == ["layout"], target
     assert kinds(detlayer, "layout:/srv") == ["sources"]
@@ -225,13 +225,13 @@ def test_a_layout_is_known_without_its_prefix(detlayer: CommandLine, layout: Pat
     assert detlayer("verify", "layout").failure == (3, "layout-missing")
 
 
-def test_a_tag_is_no_destination(detlayer: CommandLine, layout: Path) -> None:
-    for target, path in (("layout:v1", "layout"), ("image.tar:v1", "image.tar")):
+def test_a_tag_is_not_a_destination(detlayer: CommandLine, layout: Path) -> None:
+    for target in ("layout:v1", "image.tar:v1"):
         exit_code, code, _, hint = detlayer("verify", target).error
         assert (exit_code, code) == (2, "target-ambiguous")
         image, _, source = hint.partition("; ")
-        assert kinds(detlayer, image.removesuffix(" is the image")) == ["layout"]
-        assert kinds(detlayer, source.removesuffix(f" packs {path}")) == ["sources"]
+        assert kinds(detlayer, image.removeprefix("image: ")) == ["layout"]
+        assert kinds(detlayer, source.removeprefix("source: ")) == ["sources"]
 
 
 Writer = Callable[[Path, Path], object]
@@ -263,8 +263,8 @@ SAVED: dict[str, Writer] = {
 
 
 @pytest.mark.parametrize("writer", SAVED)
-def test_what_docker_saves_is_no_layer(writer: str, detlayer: CommandLine, layout: Path) -> None:
-    """Its command makes an archive that is verified; and nobody makes one layer of it."""
+def test_an_archive_of_docker_save_is_not_a_layer(writer: str, detlayer: CommandLine, layout: Path) -> None:
+    """The archive can be verified, but is never read as a layer."""
     SAVED[writer](layout.parent, layout.parent / "x y.tar")
     for name in ("x y.tar", "docker-archive:x y.tar"):
         exit_code, code, _, hint = detlayer("verify", name).error
@@ -272,12 +272,12 @@ def test_what_docker_saves_is_no_layer(writer: str, detlayer: CommandLine, layou
         advice = hint.partition("; a single layer")[0]
     program("skopeo")
     done = shell(advice.replace("skopeo copy", "skopeo copy -q"), layout.parent)
-    assert done.returncode in (0, 1), done.stderr  # what skopeo compresses anew may not be as SPEC has it
+    assert done.returncode in (0, 1), done.stderr  # skopeo recompresses, which may differ from SPEC
     assert "reproducible" in done.stdout
     assert detlayer("normalize", "x y.tar", "-o", "out.tar").failure == (3, "image-archive")
     assert not (layout.parent / "out.tar").exists()
     assert detlayer("verify", "plain.tar", "--against", "x y.tar").failure == (2, "against-invalid")
-    assert detlayer("inspect", "x y.tar").exit == 0  # a tar like any other to whoever lists it
+    assert detlayer("inspect", "x y.tar").exit == 0  # inspect lists it like any tar
 
 
 def test_a_layer_of_an_archive_by_the_hint(detlayer: CommandLine, layout: Path) -> None:
@@ -292,8 +292,8 @@ def test_a_layer_of_an_archive_by_the_hint(detlayer: CommandLine, layout: Path) 
     assert done.stdout.strip() == manifest["layers"][0]["digest"], done.stderr
 
 
-def test_a_layer_that_looks_like_no_archive() -> None:
-    """One name of an archive makes none; nor do such names further down."""
+def test_a_layer_is_not_mistaken_for_an_archive() -> None:
+    """A single such name does not make an archive, nor do such names in subdirectories."""
     digest = b"0" * 64
     for names in (
         [b"manifest.json", b"index.json", b"repositories"],
@@ -309,7 +309,7 @@ def test_a_layer_that_looks_like_no_archive() -> None:
 
 
 def test_a_layout_within_an_image_is_a_layer(detlayer: CommandLine, layout: Path) -> None:
-    """What an image calls its layer is one, even if that holds a layout."""
+    """A layer of an image is read as a layer, even if it contains a layout."""
     here = layout.parent
     (here / "inner").mkdir()
     shutil.move(here / "detlayer.toml", here / "inner" / "detlayer.toml")

@@ -1,4 +1,4 @@
-"""`detlayer image`: an image of files alone, made step by step as make would, and read by other tools."""
+"""`detlayer image`: assemble an image from files only, as make would, and read it with other tools."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def blob(layout: str, digest: str) -> dict[str, object]:
     return found
 
 
-def test_image_index_and_base_of_files_alone(project: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_image_index_and_base_from_files_only(project: Path, capfd: pytest.CaptureFixture[str]) -> None:
     (project / "image.toml").write_text('entrypoint = ["/srv/app/a"]\nenv = { A = "1" }\nannotations = { x = "y" }')
     base = ["image", "app.json", "--oci", "image", "--settings", "image.toml"]
     assert run([*base, "--descriptor", "amd64.json", "--depfile", "amd64.d", "--tag", "amd64"]) == 0
@@ -41,11 +41,11 @@ def test_image_index_and_base_of_files_alone(project: Path, capfd: pytest.Captur
     platforms = [one["platform"]["architecture"] for one in index["manifests"]]  # type: ignore[attr-defined]
     assert platforms == ["amd64", "arm64"]
     assert run(["verify", "oci:image:1", "-q"]) == 0
-    # The same again is the same again, and stands there once.
+    # A repeated run gives the same image, which is listed once.
     before = Path("image/index.json").read_bytes()
     assert run([*base, "--descriptor", "amd64.json", "--tag", "amd64"]) == 0
     assert (out(capfd), Path("image/index.json").read_bytes()) == (amd64, before)
-    # Upon it, in another layout: layers of the base come along.
+    # As the base of an image in another layout: the layers of the base are copied.
     assert run(["pack", "more:/srv", "--oci", "next", "--descriptor", "more.json", "-q"]) == 0
     assert run(["image", "more.json", "--oci", "next", "--base", "oci:image:1", "--platform", "linux/arm64"]) == 0
     manifest = blob("next", out(capfd))
@@ -83,9 +83,7 @@ def test_other_tools_read_it(project: Path, tmp_path: Path) -> None:
         (["app.json", "--manifest", "app.json", "--oci", "image"], "usage", 2),
     ],
 )
-def test_what_can_not_be(
-    project: Path, capfd: pytest.CaptureFixture[str], arguments: list[str], code: str, status: int
-) -> None:
+def test_errors(project: Path, capfd: pytest.CaptureFixture[str], arguments: list[str], code: str, status: int) -> None:
     (project / "bad.toml").write_text("entripoint = []")
     descriptor = json.loads((project / "app.json").read_text())
     del descriptor["annotations"]

@@ -43,7 +43,7 @@ def with_large(layout: Layout, size_bytes: int) -> tuple[Descriptor, str]:
 def test_push(detlayer: CommandLine, open_server: Server, layout: Layout, number: int, exit_code: int) -> None:
     made, large = with_large(layout, CHUNKS_BYTES)
     push = ("push", "oci:layout", f"{open_server.address}/team/app:1")
-    # The second chunk is about to come: the first has arrived, and so have the small blobs, or they soon will.
+    # Before the second chunk: the first has arrived, and the small blobs have arrived or will soon.
     said = detlayer.interrupted(push, number, lambda call: open_server.arm(Fault(call, "PATCH", SESSION, at=2)))
     assert (said.exit, said.stdout, said.words[-1]) == (exit_code, "", STOPPED)
     assert "Traceback" not in said.stderr
@@ -57,7 +57,7 @@ def test_push(detlayer: CommandLine, open_server: Server, layout: Layout, number
     assert_has(open_server, "team/app", "1", layout, made)
     assert not set(uploaded(open_server.requests)) & arrived
     patched = sum(one.body_bytes for one in open_server.requests if one.method == "PATCH")
-    # docker-registry gives an upload up that broke off within a chunk; the specification would have it kept.
+    # docker-registry drops an upload that broke off within a chunk; the specification requires keeping it.
     assert patched <= CHUNKS_BYTES - (0 if isinstance(open_server, RealRegistry) else 64 << 20)
 
 
@@ -70,7 +70,7 @@ def test_pull(detlayer: CommandLine, open_server: Server, layout: Layout, number
     process: list[subprocess.Popen[bytes]] = []
 
     def pieces() -> Iterator[bytes]:
-        """Two thirds of the blob, far more than fits between the processes, then the signal and the rest."""
+        """Send two thirds of the blob, more than socket buffers hold, then the signal and the rest."""
         for at, piece in enumerate(CounterBody(size_bytes).pieces()):
             if at == 32:
                 process[0].send_signal(number)
@@ -98,7 +98,7 @@ def test_pull(detlayer: CommandLine, open_server: Server, layout: Layout, number
 
 
 def test_push_at_any_request(detlayer: CommandLine, start_strict: StartStrict, layout: Layout) -> None:
-    """Whichever request Ctrl-C meets: no tag names half an image, and what had arrived is not sent again."""
+    """At any request: no tag points to a partial image, and blobs that arrived are not sent again."""
     server = start_strict()
     made = layout.tag(platforms(layout, 1, 2), "app")
     for number in itertools.count(1):
@@ -127,7 +127,7 @@ def test_push_at_any_request(detlayer: CommandLine, start_strict: StartStrict, l
 def test_while_it_waits(
     detlayer: CommandLine, start_strict: StartStrict, layout: Layout, number: int, exit_code: int
 ) -> None:
-    """A registry that asks for an hour keeps nobody."""
+    """Ctrl-C also works while waiting for a registry that asks for an hour."""
     server = start_strict()
     layout.tag(image(layout), "app")
     server.arm(Fault(Reply(busy(429, "3600")), "POST", times=0))
@@ -140,7 +140,7 @@ def test_while_it_waits(
 
 
 def test_while_it_copies(detlayer: CommandLine, start_strict: StartStrict, layout: Layout) -> None:
-    """From registry to registry: neither is left with half a blob, and the second run ends the work."""
+    """From registry to registry: no partial blob is left, and the second run completes the copy."""
     source, target = start_strict(), start_strict()
     made, large = with_large(layout, 24 << 20)
     seed(source, "team/app", layout, made, "1")

@@ -58,7 +58,7 @@ def test_errors_leave_no_output(here: Path) -> None:
 
 
 def test_a_layer_may_replace_itself(here: Path) -> None:
-    """What is read is not yet what is written: the output appears when all was read."""
+    """The output only appears once all input was read."""
     subprocess.run(["tar", "-cf", "l.tar", "-C", "tree", "."], cwd=here, check=True)
     assert run("normalize", "l.tar", "-o", "l.tar", cwd=here).returncode == 0
     assert str(detlayer.pack([str(here / "tree")]).diff_id).endswith(
@@ -89,14 +89,14 @@ def test_inspect_json_lines(here: Path) -> None:
     assert [json.loads(line) for line in summary] == [result]
 
 
-def test_inspect_of_what_is_no_layer(here: Path) -> None:
+def test_inspect_of_an_invalid_layer(here: Path) -> None:
     done = run("inspect", "-", "--json", stdin=b"no tar" * 200, cwd=here)
     assert done.returncode == 3
     assert json.loads(done.stdout)["code"] == "header-checksum"
 
 
 @pytest.mark.parametrize("options", [[], ["--json"]])
-def test_inspect_prints_utf8_whatever_the_locale(here: Path, options: list[str]) -> None:
+def test_inspect_prints_utf8_in_any_locale(here: Path, options: list[str]) -> None:
     (here / "tree" / "é日").touch()
     detlayer.pack([str(here / "tree")], output=here / "in.tar")
     done = subprocess.run(

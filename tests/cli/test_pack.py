@@ -1,4 +1,4 @@
-"""Transcripts of `detlayer pack`: exit, stdout, stderr, and what is on disk afterwards."""
+"""Transcripts of `detlayer pack`: exit code, stdout, stderr, and files on disk."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Transcript:
 def detlayer(
     *arguments: str | Path | bytes, cwd: Path | None = None, env: Mapping[str, str] | None = None
 ) -> Transcript:
-    """Run it as users do."""
+    """Run it as a process."""
     done = subprocess.run(
         [*COMMAND, *arguments],
         cwd=cwd,
@@ -65,7 +65,7 @@ def call(capfd: pytest.CaptureFixture[str]) -> Caller:
 
 
 class Caller:
-    """Runs a command in this process: quicker, for the many."""
+    """Runs a command in this process, which is faster."""
 
     def __init__(self, capture: pytest.CaptureFixture[str]) -> None:
         self._capture = capture
@@ -152,7 +152,7 @@ def test_quiet_and_verbose(app: Path, call: Caller) -> None:
 def test_quiet_still_warns(app: Path, call: Caller) -> None:
     make_tree(app / "app", {"readme": ""})
     found = call("pack", "app", "-o", "a.tar", "-q")
-    assert found.err.startswith("warning[case-collision]: README and readme differ only by case")
+    assert found.err.startswith("warning[case-collision]: README and readme differ only in case")
     assert found.err.count("\n") == 1
 
 
@@ -172,7 +172,7 @@ def test_suffix(app: Path, call: Caller, name: str, codec: str) -> None:
 
 
 @pytest.mark.parametrize("compression", ["gzip:1", "gzip-stored"])
-def test_suffix_goes_with_the_family(app: Path, call: Caller, compression: str) -> None:
+def test_suffix_matches_the_family(app: Path, call: Caller, compression: str) -> None:
     assert call("pack", "app", "-o", "o.tgz", "-c", compression).code == 0
 
 
@@ -187,7 +187,7 @@ def test_suffix_goes_with_the_family(app: Path, call: Caller, compression: str) 
     ],
 )
 def test_order_of_patterns(app: Path, call: Caller, arguments: list[str], paths: list[str]) -> None:
-    """SPEC 4.9: the last that matches wins, in the order of the command line."""
+    """SPEC 4.9: the last match wins, in the order of the command line."""
     assert call("pack", "app", "-o", "a.tar", *arguments).code == 0
     assert [member.name for member in read_members((app / "a.tar").read_bytes())] == paths
 
@@ -299,7 +299,7 @@ def test_configuration_errors(app: Path, call: Caller, arguments: list[str], cod
 def test_bad_source_date_epoch(app: Path) -> None:
     found = detlayer("pack", "app", "-o", "o", "--mtime", "clamp", cwd=app, env={"SOURCE_DATE_EPOCH": "now"})
     assert found.code == 2
-    assert "'now' is no time (SOURCE_DATE_EPOCH)" in found.err
+    assert "invalid time 'now' (SOURCE_DATE_EPOCH)" in found.err
 
 
 @pytest.mark.parametrize(
@@ -377,7 +377,7 @@ def test_json_error(app: Path, call: Caller) -> None:
 
 
 def test_names_are_escaped(app: Path) -> None:
-    """Nobody's file name writes a line of its own, or a colour, into the terminal."""
+    """File names can't print extra lines or colours to the terminal."""
     os.mkfifo(app / "app" / "fi\nfo\x1b[31m")
     found = detlayer("pack", "app", "-o", "a.tar", cwd=app)
     assert "fi\\nfo\\x1b[31m" in found.err
@@ -400,8 +400,8 @@ def test_output_name_is_escaped_in_the_summary(app: Path) -> None:
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
-def test_json_is_utf8_whatever_the_terminal(app: Path, encoding: str) -> None:
-    """RFC 8259: and no encoding of a terminal turns an error into a traceback."""
+def test_json_is_utf8_on_any_terminal(app: Path, encoding: str) -> None:
+    """RFC 8259: and no terminal encoding turns an error into a traceback."""
     found = detlayer("pack", "日本", "-o", "x", "--json", cwd=app, env={"PYTHONIOENCODING": encoding})
     assert found.code == 3
     assert json.loads(found.out)["code"] == "source-missing"
@@ -441,7 +441,7 @@ def test_output_errors(app: Path, call: Caller, name: str, code: str) -> None:
 
 
 def test_reader_goes_away(app: Path) -> None:
-    """`detlayer … -o - | head -c 1`: exit 7, one error, no complaint of Python's."""
+    """`detlayer … -o - | head -c 1`: exit 7, one error, no message from Python."""
     make_tree(app / "app", {"big": counter_bytes("big", 3 << 20)})
     with subprocess.Popen(
         [*COMMAND, "pack", "app", "-o", "-"], cwd=app, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE
@@ -459,7 +459,7 @@ def test_reader_goes_away(app: Path) -> None:
 
 @pytest.mark.parametrize("where", ["/dev/full", "closed pipe"])
 def test_digest_has_no_reader(app: Path, where: str) -> None:
-    """The digest can't be printed: an error of the output, no bug of ours, and not success."""
+    """The digest can't be printed: an output error, not a bug in detlayer, and not success."""
     if where == "closed pipe":
         reading, writing = os.pipe()
         os.close(reading)
@@ -488,7 +488,7 @@ def test_no_stdout_at_all(app: Path) -> None:
 
 @pytest.mark.parametrize("unbuffered", ["", "1"])
 def test_stdout_that_does_not_block(app: Path, unbuffered: str) -> None:
-    """A full pipe that does not block takes less than it is given: all of the blob gets there, or the exit says so."""
+    """A full non-blocking pipe accepts partial writes: the whole blob arrives, or the exit code reports it."""
     make_tree(app / "app", {"big": counter_bytes("big", 3 << 20)})
     reading, writing = os.pipe()
     fcntl.fcntl(writing, fcntl.F_SETFL, fcntl.fcntl(writing, fcntl.F_GETFL) | os.O_NONBLOCK)
@@ -511,7 +511,7 @@ def test_stdout_that_does_not_block(app: Path, unbuffered: str) -> None:
 
 
 def test_bug(app: Path, call: Caller, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One line, and where the traceback went."""
+    """One line, with the path of the traceback."""
 
     def broken(*arguments: object, **options: object) -> None:
         raise ZeroDivisionError("by nought")
@@ -532,7 +532,7 @@ def test_bug(app: Path, call: Caller, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_stopped(app: Path, number: int, code: int) -> None:
-    """In the middle of a pack, with its reader not reading: no file is left, an older one is kept."""
+    """In the middle of a pack, with a blocked reader: no partial file is left, an older one is kept."""
     make_tree(app / "app", {"big": b""})
     with (app / "app" / "big").open("wb") as file:
         file.truncate(40 << 30)
@@ -541,7 +541,7 @@ def test_stopped(app: Path, number: int, code: int) -> None:
     command = [*COMMAND, "pack", "app", "-o", "old.tar", "-c", "none", "--descriptor", "d", "--progress", "plain"]
     with subprocess.Popen(command, cwd=app, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stderr is not None
-        process.stderr.readline()  # the first line of progress: it is at work
+        process.stderr.readline()  # the first line of progress: the pack has started
         process.send_signal(number)
         out, err = process.communicate(timeout=60)
     assert process.returncode == code
@@ -557,7 +557,7 @@ def test_stopped(app: Path, number: int, code: int) -> None:
 
 @pytest.mark.parametrize(("environment", "coloured"), [({}, True), ({"NO_COLOR": "1"}, False)])
 def test_colour(app: Path, environment: dict[str, str], coloured: bool) -> None:
-    """Only on a terminal, and not against NO_COLOR."""
+    """Only on a terminal without NO_COLOR."""
     ours, theirs = pty.openpty()
     subprocess.run(
         [*COMMAND, "pack", "nowhere", "-o", "x"],
@@ -579,13 +579,13 @@ def test_no_bar_for_short_work(app: Path) -> None:
     assert len(found.err.splitlines()) == 1
 
 
-def test_recipe_is_where_it_is_patched() -> None:
-    """The bug test replaces what the command really calls."""
+def test_the_patched_function_exists() -> None:
+    """The bug test patches the function that the command calls."""
     assert vars(importlib.import_module("detlayer.cli.pack"))["pack_sources"] is packer.pack
 
 
-def test_nobody_reads_stderr(src: Path) -> None:
-    """The exit stays what it is: Python would make 120 of it, for want of a place for what is in its buffer."""
+def test_stderr_without_a_reader(src: Path) -> None:
+    """The exit code is unchanged: Python would exit with 120, because it can't flush its buffer."""
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
     command = [sys.executable, "-m", "detlayer", "pack", str(src / "nothing"), "-o", os.devnull]
     with subprocess.Popen(command, stderr=subprocess.PIPE, env=environment) as process:

@@ -12,7 +12,7 @@ from tests.contracts.servers import Server
 
 @pytest.fixture
 def index(layout: Layout) -> str:
-    """The digest of an image for two platforms, which is in `oci:layout` as the only one."""
+    """The digest of an image for two platforms, the only one in `oci:layout`."""
     return str(layout.tag(platforms(layout, 2, 2), "app")["digest"])
 
 
@@ -27,20 +27,20 @@ def test_each_blob_has_an_action_and_a_reason(
     here, *rows = said.lines
     assert here == f"{at}/team/app"
     actions = [(row.split()[0], row.split("  ")[-1]) for row in rows[:-1]]
-    # The bases are in the image that the tag names now; top layers and configs are new.
+    # The bases are in the image that the tag points to now; top layers and configs are new.
     assert actions.count(("inferred", "listed by an existing manifest")) == 2
     assert actions.count(("upload", "not known to exist")) == 4
     assert actions[-3:] == [("put", "not known to exist")] * 2 + [("put", f"names {old} now")]
     assert rows[-1].startswith("  11 requests and ")
-    assert len({row.index(row.split("  ")[-1]) for row in rows[:-1]}) == 1  # the columns are straight
+    assert len({row.index(row.split("  ")[-1]) for row in rows[:-1]}) == 1  # the columns are aligned
     two = detlayer("plan", "oci:layout", f"{at}/team/app:1", f"{at}/new/app:1", "--source", f"{at}/team/base")
     first, second = two.stdout.split(f"{at}/new/app\n")
-    for one in (first, second):  # a mount that fails is an upload, so a guess costs nothing
+    for one in (first, second):  # a failed mount becomes an upload, so a wrong guess costs nothing
         assert one.count(f"{at}/team/base may have it") == (4 if one is first else 6)
     assert {request.method for request in open_server.requests} <= {"HEAD", "GET"}
 
 
-def test_a_question_has_an_exit(detlayer: CommandLine, open_server: Server, index: str, layout: Layout) -> None:
+def test_a_question_sets_the_exit_code(detlayer: CommandLine, open_server: Server, index: str, layout: Layout) -> None:
     at = open_server.address
     open_question = detlayer("plan", "oci:layout", f"{at}/team/app:1", "--question")
     assert (open_question.exit, open_question.stderr) == (1, "")

@@ -1,4 +1,4 @@
-"""Transcripts of `detlayer pull`: exit, stdout, stderr, and the layout that it leaves."""
+"""Transcripts of `detlayer pull`: exit code, stdout, stderr, and the resulting layout."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ from tests.trees import list_files
 
 @pytest.fixture
 def index(open_server: Server, layout: Layout) -> Descriptor:
-    """An image for two platforms, which the registry has as team/app:1."""
+    """An image for two platforms, in the registry as team/app:1."""
     made = platforms(layout, 2, 2)
     seed(open_server, "team/app", layout, made, "1")
     return made
 
 
 def blobs(path: Path) -> dict[str, bytes]:
-    """All blobs of a layout; asserts that each is what its name says."""
+    """All blobs of a layout; asserts that each matches its digest."""
     found = {f"sha256:{one.name}": one.read_bytes() for one in (path / "blobs" / "sha256").iterdir()}
     assert all(sha256(data) == digest for digest, data in found.items())
     return found
 
 
 def named(path: Path) -> dict[str, Any]:
-    """What index.json names, by tag."""
+    """The entries of index.json by tag."""
     document = json.loads((path / "index.json").read_text())
     return {one["annotations"]["org.opencontainers.image.ref.name"]: one for one in document["manifests"]}
 
@@ -89,7 +89,7 @@ def test_json_lines_end_in_the_result(
 
 
 def test_manifests_only(detlayer: CommandLine, open_server: Server, layout: Layout, index: Descriptor) -> None:
-    """The layers stay, and a push finds them: the round trip costs no byte of them."""
+    """The layers stay in the registry, and a push finds them there without any transfer."""
     at = open_server.address
     said = detlayer("pull", f"{at}/team/app:1", "-o", "oci:sparse", "--manifests-only")
     assert (said.exit, said.stdout) == (0, f"{index['digest']}\n")
@@ -102,12 +102,12 @@ def test_manifests_only(detlayer: CommandLine, open_server: Server, layout: Layo
 
 
 @pytest.mark.parametrize("output", ["pulled", "oci:", "docker-archive:x.tar", "oci:pulled:no tag"])
-def test_outputs_that_are_none(detlayer: CommandLine, output: str) -> None:
+def test_invalid_outputs(detlayer: CommandLine, output: str) -> None:
     assert detlayer("pull", "127.0.0.1:1/team/app:1", "-o", output).failure == (2, "output-invalid")
     assert list_files(detlayer.here) == ["home"]
 
 
-def test_outputs_that_can_not_be_written(
+def test_outputs_that_cannot_be_written(
     detlayer: CommandLine, open_server: Server, layout: Layout, index: Descriptor
 ) -> None:
     (detlayer.here / "file").write_text("in the way")
@@ -120,7 +120,7 @@ def test_outputs_that_can_not_be_written(
 
 
 def test_a_full_disk(detlayer: CommandLine, open_server: Server, layout: Layout) -> None:
-    """Nothing half done has a name; when there is space again, the pull goes on with what it has."""
+    """No partial file has a final name; the pull resumes when there is space again."""
     made = image(layout, ["large"], layer_bytes=3 << 20, compression="none")
     seed(open_server, "team/large", layout, made, "1")
     at = f"{open_server.address}/team/large:1"
@@ -153,13 +153,13 @@ def test_a_full_disk(detlayer: CommandLine, open_server: Server, layout: Layout)
         ("garbage-manifest", 4, "registry-garbage", "web page instead of a manifest"),
         ("no-json-manifest", 3, "document-invalid", "/team/app:1 is not valid JSON: "),
         ("endless-manifest", 4, "manifest-too-long", "has over 4,194,304 bytes"),
-        ("endless-blob", 6, "blob-digest", "/team/app sends too many bytes for sha256:"),
+        ("endless-blob", 6, "blob-digest", "/team/app sent too many bytes for sha256:"),
         ("digest-header-wrong", 6, "manifest-digest", " sent sha256:"),
         ("blobs-elsewhere-fishing", 4, "redirect-refused", "(401, UNAUTHORIZED: who are you?)"),
         ("never-answers", 5, "registry-timeout", "timed out"),
     ],
 )
-def test_a_registry_that_is_none(
+def test_an_invalid_registry(
     detlayer: CommandLine,
     start_strict: StartStrict,
     layout: Layout,
@@ -191,7 +191,7 @@ def test_a_blob_that_breaks_off_every_time(detlayer: CommandLine, start_strict: 
 
 
 def manifests() -> dict[str, bytes]:
-    """What is no manifest, or one that nobody should follow."""
+    """Invalid or malicious manifests."""
     config = {"mediaType": CONFIG, "digest": f"sha256:{'0' * 64}", "size": 3}
     whole = {"schemaVersion": 2, "mediaType": MANIFEST, "config": config, "layers": []}
     made: dict[str, Any] = {
@@ -213,8 +213,8 @@ def manifests() -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("name", manifests())
-def test_manifests_that_are_none(detlayer: CommandLine, start_strict: StartStrict, layout: Layout, name: str) -> None:
-    """From a registry and on the way to one: a clear error, nothing named, nothing sent."""
+def test_invalid_manifests(detlayer: CommandLine, start_strict: StartStrict, layout: Layout, name: str) -> None:
+    """Pulled or pushed: a clear error, no tag is set, and nothing is sent."""
     server = start_strict()
     data = manifests()[name]
     server.put_manifest("team/bad", data, MANIFEST, "1")
@@ -233,8 +233,8 @@ def test_manifests_that_are_none(detlayer: CommandLine, start_strict: StartStric
 
 
 @pytest.mark.parametrize("name", ODD_CONFIGS)
-def test_a_config_that_is_none(detlayer: CommandLine, start_strict: StartStrict, layout: Layout, name: str) -> None:
-    """What is copied need not be understood; a platform can't be chosen by it."""
+def test_an_invalid_config(detlayer: CommandLine, start_strict: StartStrict, layout: Layout, name: str) -> None:
+    """It can be copied unparsed, but not be used to choose a platform."""
     server = start_strict()
     odd = odd_image(layout, ODD_CONFIGS[name])
     seed(server, "team/odd", layout, odd, "1")
@@ -256,7 +256,7 @@ def test_a_config_that_is_none(detlayer: CommandLine, start_strict: StartStrict,
 def test_a_config_that_is_damaged(
     detlayer: CommandLine, start_strict: StartStrict, layout: Layout, damage: str
 ) -> None:
-    """A pull needs all bytes, and ends without a name; what a tag names is known all the same."""
+    """A pull fails and sets no tag; resolve still works."""
     server = start_strict()
     made = image(layout)
     seed(server, "team/app", layout, made, "1")

@@ -1,4 +1,4 @@
-"""Transcripts of `detlayer push`: exit, stdout, stderr; what it sends is the contract suite's to say."""
+"""Transcripts of `detlayer push`: exit code, stdout, stderr. The contract suite checks its requests."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ INDEX = {"mediaType": INDEX_TYPE}
 
 @pytest.fixture
 def index(layout: Layout) -> str:
-    """The digest of an image for two platforms, which is in `oci:layout` as the only one."""
+    """The digest of an image for two platforms, the only one in `oci:layout`."""
     return str(layout.tag(platforms(layout, 2, 2), "app")["digest"])
 
 
-def test_the_digest_is_all_of_stdout(detlayer: CommandLine, open_server: Server, index: str, layout: Layout) -> None:
+def test_stdout_has_only_the_digest(detlayer: CommandLine, open_server: Server, index: str, layout: Layout) -> None:
     at = open_server.address
     said = detlayer("push", "oci:layout", f"{at}/team/app:1", f"{at}/team/app:latest")
     assert (said.exit, said.stdout) == (0, f"{index}\n")
@@ -64,7 +64,7 @@ def test_quiet_and_verbose(detlayer: CommandLine, open_server: Server, index: st
 
 
 def test_plain_progress_is_lines(detlayer: CommandLine, start_strict: StartStrict, layout: Layout) -> None:
-    """The bar is for terminals, and stderr is none here."""
+    """Bars are for terminals, and stderr is not one here."""
     layout.tag(image(layout, ["large"], layer_bytes=20 << 20, compression="none"), "app")
     for kind in ("auto", "plain"):
         server = start_strict()
@@ -76,7 +76,7 @@ def test_plain_progress_is_lines(detlayer: CommandLine, start_strict: StartStric
 
 
 def test_bars_are_for_terminals(detlayer: CommandLine, start_strict: StartStrict, layout: Layout) -> None:
-    """One for each large blob and one for all, gone at the end; what is said stays, and stdout has no part in it."""
+    """One for each large blob and one for all, removed at the end. Messages stay, and stdout is unaffected."""
     made = layout.tag(image(layout, ["large", "small"], layer_bytes=20 << 20, compression="none"), "app")
     server = start_strict()
     server.arm(Fault(Reply(busy(503, "1")), "PUT", SESSION))
@@ -92,7 +92,7 @@ def test_bars_are_for_terminals(detlayer: CommandLine, start_strict: StartStrict
     ) as process:
         os.close(theirs)
         shown = b""
-        with contextlib.suppress(OSError):  # what Linux says when nobody has the terminal any more
+        with contextlib.suppress(OSError):  # Linux: the other end of the terminal is closed
             while piece := os.read(ours, 1 << 16):
                 shown += piece
         os.close(ours)
@@ -101,7 +101,7 @@ def test_bars_are_for_terminals(detlayer: CommandLine, start_strict: StartStrict
     assert process.returncode == 0
     text = shown.decode()
     large = json.loads(layout.read(made["digest"]))["layers"]
-    assert any(one["digest"][:19] in text for one in large)  # the other may have been too fast for it
+    assert any(one["digest"][:19] in text for one in large)  # the other may have been too fast for a bar
     assert "/40.0 MiB" in text
     assert "/100 bytes" not in text
     *_, last, words = text.rstrip().splitlines()
@@ -196,7 +196,7 @@ def test_a_check_restores_what_the_registry_lost(
     assert detlayer("push", "oci:layout", at, "--check", "--plan", plan).failure == (2, "usage")
 
 
-def test_a_plan_that_is_none(detlayer: CommandLine, open_server: Server, index: str) -> None:
+def test_an_invalid_plan(detlayer: CommandLine, open_server: Server, index: str) -> None:
     at = f"{open_server.address}/team/app:1"
     plan = detlayer.here / "plan.json"
     push = ("push", "oci:layout", at, "--plan", "plan.json")
@@ -239,7 +239,7 @@ def test_a_whole_index(detlayer: CommandLine, open_server: Server, index: str, l
 
 
 def test_blobs_come_from_a_source(detlayer: CommandLine, open_server: Server, index: str, layout: Layout) -> None:
-    """--source: mounted from there, and fetched from there where the image lacks them."""
+    """--source: mounted from there, or fetched if the image lacks them."""
     at = open_server.address
     seed(open_server, "team/base", layout, platforms(layout, 2, 2), "1")
     for path in layout.path.rglob("*"):
@@ -284,7 +284,7 @@ def test_one_tag_of_several_fails(detlayer: CommandLine, start_strict: StartStri
     seed(server, "team/app", layout, image(layout, ["other"]), "1")
     names = [f"{at}/team/app:1", "127.0.0.1:1/team/app:1", f"{at}/team/app:2"]
     said = detlayer("push", "oci:layout", *names, "--retries", "0")
-    # The exit is that of the first failure; the others are told all the same, and the rest is pushed.
+    # The exit code is that of the first failure; the others are reported, and the rest is pushed.
     assert (said.exit, said.stdout) == (4, "")
     assert said.words[:3] == [f"{at}/team/app:1 failed", f"{at}/team/app:2 pushed", "127.0.0.1:1/team/app:1 failed"]
     assert said.words[3].startswith("error[registry-unreachable]: can't connect to 127.0.0.1:1: Connection refused")
@@ -309,18 +309,18 @@ def test_one_tag_of_several_fails(detlayer: CommandLine, start_strict: StartStri
             **unreachable,
         },
     ]
-    # One repository that is done is a digest, whatever became of the others.
+    # The digest is printed if one repository succeeds, even if others fail.
     said = detlayer("push", "oci:layout", f"{at}/team/app:2", "127.0.0.1:1/team/app:1", "--retries", "0")
     assert (said.exit, said.stdout) == (5, f"{index}\n")
 
 
-def test_the_cache_is_where_it_is_said_to_be(detlayer: CommandLine, open_server: Server, index: str) -> None:
+def test_the_cache_directory(detlayer: CommandLine, open_server: Server, index: str) -> None:
     at = open_server.address
 
     numbers = itertools.count(1)
 
     def remembers(*options: str, **environment: str) -> bool:
-        """Push to a new repository; tell whether blobs are mounted from one that an earlier push went to."""
+        """Push to a new repository; return whether blobs are mounted from that of an earlier push."""
         open_server.clear()
         said = detlayer("push", "oci:layout", f"{at}/app{next(numbers)}:1", *options, **environment)
         assert said.exit == 0
@@ -335,14 +335,14 @@ def test_the_cache_is_where_it_is_said_to_be(detlayer: CommandLine, open_server:
     assert not remembers("--cache-dir", "other")
     assert remembers(DETLAYER_CACHE_DIR="other")
     assert (detlayer.here / "other" / "index.sqlite").exists()
-    # Without either it is the platform's place, below the home directory.
+    # Without either it is the platform's cache directory, below the home directory.
     assert not remembers(DETLAYER_CACHE_DIR="", XDG_CACHE_HOME="")
     assert list(detlayer.home.rglob("index.sqlite"))
 
 
 @pytest.mark.parametrize("kind", ["file", "newer"])
-def test_a_cache_that_can_not_be_used(detlayer: CommandLine, open_server: Server, index: str, kind: str) -> None:
-    """It is said once, and the push is done all the same."""
+def test_an_unusable_cache(detlayer: CommandLine, open_server: Server, index: str, kind: str) -> None:
+    """There is one warning, and the push succeeds."""
     if kind == "file":
         detlayer.cache.write_text("in the way")
     else:
@@ -373,11 +373,11 @@ def test_a_cache_that_can_not_be_used(detlayer: CommandLine, open_server: Server
         (["oci:layout", "127.0.0.1:1/x:1", "--plan", "nowhere.json"], "plan-invalid"),
     ],
 )
-def test_what_makes_no_sense(detlayer: CommandLine, index: str, arguments: list[str], code: str) -> None:
+def test_invalid_arguments(detlayer: CommandLine, index: str, arguments: list[str], code: str) -> None:
     assert detlayer("push", *arguments).failure == (2, code)
 
 
-def test_images_that_are_not_there(detlayer: CommandLine, index: str, layout: Layout) -> None:
+def test_missing_images(detlayer: CommandLine, index: str, layout: Layout) -> None:
     at = "127.0.0.1:1/x:1"
     assert detlayer("push", "oci:nowhere", at).error == (
         3,
@@ -400,7 +400,7 @@ def test_images_that_are_not_there(detlayer: CommandLine, index: str, layout: La
 
 
 def test_stdout_that_is_full(detlayer: CommandLine, open_server: Server, index: str) -> None:
-    """What was pushed is pushed; the exit says that nobody could be told."""
+    """The push succeeds; the exit code reports that the digest could not be printed."""
     with Path("/dev/full").open("wb") as full:
         done = subprocess.run(
             [sys.executable, "-m", "detlayer", "push", "oci:layout", f"{open_server.address}/app:1"],

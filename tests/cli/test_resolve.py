@@ -47,8 +47,8 @@ def test_a_platform(detlayer: CommandLine, open_server: Server, layout: Layout) 
 
 
 @pytest.mark.parametrize("name", ODD_CONFIGS)
-def test_a_config_that_is_none(detlayer: CommandLine, start_strict: StartStrict, layout: Layout, name: str) -> None:
-    """The digest is known, and that is what was asked for; a platform can't be held against such a config."""
+def test_an_invalid_config(detlayer: CommandLine, start_strict: StartStrict, layout: Layout, name: str) -> None:
+    """The digest is printed; only --platform needs the config, and fails."""
     server = start_strict()
     odd = odd_image(layout, ODD_CONFIGS[name])
     seed(server, "team/odd", layout, odd, "1")
@@ -77,7 +77,7 @@ def test_json(detlayer: CommandLine, open_server: Server, layout: Layout) -> Non
     }
 
 
-def test_what_is_not_there(detlayer: CommandLine, open_server: Server) -> None:
+def test_missing_tags(detlayer: CommandLine, open_server: Server) -> None:
     at = open_server.address
     exit_code, code, message, hint = detlayer("resolve", f"{at}/team/app:1").error
     assert (exit_code, code, hint) == (4, "not-found", "check the name and the tag")
@@ -89,7 +89,7 @@ def test_what_is_not_there(detlayer: CommandLine, open_server: Server) -> None:
 def test_a_platform_that_would_write_to_the_terminal(
     detlayer: CommandLine, open_server: Server, layout: Layout
 ) -> None:
-    """What a stranger's index calls a platform stays on its line, and does nothing there."""
+    """Platform names from an untrusted index are escaped."""
     child = image(layout)
     evil = {"os": "\x1b[31mlinux\n::error::x", "architecture": "a\u202eb", "variant": "\x07"}
     index = layout.add_document({"schemaVersion": 2, "mediaType": INDEX, "manifests": [{**child, "platform": evil}]})

@@ -1,8 +1,9 @@
-"""`detlayer verify` as a command: exits, formats, and what its last line says."""
+"""`detlayer verify` as a command: exit codes, formats, and the last line."""
 
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import subprocess
 import sys
@@ -56,11 +57,11 @@ def test_a_bad_layer(bad: Path) -> None:
     done = run(bad)
     assert done.returncode == 1
     assert "  mtime (1): " in done.stdout
-    assert "mtime is 5; wanted 946684800" in done.stdout
+    assert "mtime is 5; expected 946684800" in done.stdout
     assert done.stdout.splitlines()[-1].startswith("not reproducible: fix mtime (1 place): set a fixed time")
 
 
-def test_the_options_of_pack_decide_what_is_right(bad: Path) -> None:
+def test_the_options_of_pack_set_the_expected_values(bad: Path) -> None:
     assert run(bad, "--mtime", "5").returncode == 0
 
 
@@ -126,7 +127,7 @@ def test_github(bad: Path) -> None:
 
 
 def odd_report() -> VerifyReport:
-    """Names as nobody should have them, and more findings than are shown."""
+    """Malicious names, and more findings than are shown."""
     failures, advice = Findings(), Findings()
     for number in range(5):
         failures.add(Finding("mtime", f"<a & 'b' \"c\"> %0A {number}", "mtime", "\x01\n::error::x\r", "]]>"))
@@ -138,7 +139,7 @@ def test_github_escapes() -> None:
     lines = to_github(odd_report()).splitlines()
     found = commands("\n".join(lines))
     assert len(found) == 5
-    assert len(lines) == 6  # and the conclusion
+    assert len(lines) == 6  # plus the conclusion
     assert all(line.startswith("::error title=detlayer mtime::a, b: 100%25") for line in found[:4])
     assert found[3].endswith("mtime in 2 more places")
     assert "%250A" in found[0]
@@ -160,7 +161,7 @@ def test_junit_is_valid_and_escaped(bad: Path) -> None:
     assert failure.text.startswith("<a & 'b' \"c\"> %0A 0: mtime is ?\n")
 
 
-def test_junit_of_a_good_one_has_no_failure(good: Path) -> None:
+def test_junit_of_a_good_layer_has_no_failure(good: Path) -> None:
     done = run(good, "--format", "junit")
     [suite] = ElementTree.fromstring(done.stdout)
     assert (done.returncode, suite.get("tests"), suite.get("failures"), len(suite[0])) == (0, "1", "0", 0)
@@ -172,7 +173,7 @@ def test_text_shows_three_examples_and_counts_the_rest() -> None:
     assert "    and 2 more" in lines
 
 
-def test_advice_alone_is_no_failure_unless_strict(src: Path, tmp_path: Path) -> None:
+def test_advice_alone_fails_only_with_strict(src: Path, tmp_path: Path) -> None:
     (src / ".DS_Store").write_text("x")
     layer = tmp_path / "l.tar"
     detlayer.pack([src], output=layer)
@@ -200,17 +201,17 @@ def test_pack_and_verify_take_the_same_options() -> None:
     from detlayer.cli.pack import pack
     from detlayer.cli.verify import verify
 
-    # Where a layer goes, what only a long single pass has to say, and what it remembers: verify packs anew.
+    # Except outputs, progress and the cache: verify always repacks.
     own = {"sources", "output", "oci", "descriptor", "depfile", "progress", "verbose"}
     own |= {"cache_dir", "no_cache", "explain", "paranoid"}
     assert {one.name for one in pack.params} - own <= {one.name for one in verify.params}
 
 
 def test_formats_hold_errors_too(tmp_path: Path) -> None:
-    """CI reads stdout: no answer must not look like an empty one."""
+    """CI reads stdout, where an error must not look like an empty result."""
     github = run("missing", "--format", "github", cwd=tmp_path)
     assert github.returncode == 3
-    assert github.stdout.startswith("::error title=detlayer source-missing::there is no ")
+    assert re.match(r"::error title=detlayer source-missing::\S+ not found; ", github.stdout)
     junit = run("missing", "--format", "junit", cwd=tmp_path)
     error = ElementTree.fromstring(junit.stdout).find("testsuite/testcase/error")
     assert error is not None

@@ -1,1 +1,1 @@
-"""What the registry client, the planner, push and pull are held against: a strict registry, and real ones."""
+"""Contract suite of registry client, planner, push and pull: runs against a strict registry and real ones."""

@@ -1,4 +1,4 @@
-"""What tests claim of registries, whichever they are: what is there, what was sent, what leaked."""
+"""Assertions for any registry: stored blobs and tags, sent requests, leaked secrets."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.contracts.storage import named_blobs, sha256
 
 
 def seed(server: Server, name: str, layout: Layout, descriptor: Descriptor, *tags: str) -> str:
-    """Put an image into a repository without HTTP; returns its digest."""
+    """Store an image in a repository without HTTP; returns its digest."""
     documents = layout.documents_of(descriptor)
     named = {one["digest"] for one in documents}
     for digest, data in layout.blobs_of(descriptor).items():
@@ -28,7 +28,7 @@ def seed(server: Server, name: str, layout: Layout, descriptor: Descriptor, *tag
 
 
 def holes(server: Server, name: str, digest: str) -> list[str]:
-    """Digests that a repository lacks (or has wrong) of the image that `digest` names."""
+    """Return the digests of an image that a repository lacks or has corrupt."""
     found = server.manifest(name, digest)
     if found is None or sha256(found[1]) != digest:
         return [digest]
@@ -42,7 +42,7 @@ def holes(server: Server, name: str, digest: str) -> list[str]:
 
 
 def broken_tags(server: Server) -> dict[str, list[str]]:
-    """Tags of all repositories that name an incomplete image, with what it lacks. Always empty, or a rule is broken."""
+    """Return the tags of incomplete images, with the missing digests. Must always be empty."""
     return {
         f"{name}:{tag}": lacking
         for name in server.repositories()
@@ -52,7 +52,7 @@ def broken_tags(server: Server) -> dict[str, list[str]]:
 
 
 def assert_has(server: Server, name: str, tag: str, layout: Layout, descriptor: Descriptor) -> None:
-    """Assert that a tag names an image, that it is whole, and that each byte is as in the layout."""
+    """Assert that a tag names an image that is complete and equal to the layout."""
     assert server.tags(name).get(tag) == descriptor["digest"]
     assert holes(server, name, descriptor["digest"]) == []
     for one in layout.documents_of(descriptor):
@@ -60,27 +60,27 @@ def assert_has(server: Server, name: str, tag: str, layout: Layout, descriptor: 
 
 
 def present(server: Server, name: str, digests: Iterable[str]) -> set[str]:
-    """Tell which of these blobs a repository has."""
+    """Return those of the blobs that a repository has."""
     return {digest for digest in digests if server.blob(name, digest) is not None}
 
 
 def without_auth(requests: Iterable[Request]) -> list[Request]:
-    """Leave out what only served to log in: pings, and what was answered by 401."""
+    """Drop the requests of a login: pings, and those answered by 401."""
     return [one for one in requests if one.path != "/v2/" and one.status != 401]
 
 
 def uploaded(requests: Iterable[Request]) -> Counter[str]:
-    """Count the uploads that ended well, by digest. Mounts are none."""
+    """Count the completed uploads by digest, without mounts."""
     return Counter(one.parameter("digest") for one in requests if _ended(one))
 
 
 def uploaded_bytes(requests: Iterable[Request]) -> int:
-    """Count the bytes of blobs that were sent, those for nothing too."""
+    """Count the bytes of blobs that were sent, including wasted ones."""
     return sum(one.body_bytes for one in requests if "/blobs/uploads/" in one.path)
 
 
 def mounted(requests: Iterable[Request]) -> Counter[str]:
-    """Count the mounts that the registry granted, by digest."""
+    """Count the successful mounts by digest."""
     return Counter(
         one.parameter("mount")
         for one in requests
@@ -89,7 +89,7 @@ def mounted(requests: Iterable[Request]) -> Counter[str]:
 
 
 def downloaded(requests: Iterable[Request]) -> Counter[str]:
-    """Count the GETs of blobs that were answered, by digest."""
+    """Count the successful GETs of blobs by digest."""
     return Counter(
         one.path.rpartition("/")[2]
         for one in requests
@@ -98,7 +98,7 @@ def downloaded(requests: Iterable[Request]) -> Counter[str]:
 
 
 def leaks(server: Server, *texts: str) -> set[str]:
-    """Secrets that are in a text, as they are or as in a URL. Always empty, or a rule is broken."""
+    """Return the secrets in a text, plain or URL-encoded. Must always be empty."""
     whole = "\n".join(texts)
     return {secret for secret in server.secrets if secret in whole or quote(secret, safe="") in whole}
 

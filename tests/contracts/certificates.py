@@ -1,4 +1,4 @@
-"""A certificate authority of the tests, and what servers show. One for the whole run."""
+"""The test certificate authority and its server certificates; created once per run."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def _directory() -> tempfile.TemporaryDirectory[str]:
 
 @functools.cache
 def ca_path() -> Path:
-    """Where the authority's certificate is."""
+    """The path of the authority's certificate."""
     path = Path(_directory().name) / "ca.crt"
     authority().cert_pem.write_to_path(str(path))
     return path
@@ -32,7 +32,7 @@ def ca_path() -> Path:
 
 @functools.cache
 def other_ca_path() -> Path:
-    """Where the certificate of an authority is that no server was certified by."""
+    """The path of an authority that has signed no server certificate."""
     path = Path(_directory().name) / "other-ca.crt"
     trustme.CA().cert_pem.write_to_path(str(path))
     return path
@@ -40,7 +40,7 @@ def other_ca_path() -> Path:
 
 @functools.cache
 def server_files() -> tuple[Path, Path]:
-    """Where the key and the certificates of the servers are, for programs."""
+    """The paths of the servers' key and certificates, for programs."""
     key, chain = Path(_directory().name) / "server.key", Path(_directory().name) / "server.crt"
     leaf = authority().issue_cert(*_NAMES)
     leaf.private_key_pem.write_to_path(str(key))

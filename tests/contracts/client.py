@@ -1,4 +1,4 @@
-"""detlayer as a client of the contract suite: the library's own calls, with waits that take no time."""
+"""detlayer as the client under test: library calls, with waits that take no time."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from tests.contracts.storage import INDEX
 
 
 class FastPace(Pace):
-    """Waits by setting its clock forward."""
+    """Waits by advancing its clock."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -49,7 +49,7 @@ class FastPace(Pace):
 
 @dataclass
 class Client:
-    """detlayer as one process would use it: `cache` is what one remembers from run to run, if anything."""
+    """detlayer as in one process; `cache` is the memory shared between runs, if any."""
 
     server: Server
     cache: Path | None = None
@@ -87,7 +87,7 @@ class Client:
         plans: Sequence[Plan] | None = None,
         check: bool = False,
     ) -> PushReport:
-        """Push an image to `repository:tag` names of the server; raises what kept it from being pushed."""
+        """Push an image to `repository:tag` names of the server; raises the first error."""
         report = self.try_push(layout, *names, source=source, plans=plans, check=check)
         if report.first_error is not None:
             raise report.first_error
@@ -125,12 +125,12 @@ class Client:
 
 
 def counted(server: Server) -> list[Request]:
-    """Requests without those that only found out how to authenticate."""
+    """Drop the requests that only served authentication."""
     return [request for request in server.requests if request.status != 401]
 
 
 def blob_bytes(server: Server) -> int:
-    """Bytes of blobs that were sent."""
+    """Count the bytes of blobs that were sent."""
     return sum(request.body_bytes for request in server.requests if "/blobs/" in request.path)
 
 

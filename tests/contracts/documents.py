@@ -1,4 +1,4 @@
-"""Manifests, tags and referrers of a strict registry, with every rule checked. Never blobs, never who may.
+"""Manifests, tags and referrers of a strict registry, with all rules checked. No blobs, no authorization.
 
 Sources: distribution-spec 1.1, "Pushing manifests", "Listing tags", "Listing referrers"; image-spec manifest.md.
 """
@@ -32,7 +32,7 @@ _MAX_BYTES = 4 << 20
 
 
 class Documents:
-    """The documents of a registry. `base` is what absolute URLs begin with."""
+    """The documents of a registry. `base` is the prefix of absolute URLs."""
 
     def __init__(self, storage: Storage, rules: Rules, base: str) -> None:
         self._storage = storage
@@ -55,7 +55,7 @@ class Documents:
         return Answer(200, (("Content-Type", stored.media_type), *self._digest(digest)), stored.data)
 
     def put(self, name: str, target: str, request: Request, body: Incoming) -> Answer:
-        """Answer a PUT, holding the document against all it names."""
+        """Answer a PUT after checking the document and everything it names."""
         _check_target(target)
         need_length(request, body)
         if (body.length or 0) > _MAX_BYTES:
@@ -101,7 +101,7 @@ class Documents:
         return Answer(202)
 
     def list_tags(self, name: str, request: Request) -> Answer:
-        """Answer a list of tags, a page at a time."""
+        """Answer a list of tags, one page at a time."""
         with self._storage.lock:
             repository = self._storage.repositories.get(name)
             if repository is None:
@@ -119,7 +119,7 @@ class Documents:
         return json_answer(200, {"name": name, "tags": tags}, headers=headers)
 
     def list_referrers(self, name: str, subject: str, request: Request) -> Answer:
-        """Answer an index of what is about `subject`; 404 where this registry has no such list."""
+        """Answer the referrers of `subject`; 404 if this registry has no such list."""
         if not self._rules.referrers:
             raise RefusedError(404, "UNSUPPORTED", "404 page not found")
         wanted, start = request.parameter("artifactType"), int(request.parameter("start") or 0)
@@ -162,7 +162,7 @@ class Documents:
         raise RefusedError(400, "MANIFEST_INVALID", "manifest invalid")
 
     def _unknown(self, repository: Repository, missing: list[str]) -> Answer:
-        """Refuse a manifest; by default all that is missing is named, as by docker-registry."""
+        """Refuse a manifest; by default the error lists all missing digests, as in docker-registry."""
         style, status, code = (
             self._rules.unknown_blob_detail,
             self._rules.unknown_blob_status,
@@ -178,7 +178,7 @@ class Documents:
 
 
 def _blame_early(repository: Repository, missing: list[str], answer: Answer) -> Answer:
-    """Answer a manifest of which something is missing; the client is to blame for what never was here."""
+    """Answer a manifest with missing parts; a violation if they were never uploaded."""
     if never := [digest for digest in missing if digest not in repository.lost]:
         refused = RefusedError(400, "", f"a manifest whose blobs are not here: {never}", violation="manifest-early")
         refused.answer = answer
@@ -192,7 +192,7 @@ def _check_target(target: str) -> None:
 
 
 def _parse(data: bytes, kind: str) -> dict[str, Any]:
-    """Read a document and hold it against image-spec and its Content-Type."""
+    """Parse a document and check it against image-spec and its Content-Type."""
 
     def invalid(text: str) -> RefusedError:
         return RefusedError(400, "MANIFEST_INVALID", text, violation="manifest")

@@ -1,4 +1,4 @@
-"""What can go wrong on a connection, as data: which requests it hits, and what happens to them."""
+"""Faults of connections as data: the requests they hit, and their effects."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ MANIFEST = r"/manifests/"
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """Answer this instead of carrying the request out. The body of the request is read first."""
+    """Send this response instead of handling the request, after reading its body."""
 
     answer: Answer
 
 
 @dataclass(frozen=True, slots=True)
 class CutRequest:
-    """Close after so many bytes of the request's body, which arrive and count; with RST, or else with FIN."""
+    """Close after this many bytes of the request's body, which count as received; with RST, or else FIN."""
 
     after_bytes: int
     reset: bool = False
@@ -32,19 +32,19 @@ class CutRequest:
 
 @dataclass(frozen=True, slots=True)
 class CutAnswer:
-    """Carry out, send the head and so many bytes of the answer's body, then close."""
+    """Handle the request, send the head and this many bytes of the response's body, then close."""
 
     after_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
 class LoseAnswer:
-    """Carry out, then close without a byte."""
+    """Handle the request, then close without a response."""
 
 
 @dataclass(frozen=True, slots=True)
 class WrongLength:
-    """Carry out, and send a Content-Length that is wrong by so much; then close."""
+    """Handle the request, send a Content-Length that is off by this number, then close."""
 
     by_bytes: int
 
@@ -56,7 +56,7 @@ class Silence:
 
 @dataclass(frozen=True, slots=True)
 class Endless:
-    """Answer with a body that has no end (but `limit_bytes`, should the client take them all)."""
+    """Send an endless body (at most `limit_bytes`, in case the client reads all of it)."""
 
     status: int = 200
     content_type: str = "application/json"
@@ -65,14 +65,14 @@ class Endless:
 
 @dataclass(frozen=True, slots=True)
 class Kill:
-    """Die before (or after) carrying the request out: it and all others, present and later, are hung up on."""
+    """Stop before (or after) handling the request: close all connections, present and future."""
 
     after: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """Call something before (or after) the request is carried out; after means: before it is answered."""
+    """Call a function before the request is handled, or after it but before the response."""
 
     hook: Callable[[Request], None]
     after: bool = False
@@ -83,9 +83,9 @@ Act = Reply | CutRequest | CutAnswer | LoseAnswer | WrongLength | Silence | Endl
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """An act upon requests by method, path and query (expressions; empty: any).
+    """A fault for requests by method, path and query (regexes; empty: any).
 
-    From the `at`-th on; `times` 0 is for ever.
+    From the `at`-th on; `times` 0 means always.
     """
 
     act: Act
@@ -101,13 +101,13 @@ class Fault:
 
 
 def kill_at(number: int, *, after: bool = False) -> Fault:
-    """Die at the request of that number, counted from when this is armed."""
+    """Stop at the request with this number, counted from arming."""
     return Fault(Kill(after), at=number)
 
 
 @dataclass(slots=True)
 class Script:
-    """The faults of one server, and how often each was hit."""
+    """The faults of one server, and their numbers of hits."""
 
     _armed: list[tuple[Fault, list[int]]] = field(default_factory=list)
     _lock: threading.Lock = field(default_factory=threading.Lock)
@@ -121,7 +121,7 @@ class Script:
             self._armed.clear()
 
     def take(self, request: Request) -> list[Act]:
-        """Say what happens to a request. Calls come first, and one other at most: the first armed."""
+        """Return the faults for a request: calls first, then at most one other, the first armed."""
         calls: list[Act] = []
         other: list[Act] = []
         with self._lock:

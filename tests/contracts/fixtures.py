@@ -1,4 +1,4 @@
-"""Registries for all tests that talk to one: each starts empty, and what it blames its client for fails the test.
+"""Registries for tests: each starts empty, and violations by the client fail the test.
 
 A plugin of tests/conftest.py, so that a real registry is started once for the whole suite.
 """
@@ -26,7 +26,7 @@ REAL: dict[str, Kind] = {"real": "open", "real-htpasswd": "htpasswd", "real-toke
 
 
 class StartReal:
-    """Starts a real registry, or hands out the one that runs, as new."""
+    """Starts a real registry, or returns the running one after a reset."""
 
     def __init__(self, stack: contextlib.ExitStack, make_directory: Callable[[str], Path]) -> None:
         self._stack = stack
@@ -55,14 +55,14 @@ class StartStrict:
 
 @pytest.fixture(scope="session")
 def start_real(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StartReal]:
-    """Start a real registry, or hand out the one that runs, as new."""
+    """Start a real registry, or return the running one after a reset."""
     with contextlib.ExitStack() as stack:
         yield StartReal(stack, tmp_path_factory.mktemp)
 
 
 @pytest.fixture
 def start_strict() -> Iterator[StartStrict]:
-    """Start strict registries; what they blame their clients for fails the test."""
+    """Start strict registries; violations by the client fail the test."""
     with contextlib.ExitStack() as stack:
         start = StartStrict(stack)
         yield start
@@ -71,13 +71,13 @@ def start_strict() -> Iterator[StartStrict]:
 
 @pytest.fixture(params=[*STRICT, *REAL])
 def server(request: pytest.FixtureRequest) -> Iterator[Server]:
-    """Each registry in turn. Tests that take this run unchanged against strict and real ones."""
+    """Each registry in turn: tests run unchanged against strict and real ones."""
     yield from _server(str(request.param), request)
 
 
 @pytest.fixture(params=["strict", "real"])
 def open_server(request: pytest.FixtureRequest) -> Iterator[Server]:
-    """A strict and a real registry that ask for no credentials."""
+    """A strict and a real registry without authentication."""
     yield from _server(str(request.param), request)
 
 

@@ -1,4 +1,4 @@
-"""What servers of the tests record and answer: requests, answers, violations."""
+"""Records of the test servers: requests, responses, violations."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from urllib.parse import parse_qsl
 
 @dataclass(slots=True)
 class Request:
-    """One request. It is recorded when its head has arrived; `status` is set before the answer is sent (0: none was).
+    """One request, recorded when its head has arrived; `status` is set before the response is sent (0: none sent).
 
     Headers have lower-case names and keep credentials, so that tests can look for leaks. `body_bytes` and `sent_bytes`
     are the bytes of the two bodies, without framing. `number` counts from 1 at each server.
@@ -45,7 +45,7 @@ class Request:
         return next((value for key, value in self.parameters if key == name), "")
 
     def header(self, name: str) -> str:
-        """All values of a header, joined as RFC 9110 does; empty if there is none."""
+        """All values of a header, joined as in RFC 9110; empty if it is missing."""
         return ", ".join(value for key, value in self.headers if key == name.lower())
 
     def has(self, name: str) -> bool:
@@ -54,7 +54,7 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Violation:
-    """Something that breaks a specification, or gives a secret away."""
+    """A violation of a specification, or a leaked secret."""
 
     code: str
     request: str
@@ -63,7 +63,7 @@ class Violation:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What to answer. A body of pieces needs its `length`, or is sent in chunks; `close` ends the connection."""
+    """A response. A body in pieces needs its `length`, or is sent in chunks; `close` ends the connection."""
 
     status: int
     headers: tuple[tuple[str, str], ...] = ()
@@ -77,7 +77,7 @@ class Answer:
 
 
 class RefusedError(Exception):
-    """Ends a request with an error answer; `violation` is its code if the client is to blame."""
+    """Ends a request with an error response; `violation` is its code if the client caused it."""
 
     def __init__(
         self,
@@ -102,7 +102,7 @@ def error_answer(
     headers: tuple[tuple[str, str], ...] = (),
     close: bool = False,
 ) -> Answer:
-    """Make an error as in distribution-spec, "Error Codes"."""
+    """Return an error body (distribution-spec, "Error Codes")."""
     document = [{"code": code, "message": message, "detail": detail} for code, message, detail in errors]
     return json_answer(status, {"errors": document}, headers=headers, close=close)
 

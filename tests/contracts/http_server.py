@@ -1,4 +1,4 @@
-"""HTTP/1.1 servers on threads that record what they are asked and fail when told to (faults.py). Never what is asked.
+"""HTTP/1.1 servers on threads that record requests and fail on demand (faults.py).
 
 Sources: RFC 9112 (framing). Bytes are sent by hand, since an HTTP library would not lie about lengths.
 """
@@ -39,11 +39,11 @@ _MAX_DRAIN_BYTES = 64 << 20
 
 
 class BrokenError(Exception):
-    """The peer went away, or was cut off."""
+    """The connection was closed, by the peer or by a fault."""
 
 
 class Incoming:
-    """The body of a request, read once. `length` is what was announced; None if it comes in chunks."""
+    """The body of a request, readable once. `length` is the announced one; None if chunked."""
 
     def __init__(self, stream: io.BufferedReader, request: Request, socket_: socket.socket) -> None:
         self._stream = stream
@@ -58,7 +58,7 @@ class Incoming:
         self.cut_bytes: int | None = None
 
     def pieces(self) -> Iterator[bytes]:
-        """Yield the body as it arrives; raises BrokenError where it stops too early."""
+        """Yield the body as it arrives; raises BrokenError if it ends too early."""
         while not self._over:
             limit = _PIECE_BYTES
             if self.cut_bytes is not None:
@@ -70,7 +70,7 @@ class Incoming:
                 yield piece
 
     def read(self, limit: int = 1 << 30) -> bytes:
-        """Read all; what is beyond `limit` bytes is dropped."""
+        """Read all; bytes beyond `limit` are dropped."""
         data = bytearray()
         for piece in self.pieces():
             if len(data) < limit:
@@ -78,7 +78,7 @@ class Incoming:
         return bytes(data[:limit])
 
     def drain(self) -> None:
-        """Read what is left, as servers do to keep a connection."""
+        """Read the rest, as servers do to keep a connection open."""
         for _ in self.pieces():
             continue
 
@@ -112,19 +112,19 @@ class Incoming:
 
 
 class Application(Protocol):
-    """What answers the requests of a server."""
+    """Handles the requests of a server."""
 
     def answer(self, request: Request, body: Incoming) -> Answer:
-        """Carry a request out; raises RefusedError, and BrokenError where the body stops too early."""
+        """Handle a request; raises RefusedError, and BrokenError if the body ends too early."""
 
     def disturbed(self, request: Request | None) -> None:
-        """Hear that the client may not learn how this request ended; None: any request so far."""
+        """Record that the client may not know the outcome of this request; None: of any request so far."""
 
 
 class WireServer:
-    """A server on a port of its own; a context manager. `host` is the name that clients use.
+    """A server on its own port; a context manager. `host` is the name that clients use.
 
-    With `one_at_a_time`, a request waits until the one before it has been answered, on whichever connection.
+    With `one_at_a_time`, a request waits until the previous one is answered, on any connection.
     """
 
     def __init__(
@@ -169,7 +169,7 @@ class WireServer:
             return list(self._requests)
 
     def clear(self) -> None:
-        """Forget requests and violations. Faults stay armed."""
+        """Clear requests and violations. Faults stay armed."""
         with self._lock:
             self._requests.clear()
             self._numbers = itertools.count(1)
@@ -179,7 +179,7 @@ class WireServer:
         self.script.arm(*faults)
 
     def revive(self) -> None:
-        """Disarm all faults, and live again after a Kill."""
+        """Disarm all faults, and serve again after a Kill."""
         self.script.disarm()
         self._dead.clear()
 
@@ -191,7 +191,7 @@ class WireServer:
         self._closing = True
         self._hang_up()
         with contextlib.suppress(OSError):
-            # Closing alone would not wake the thread that accepts.
+            # Closing alone would not wake the accepting thread.
             socket.create_connection(self._listener.getsockname(), timeout=5).close()
         self._acceptor.join()
         for thread in self._threads:
@@ -236,7 +236,7 @@ class WireServer:
                 while self._serve_one(number, connection, stream):
                     continue
         except ssl.SSLError as error:
-            if error.reason in ("HTTP_REQUEST", "WRONG_VERSION_NUMBER"):  # the latter for methods OpenSSL doesn't know
+            if error.reason in ("HTTP_REQUEST", "WRONG_VERSION_NUMBER"):  # the latter for methods unknown to OpenSSL
                 self.blame("plain-http", None, "plain HTTP was spoken to a server that has TLS")
         except (BrokenError, OSError):
             return
@@ -249,11 +249,11 @@ class WireServer:
         with self._lock:
             for connection in self._open.values():
                 with contextlib.suppress(OSError):
-                    # Not SSLSocket.shutdown, which would pull the TLS object from under the thread that reads.
+                    # Not SSLSocket.shutdown, which would remove the TLS object while the other thread reads.
                     socket.socket.shutdown(connection, socket.SHUT_RDWR)
 
     def _serve_one(self, number: int, connection: socket.socket, stream: io.BufferedReader) -> bool:
-        """Answer one request; tells whether the connection can go on."""
+        """Answer one request; tells whether to keep the connection."""
         request = self._read_head(number, stream)
         if request is None or self._dead.is_set():
             return False
@@ -348,7 +348,7 @@ class WireServer:
 
 
 def _send(connection: socket.socket, request: Request, answer: Answer, act: Act | None) -> bool:
-    """Send an answer, as wrongly as told; tells whether it ended as HTTP has it."""
+    """Send a response, with faults; tells whether it ended correctly."""
     length = answer.content_length
     bare = request.method == "HEAD" or answer.status in (204, 304)
     in_chunks = length is None and not bare
@@ -376,13 +376,13 @@ def _send(connection: socket.socket, request: Request, answer: Answer, act: Act 
                 return False
     if in_chunks:
         connection.sendall(b"0\r\n\r\n")
-    # A body that ended early: the server behind a proxy was cut off.
+    # A body that ended early: the server behind a proxy closed the connection.
     whole = length is None or request.sent_bytes == length
     return whole and not isinstance(act, CutAnswer | WrongLength)
 
 
 def _linger(connection: socket.socket, body: Incoming) -> None:
-    """Close as nginx does: say that no more comes, and take what is on its way, so that no RST drops the answer."""
+    """Close as nginx does: send FIN, and read pending bytes, so that no RST drops the response."""
     with contextlib.suppress(BrokenError, OSError):
         socket.socket.shutdown(connection, socket.SHUT_WR)
         taken = 0

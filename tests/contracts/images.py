@@ -1,4 +1,4 @@
-"""Images in OCI layouts, made without detlayer: what pushes are fed with and pulls are held against.
+"""Images in OCI layouts, made without detlayer, as inputs of pushes and expected results of pulls.
 
 Layers are real tars with files that do not compress, so that any tool can unpack them. Same arguments, same bytes.
 """
@@ -41,14 +41,14 @@ ODD_CONFIGS = {
     "no JSON": b"not JSON",
     "no object": b'["linux", "amd64"]',
     "other kinds": b'{"os": 5, "architecture": ["amd64"]}',
-    "diff_ids that are none": b'{"os": "linux", "architecture": "amd64", "rootfs": {"diff_ids": 7}}',
+    "invalid diff_ids": b'{"os": "linux", "architecture": "amd64", "rootfs": {"diff_ids": 7}}',
 }
-"""Configs that no image should have."""
+"""Invalid configs."""
 
 
 @dataclass(slots=True)
 class Layout:
-    """An OCI layout on disk that is being filled."""
+    """An OCI layout on disk that tests fill."""
 
     path: Path
     entries: list[Descriptor] = field(default_factory=list)
@@ -65,7 +65,7 @@ class Layout:
         return self.blob_path(digest).read_bytes()
 
     def add(self, data: bytes, media_type: str, **more: Any) -> Descriptor:
-        """Store a blob; `more` goes into its descriptor."""
+        """Store a blob; `more` is added to its descriptor."""
         digest = sha256(data)
         self.blob_path(digest).write_bytes(data)
         return {"mediaType": media_type, "digest": digest, "size": len(data), **more}
@@ -75,14 +75,14 @@ class Layout:
         return self.add(json.dumps(document).encode(), document["mediaType"], **more)
 
     def tag(self, descriptor: Descriptor, name: str) -> Descriptor:
-        """Name something in index.json; returns `descriptor`."""
+        """Add a descriptor to index.json; returns it."""
         self.entries = [one for one in self.entries if _name(one) != name]
         self.entries.append({**descriptor, "annotations": {"org.opencontainers.image.ref.name": name}})
         self._write_index()
         return descriptor
 
     def blobs_of(self, descriptor: Descriptor) -> dict[str, bytes]:
-        """All that belongs to a manifest or an index, itself too; foreign layers only if they are here."""
+        """Return all digests of a manifest or index, including its own; foreign layers only if stored."""
         data = self.read(descriptor["digest"])
         found = {descriptor["digest"]: data}
         document = json.loads(data)
@@ -94,7 +94,7 @@ class Layout:
         return found
 
     def documents_of(self, descriptor: Descriptor) -> list[Descriptor]:
-        """The manifests and indexes of an image, children first, itself last."""
+        """Return the manifests and indexes of an image, children first, itself last."""
         document = json.loads(self.read(descriptor["digest"]))
         below = [one for child in document.get("manifests", []) for one in self.documents_of(child)]
         return [*below, descriptor]
@@ -138,7 +138,7 @@ def image(
     foreign_seed: str = "",
     subject: Descriptor | None = None,
 ) -> Descriptor:
-    """Make an image with a layer per seed. A foreign layer comes first, and only its descriptor is there."""
+    """Make an image with a layer per seed. With a foreign layer, only its descriptor is stored, first."""
     layers, diff_ids = [], []
     if foreign_seed:
         tar = layer_tar(foreign_seed, layer_bytes)
@@ -180,7 +180,7 @@ def platforms(
     compression: Compression = "gzip",
     docker: bool = False,
 ) -> Descriptor:
-    """Make an index of images for `count` platforms. Of `version` depend the top layers (and so the configs) only."""
+    """Make an index of images for `count` platforms. Only top layers and configs depend on `version`."""
     children = []
     for architecture in ARCHITECTURES[:count]:
         seeds = [*(f"{architecture} {at}" for at in range(layers - 1)), f"{architecture} top {version}"]
@@ -199,7 +199,7 @@ def platforms(
 
 
 def base_of(layout: Layout, count: int = 3, layers: int = 5, *, layer_bytes: int = 2000) -> Descriptor:
-    """Make the index of base images that `platforms` with the same numbers builds on: all layers but the top ones."""
+    """Make the index of the base images of `platforms` with the same numbers: all layers but the top ones."""
     children = []
     for architecture in ARCHITECTURES[:count]:
         seeds = [f"{architecture} {at}" for at in range(layers - 1)]
@@ -216,7 +216,7 @@ def artifact(
     artifact_type: str = "application/vnd.example.sbom.v1+json",
     annotations: dict[str, str] | None = None,
 ) -> Descriptor:
-    """Make an artifact with one blob, about `subject` (image-spec manifest.md, "Guidelines for Artifact Usage")."""
+    """Make an artifact with one blob for `subject` (image-spec manifest.md, "Guidelines for Artifact Usage")."""
     manifest: dict[str, Any] = {
         "schemaVersion": 2,
         "mediaType": MANIFEST,
@@ -232,7 +232,7 @@ def artifact(
 
 
 def odd_image(layout: Layout, config: bytes) -> Descriptor:
-    """Make an image with a layer and whatever bytes for a config."""
+    """Make an image with a layer and arbitrary bytes as config."""
     layer = layout.add(compress(layer_tar("odd", 2000), "gzip"), _LAYERS["gzip"])
     return layout.add_document(
         {"schemaVersion": 2, "mediaType": MANIFEST, "config": layout.add(config, CONFIG), "layers": [layer]}
@@ -245,14 +245,14 @@ def plain(descriptor: Descriptor) -> Descriptor:
 
 @dataclass(frozen=True, slots=True)
 class CounterBody:
-    """Many bytes that are nowhere: 1 MiB pieces that each begin with their number. A body as ports.Body has it."""
+    """A large generated body (ports.Body): 1 MiB pieces that each begin with their number."""
 
     size_bytes: int
     seed: str = "big"
 
     @property
     def digest(self) -> str:
-        """Compute the digest, which takes a pass over all the bytes."""
+        """Compute the digest, in one pass over all bytes."""
         found = hashlib.sha256()
         for piece in self.pieces():
             found.update(piece)
@@ -270,7 +270,7 @@ class CounterBody:
         yield PieceReader(self.pieces(offset))
 
     def write_to(self, path: Path) -> str:
-        """Write all to a file, for an image in a layout; returns the digest."""
+        """Write all bytes to a file, for an image in a layout; returns the digest."""
         found = hashlib.sha256()
         with path.open("wb") as file:
             for piece in self.pieces():

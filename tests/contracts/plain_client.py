@@ -1,4 +1,4 @@
-"""A plain client for the tests of the servers: nothing follows, retries or logs in by itself."""
+"""A plain HTTP client for tests of the servers: no redirects, retries or logins."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ ACCEPT = {"Accept": ", ".join((MANIFEST, INDEX, DOCKER_MANIFEST, DOCKER_LIST))}
 
 
 def client(server: Server, *, token: str = "") -> httpx.Client:
-    """Make a client whose URLs begin at the server."""
+    """Make a client with the server as base URL."""
     return client_at(f"{'https' if server.ca_file else 'http'}://{server.address}", token=token)
 
 

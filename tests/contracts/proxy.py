@@ -1,4 +1,4 @@
-"""A recording proxy before a real registry: the same records and faults as the strict one has. Never what is asked."""
+"""A recording proxy in front of a real registry, with the records and faults of the strict one."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _OWN = frozenset(("connection", "keep-alive", "transfer-encoding", "content-leng
 
 
 class Proxy:
-    """Passes requests on, Host included, so that the registry names the proxy in its Locations."""
+    """Forwards requests with their Host, so that the registry puts the proxy into its Locations."""
 
     def __init__(self, port: int, *, tls: bool) -> None:
         self._port = port
@@ -39,13 +39,13 @@ class Proxy:
             response.close()
             connection.close()
             return Answer(response.status, headers, length=length)
-        if length is not None and length <= _WHOLE_BYTES:  # nobody may want it in the end: nothing stays open for it
+        if length is not None and length <= _WHOLE_BYTES:  # even an unused body must not keep a connection open
             data = b"".join(_pieces(connection, response))
             return Answer(response.status, headers, data, length)
         return Answer(response.status, headers, _pieces(connection, response), length)
 
     def disturbed(self, request: Request | None) -> None:
-        """A real registry sees for itself what became of a connection."""
+        """A real registry notices by itself how its connections end."""
 
     def _ask(
         self, connection: http.client.HTTPConnection, request: Request, body: Incoming
@@ -59,7 +59,7 @@ class Proxy:
             try:
                 connection.send(b"%x\r\n%b\r\n" % (len(piece), piece) if body.chunked else piece)
             except OSError:
-                break  # it has answered already, and wants no more
+                break  # it has answered already
         else:
             if body.chunked:
                 connection.send(b"0\r\n\r\n")

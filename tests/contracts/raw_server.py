@@ -1,4 +1,4 @@
-"""A server on a plain socket that answers with bytes as they are, however wrong; one request a connection."""
+"""A server on a plain socket that sends given bytes unchanged; one request per connection."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _MAX_HEAD_BYTES = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """A request as it came: its first line's words, headers by lower-case name, and as much of a body as was told."""
+    """A received request: words of its first line, headers by lower-case name, and the announced part of the body."""
 
     method: str
     target: str
@@ -28,7 +28,7 @@ Script = Callable[[Asked], bytes | Iterable[bytes]]
 
 
 def answer(status: int, body: bytes = b"", **headers: str) -> bytes:
-    """Make an answer; names of headers have `_` for `-`, and one without a value is left out."""
+    """Make a response; header names have `_` for `-`, and those without a value are left out."""
     named = {"content_length": str(len(body)), "connection": "close", **headers}
     lines = [f"{name.replace('_', '-')}: {value}" for name, value in named.items() if value]
     lines.insert(0, f"HTTP/1.1 {status} Whatever")
@@ -36,7 +36,7 @@ def answer(status: int, body: bytes = b"", **headers: str) -> bytes:
 
 
 class RawServer:
-    """Asks `script` what to answer; a context manager. `asked` are the requests in order."""
+    """Sends the responses that `script` returns; a context manager. `asked` are the requests in order."""
 
     def __init__(
         self,
@@ -47,7 +47,7 @@ class RawServer:
         take: Callable[[IO[bytes], int], bytes] = lambda stream, length: stream.read(length),
         receive_bytes: int = 0,
     ) -> None:
-        """`take` reads a body of a length; `receive_bytes` is how much the system takes before that."""
+        """`take` reads a body by its length; `receive_bytes` is the size of the receive buffer."""
         self.script = script
         self._tls = tls
         self._take = take
@@ -67,7 +67,7 @@ class RawServer:
 
     @property
     def connections(self) -> int:
-        """How many connections were made."""
+        """The number of connections."""
         with self._lock:
             return len(self._connections)
 

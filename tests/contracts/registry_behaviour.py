@@ -1,4 +1,4 @@
-"""How a strict registry behaves where registries differ, as data; and the traps: each a change of it, or faults."""
+"""Behaviour of a strict registry where registries differ, as data; and traps, each a variation of it or faults."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ from tests.contracts.http_records import Answer, error_answer
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rules:
-    """The defaults are docker-registry's, or else what distribution-spec 1.1 asks for. No limit is 0.
+    """Rules; the defaults are docker-registry's, or else those of distribution-spec 1.1. 0 means no limit.
 
-    `location`: `absolute`, `relative`, `http` (also where the registry has TLS), `elsewhere` (another host, without
-    authorization). `location_query`: Location has a `_state` that has to come back. `blobs`: `here`, or `elsewhere`:
-    GET is a redirect to another host, which asks for credentials if it `fishes`. `digest_header`: of manifests.
+    `location`: `absolute`, `relative`, `http` (even if the registry has TLS), `elsewhere` (another host, without
+    authorization). `location_query`: Location has a `_state` that must be sent back. `blobs`: `here`, or `elsewhere`:
+    GET redirects to another host, which asks for credentials if it `fishes`. `digest_header`: of manifests.
 
-    `one_at_a_time`: a request waits until the one before it has been answered. `wants_subject`: a manifest is refused
-    if its subject is not there; the refusal names the subject, or not. `tag_write_s`: how long it takes until what is
-    put under a tag is stored. `stale_reads`: so many reads of a tag after a write still find what it named before.
-    `anonymous_status`: the answer to requests without credentials, where only `/v2/` challenges; 0: all do.
-    `checks_blobs`: a manifest is refused while something that it names is missing; by `unknown_blob_code`, without JSON
-    if that is empty, and naming at most `unknown_blob_most` of them.
+    `one_at_a_time`: a request waits until the previous one is answered. `wants_subject`: a manifest is refused if its
+    subject is missing; the refusal may name the subject. `tag_write_s`: the delay until a written tag is stored.
+    `stale_reads`: the number of reads of a tag after a write that return the old image.
+    `anonymous_status`: the status for requests without credentials, where only `/v2/` sends a challenge; 0: all do.
+    `checks_blobs`: a manifest with missing parts is refused by `unknown_blob_code`, without JSON if that is empty; the
+    error lists at most `unknown_blob_most` of them.
     """
 
     location: Literal["absolute", "relative", "http", "elsewhere"] = "absolute"
@@ -78,12 +78,11 @@ class Rules:
 
 @dataclass(frozen=True, slots=True)
 class Tokens:
-    """How a token service behaves.
+    """Rules of a token service.
 
-    `uses`: a token is good for so many requests, then expired (0: for ever); that is unfair to clients with several
-    lanes, of which one may use up what another has just fetched. `expires_at`: at these requests, of those that came
-    with a good token, all tokens given so far expire. `realm`: where the challenge says that the service is, if that
-    is not the truth.
+    `uses`: the number of requests that a token is valid for (0: no limit); unfair to clients with several workers,
+    which may use up each other's tokens. `expires_at`: at these requests, counting those with a valid token, all tokens
+    expire. `realm`: a false address of the service in the challenge, if set.
     """
 
     get: bool = True
@@ -99,7 +98,7 @@ class Tokens:
 
 @dataclass(frozen=True, slots=True)
 class Trap:
-    """Something that registries do and clients fall into. `passes`: a push or pull is to come through all the same."""
+    """A behaviour of registries that breaks clients. `passes`: a push or pull must succeed anyway."""
 
     rules: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
     faults: tuple[Fault, ...] = ()
@@ -123,7 +122,7 @@ class Trap:
 
 
 def busy(status: int, retry_after: str = "") -> Answer:
-    """What a registry says that has too much to do."""
+    """The response of an overloaded registry."""
     headers = (("Retry-After", retry_after),) if retry_after else ()
     return error_answer(status, ("TOOMANYREQUESTS", "try again later", None), headers=headers)
 

@@ -1,4 +1,4 @@
-"""Real registries (docker-registry 2.8), each behind a recording proxy, and what they share with the strict one."""
+"""Real registries (docker-registry 2.8), each behind a recording proxy, with a common interface with the strict one."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ Kind = Literal["open", "htpasswd", "token", "tls"]
 
 
 class Server(Protocol):
-    """A registry that tests talk to, be it strict or real.
+    """A registry for tests, strict or real.
 
-    `address` is what references begin with; `account` is who may push (None: anybody); `ca_file` is there if it has
-    TLS. `requests` are the registry's, `token_requests` those of its token service. `secrets` may appear nowhere.
-    What is stored is looked at and changed without HTTP.
+    `address` is the prefix of references; `account` may push (None: anyone); `ca_file` is set with TLS. `requests` are
+    the registry's, `token_requests` those of its token service. `secrets` must not leak. The storage is read and
+    changed without HTTP.
     """
 
     account: Account | None
@@ -52,13 +52,13 @@ class Server(Protocol):
     def secrets(self) -> set[str]: ...
 
     def clear(self) -> None:
-        """Forget requests and violations. What is stored stays, and faults stay armed."""
+        """Clear requests and violations. The storage and armed faults are kept."""
 
     def arm(self, *faults: Fault) -> None:
-        """Let things go wrong, from now on."""
+        """Arm faults."""
 
     def revive(self) -> None:
-        """Disarm all faults, and answer again after a Kill."""
+        """Disarm all faults, and serve again after a Kill."""
 
     def repositories(self) -> list[str]: ...
 
@@ -66,24 +66,24 @@ class Server(Protocol):
         """Return the digests of a repository's tags."""
 
     def blob(self, name: str, digest: str) -> bytes | None:
-        """Return a blob's bytes; None if the repository has not got it."""
+        """Return a blob's bytes; None if the repository lacks it."""
 
     def manifest(self, name: str, digest: str) -> tuple[str, bytes] | None:
-        """Return media type and bytes of a manifest; None if the repository has not got it."""
+        """Return media type and bytes of a manifest; None if the repository lacks it."""
 
     def put_blob(self, name: str, data: bytes) -> str: ...
 
     def put_manifest(self, name: str, data: bytes, media_type: str, tag: str = "") -> str: ...
 
     def lose(self, name: str, digest: str) -> None:
-        """Take a blob or a manifest away, as garbage collection does."""
+        """Delete a blob or a manifest, as garbage collection does."""
 
     def end_uploads(self) -> None:
-        """Give up all open upload sessions."""
+        """Drop all open upload sessions."""
 
 
 class RealRegistry:
-    """A docker-registry in a process of its own. `port` is its own; `address` is the proxy's."""
+    """A docker-registry in its own process. `port` is its own; `address` is the proxy's."""
 
     def __init__(self, kind: Kind, directory: Path) -> None:
         self.kind = kind
@@ -111,7 +111,7 @@ class RealRegistry:
 
     @property
     def direct_address(self) -> str:
-        """The registry itself, without the proxy: for measurements."""
+        """The address of the registry without the proxy, for measurements."""
         return f"127.0.0.1:{self.port}"
 
     @property
@@ -146,14 +146,14 @@ class RealRegistry:
         self.server.revive()
 
     def reset(self) -> None:
-        """Be as new: nothing stored, nothing recorded, nothing armed. The registry keeps no cache that would know."""
+        """Reset storage, records and faults. The registry has no cache that would become stale."""
         self.revive()
         self.clear()
         shutil.rmtree(self._root, ignore_errors=True)
 
     def repositories(self) -> list[str]:
         top = self._root / "repositories"
-        # Not by glob: the registry removes directories of uploads meanwhile, and os.walk passes these by.
+        # Not by glob: the registry removes upload directories meanwhile, which os.walk skips.
         found = {Path(above) for above, names, _ in os.walk(top) if {"_layers", "_manifests"} & set(names)}
         return sorted(str(path.relative_to(top)) for path in found)
 
@@ -190,7 +190,7 @@ class RealRegistry:
                 shutil.rmtree(self._repository(name) / "_manifests" / "tags" / tag)
 
     def lose_data(self, digest: str) -> None:
-        """Remove a blob's file, and leave all links to it."""
+        """Remove a blob's file, but keep all links to it."""
         self._data_path(digest).unlink()
 
     def end_uploads(self) -> None:
@@ -249,7 +249,7 @@ class RealRegistry:
         }
 
     def _wait(self) -> int:
-        """Wait for the line of the log that says where it listens."""
+        """Wait for the log line with the port that it listens on."""
         assert self._process.stderr is not None
         for line in self._process.stderr:
             self.log += line

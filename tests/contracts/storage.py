@@ -1,4 +1,4 @@
-"""What a strict registry has stored: repositories with blobs, manifests, tags and uploads. Never HTTP."""
+"""The storage of a strict registry: repositories with blobs, manifests, tags and uploads. No HTTP."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ def sha256(data: bytes | bytearray) -> str:
 
 
 def is_foreign(descriptor: dict[str, Any]) -> bool:
-    """Whether registries take a manifest without this layer (image-spec layer.md; Docker's foreign layers)."""
+    """Whether a manifest is accepted without this layer (image-spec layer.md; Docker's foreign layers)."""
     kind = str(descriptor.get("mediaType", ""))
     return "nondistributable" in kind or "rootfs.foreign" in kind
 
 
 def named_blobs(document: dict[str, Any]) -> list[dict[str, Any]]:
-    """Descriptors of the config and of the layers that a registry has to have."""
+    """Return the descriptors of the required config and layers."""
     named = [document["config"], *document.get("layers", [])] if "config" in document else []
     return [one for one in named if not is_foreign(one)]
 
@@ -38,7 +38,7 @@ def named_children(document: dict[str, Any]) -> list[dict[str, Any]]:
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """A manifest as it was put."""
+    """A manifest with the bytes and media type of its PUT."""
 
     media_type: str
     data: bytes
@@ -51,7 +51,7 @@ class Stored:
 
 @dataclass(slots=True)
 class Upload:
-    """An upload session. `state` changes with each answer; `disturbed`: the client may not know the newest."""
+    """An upload session. `state` changes with each response; `disturbed`: the client may not know the latest one."""
 
     id: str
     repository: str
@@ -69,12 +69,12 @@ class Repository:
     tags: dict[str, str] = field(default_factory=dict)
     old_tags: dict[str, list[str]] = field(
         default_factory=dict
-    )  # what the next reads of a tag still find ("": nothing)
-    lost: set[str] = field(default_factory=set)  # once here, then taken away behind the client's back
-    lying: set[str] = field(default_factory=set)  # lost, and HEAD still says that they are here
+    )  # the results of the next reads of a tag ("": not found)
+    lost: set[str] = field(default_factory=set)  # deleted without the client's knowledge
+    lying: set[str] = field(default_factory=set)  # deleted, but HEAD still finds them
 
     def missing(self, document: dict[str, Any], *, sparse: bool = False) -> list[str]:
-        """Digests that a manifest names and the repository has not."""
+        """Return the digests of a manifest that the repository lacks."""
         blobs = [one["digest"] for one in named_blobs(document)]
         children = [] if sparse else [one["digest"] for one in named_children(document)]
         absent = [one for one in blobs if one not in self.blobs] + [
@@ -85,16 +85,16 @@ class Repository:
 
 @dataclass(slots=True)
 class Storage:
-    """All repositories of a registry. `lock` is held while anything is looked at or changed."""
+    """All repositories of a registry. Hold `lock` to read or change anything."""
 
     repositories: dict[str, Repository] = field(default_factory=dict)
     uploads: dict[str, Upload] = field(default_factory=dict)
-    finished: set[str] = field(default_factory=set)  # sessions that a client ended
-    ended: set[str] = field(default_factory=set)  # sessions that the registry gave up, or whose end a client can't know
+    finished: set[str] = field(default_factory=set)  # sessions completed by a client
+    ended: set[str] = field(default_factory=set)  # sessions dropped by the registry, or ended without a response
     lock: threading.RLock = field(default_factory=threading.RLock)
 
     def repository(self, name: str) -> Repository:
-        """Return a repository, which comes to be where it was not."""
+        """Return a repository, created if missing."""
         with self.lock:
             return self.repositories.setdefault(name, Repository())
 
@@ -118,7 +118,7 @@ class Storage:
             return digest
 
     def lose(self, name: str, digest: str, *, lying: bool = False) -> None:
-        """Take a blob or a manifest away, as garbage collection does; `lying`: HEAD still reports it."""
+        """Delete a blob or a manifest, as garbage collection does; `lying`: HEAD still reports it."""
         with self.lock:
             repository = self.repository(name)
             repository.blobs.pop(digest, None)
@@ -129,7 +129,7 @@ class Storage:
                 repository.lying.add(digest)
 
     def forget(self) -> None:
-        """Lose everything, as a registry does that keeps its data in memory and is restarted."""
+        """Lose everything, as a restarted registry that stores its data in memory."""
         with self.lock:
             for repository in self.repositories.values():
                 repository.lost |= repository.blobs.keys() | repository.manifests.keys()
@@ -139,7 +139,7 @@ class Storage:
             self.end_uploads()
 
     def end_uploads(self) -> None:
-        """Give up all open sessions, as registries do after a while."""
+        """Drop all open sessions, as registries do after a while."""
         with self.lock:
             self.ended |= self.uploads.keys()
             self.uploads.clear()

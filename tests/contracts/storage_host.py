@@ -1,4 +1,4 @@
-"""Another host that a registry sends its clients to, for blobs and uploads. It must see no credentials."""
+"""Another host that a registry redirects blobs and uploads to. It must not receive credentials."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _RANGE = re.compile(r"bytes=([0-9]+)-([0-9]*)\Z")
 
 
 class Elsewhere:
-    """A store on `localhost`, where the registry is on 127.0.0.1. URLs of blobs are signed, as those of clouds are."""
+    """A store on `localhost`, while the registry is on 127.0.0.1. Blob URLs are signed, as in clouds."""
 
     def __init__(self, storage: Storage, tls: ssl.SSLContext | None, registry_url: str) -> None:
         self._storage = storage
@@ -51,7 +51,7 @@ class Elsewhere:
         with self._storage.lock:
             data = self._storage.repository(name).blobs.get(digest)
         if data is None:
-            raise RefusedError(403, "DENIED", "AccessDenied")  # what S3 says of an object that is not there
+            raise RefusedError(403, "DENIED", "AccessDenied")  # S3's response for a missing object
         return byte_range(data, "", request)
 
     def disturbed(self, request: Request | None) -> None:
@@ -75,7 +75,7 @@ class Elsewhere:
 
 
 def byte_range(data: bytes, digest: str, request: Request, *, ranges: bool = True) -> Answer:
-    """Answer a GET or HEAD of bytes, a part of them if one is asked for (RFC 9110, 14)."""
+    """Answer a GET or HEAD of bytes, or of the requested range (RFC 9110, 14)."""
     named = [("Content-Type", "application/octet-stream")]
     if digest:
         named.append(("Docker-Content-Digest", digest))

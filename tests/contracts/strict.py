@@ -1,4 +1,4 @@
-"""A strict registry of the OCI distribution spec 1.1, in this process: it records, and refuses what breaks the spec.
+"""A strict, in-process registry of the OCI distribution-spec 1.1: records requests and refuses violations.
 
 A test asserts `registry.violations == []` at its end. Where registries differ, rules.py says how this one behaves; what
 goes wrong on connections is in faults.py. Sources: distribution-spec 1.1; docker-registry where that is silent.
@@ -28,10 +28,10 @@ _DENIED = {401: "UNAUTHORIZED", 403: "DENIED"}
 
 
 class StrictRegistry:
-    """A registry on a port of its own, with the traps that are asked for; a context manager.
+    """A registry on its own port with optional traps; a context manager.
 
-    `storage` may be looked at and changed at any time. `tokens` is the token service of `bearer`. `elsewhere` is the
-    other host that blobs and uploads may be at. `violations` are those of all three.
+    Tests may read and change `storage` at any time. `tokens` is the token service for `bearer`. `elsewhere` is the
+    other host for blobs and uploads. `violations` are those of all three.
     """
 
     def __init__(
@@ -71,12 +71,12 @@ class StrictRegistry:
 
     @property
     def address(self) -> str:
-        """What references begin with: host and port."""
+        """The prefix of references: host and port."""
         return self.server.address
 
     @property
     def requests(self) -> list[Request]:
-        """Requests to the registry, in order of arrival; those for tokens are in `token_requests`."""
+        """The requests to the registry in order of arrival; those for tokens are in `token_requests`."""
         return self.server.requests
 
     @property
@@ -90,14 +90,14 @@ class StrictRegistry:
 
     @property
     def secrets(self) -> set[str]:
-        """What may be seen in no output, and at no other host."""
+        """Strings that must not appear in outputs or at other hosts."""
         logins = {f"{one.username}:{one.password}" for one in self._accounts}
         basic = {base64.b64encode(login.encode()).decode() for login in logins}
         tokens = self.tokens.secrets if self.tokens else set[str]()
         return {one.password for one in self._accounts} | basic | tokens
 
     def clear(self) -> None:
-        """Forget requests and violations; what is stored stays, and faults stay armed."""
+        """Clear requests and violations; the storage and armed faults are kept."""
         self.server.clear()
         self.elsewhere.server.clear()
         if self.tokens:
@@ -107,7 +107,7 @@ class StrictRegistry:
         self.server.arm(*faults)
 
     def revive(self) -> None:
-        """Disarm all faults, and answer again after a Kill."""
+        """Disarm all faults, and serve again after a Kill."""
         self.server.revive()
 
     def repositories(self) -> list[str]:
@@ -123,7 +123,7 @@ class StrictRegistry:
             return self.storage.repository(name).blobs.get(digest)
 
     def manifest(self, name: str, digest: str) -> tuple[str, bytes] | None:
-        """Return media type and bytes of a manifest that the repository has."""
+        """Return media type and bytes of a manifest of the repository."""
         with self.storage.lock:
             stored = self.storage.repository(name).manifests.get(digest)
             return (stored.media_type, stored.data) if stored else None
@@ -161,12 +161,12 @@ class StrictRegistry:
         """Route a request (distribution-spec, "Endpoints")."""
         self._check_head(request, body)
         answer = self._route(request, body)
-        tracking = ("Set-Cookie", "session=strict; Path=/")  # a client that sends it back is one that tracks us
+        tracking = ("Set-Cookie", "session=strict; Path=/")  # a client that returns it stores cookies
         version = ("Docker-Distribution-API-Version", "registry/2.0")
         return Answer(answer.status, (*answer.headers, version, tracking), answer.body, answer.length, answer.close)
 
     def disturbed(self, request: Request | None) -> None:
-        """Excuse what a client can't know of its uploads."""
+        """Excuse wrong session states that a client can't know."""
         self.uploads.disturb(request.path.partition("/blobs/uploads/")[2] if request else None)
 
     def _check_head(self, request: Request, body: Incoming) -> None:
@@ -245,7 +245,7 @@ class StrictRegistry:
                 raise RefusedError(404, "BLOB_UNKNOWN", "blob unknown to registry", detail=digest)
         return Answer(202)
 
-    # -- who may
+    # -- authorization
 
     def _authorize(self, request: Request, name: str, actions: tuple[str, ...]) -> None:
         header = request.header("authorization")
@@ -289,7 +289,7 @@ class StrictRegistry:
         return self.tokens.spend(token)
 
     def _may(self, request: Request, name: str, action: str) -> bool | None:
-        """Tell whether a request may; False only if its token lacks what the service would have given."""
+        """Check the authorization; False only if the token lacks an action that the service would have granted."""
         _, _, value = request.header("authorization").partition(" ")
         if self.auth == "open":
             return True
@@ -325,7 +325,7 @@ class StrictRegistry:
 
 
 def _split(path: str) -> tuple[str, str, str]:
-    """Cut a path into name, kind and the rest."""
+    """Split a path into name, kind and rest."""
     text = path.removeprefix("/v2/")
     for mark, kind in (("/blobs/uploads/", "uploads"), ("/blobs/", "blobs"), ("/manifests/", "manifests")):
         name, found, rest = text.rpartition(mark)
@@ -340,7 +340,7 @@ def _split(path: str) -> tuple[str, str, str]:
 
 
 def _actions(method: str, kind: str) -> tuple[str, ...]:
-    """Say which actions a request needs, as docker-registry does."""
+    """Return the actions that a request needs, as in docker-registry."""
     if method == "DELETE" and kind != "uploads":
         return ("delete",)
     return ("pull",) if method in ("GET", "HEAD") and kind != "uploads" else ("pull", "push")

@@ -1,4 +1,4 @@
-"""What hosts say in Locations, challenges and tokens, however wrong: read as one thing only, or refused."""
+"""Invalid URLs in Locations, challenges and tokens: parsed unambiguously, or rejected."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def repository(server: RawServer, credentials: Credentials | None = None, **how:
 
 
 def registry(location: str = "", *, challenge: str = "", token: bytes = b'{"token":"t0ken"}') -> RawServer:
-    """A registry that takes every upload at `location`, and asks for credentials by `challenge`."""
+    """A registry that redirects every upload to `location`, and requires credentials by `challenge`."""
 
     def say(asked: Asked) -> bytes:
         if asked.target.startswith("/token"):
@@ -115,7 +115,7 @@ def test_locations_that_are_none(location: str, status: int) -> None:
     with RawServer(say) as server, repository(server) as one:
         with pytest.raises(RegistryError) as caught:
             upload(one, BLOB, Bytes)
-        assert len(server.asked) == 1  # nothing is asked of where it leads, and nothing is tried again
+        assert len(server.asked) == 1  # no request is redirected or retried
     assert caught.value.code == "registry-garbage"
     assert "secret" not in caught.value.message
 
@@ -208,7 +208,7 @@ def test_a_registry_token_that_is_no_header(token: str) -> None:
 )
 @pytest.mark.parametrize("challenge", ["Basic", 'Bearer realm="http://HERE/token"'])
 def test_credentials_that_are_no_text(credentials: Credentials, challenge: str) -> None:
-    """As they come from an environment that is not UTF-8: the bytes are sent as they are."""
+    """From an environment that is not UTF-8: the bytes are sent unchanged."""
     with registry(challenge=challenge) as server, repository(server, credentials) as one:
         if credentials.identity_token and challenge == "Basic":
             with pytest.raises(AuthError):
@@ -218,7 +218,7 @@ def test_credentials_that_are_no_text(credentials: Credentials, challenge: str) 
 
 
 def test_names_that_differ_in_case_are_one_host() -> None:
-    """A registry that is written in upper case, and gives Locations in lower case, gets its credentials."""
+    """A registry named in upper case that sends lower-case Locations receives its credentials."""
     with registry("http://localhost:PORT/u", challenge='Basic realm="x"') as server:
         server_script = server.script
 
@@ -246,7 +246,7 @@ def test_ipv6() -> None:
 
 @pytest.mark.parametrize("location", ["http://HERE/elsewhere", "http://[::1", "file:///etc/passwd", "http://me@HERE/u"])
 def test_a_session_that_is_remembered_is_not_trusted(location: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It may lead to another host, which gets no credentials, or be no address: then the blob starts anew."""
+    """It may name another host, which gets no credentials, or be invalid: then the upload starts again."""
     monkeypatch.setattr("detlayer.registry.upload.CHUNKED_FROM_BYTES", 100)
     assert CHUNKED_FROM_BYTES > 100
     with RawServer(lambda asked: answer(404)) as other, registry("/v2/u", challenge="Basic") as server:

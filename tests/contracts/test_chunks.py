@@ -1,4 +1,4 @@
-"""Uploads in chunks to registries that count wrongly: what arrives is whole, or the push ends with an error."""
+"""Uploads in chunks to registries with wrong offsets: the blob arrives complete, or the push fails."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @dataclass
 class Chunky:
-    """A registry with one upload at a time. `range_of` says what Range it answers when it has so many bytes."""
+    """A registry with one upload at a time. `range_of` returns its Range for a number of bytes."""
 
     range_of: Callable[[int], str] = lambda count: f"0-{max(count - 1, 0)}"
     minimum: str = ""
@@ -106,7 +106,7 @@ def test_what_comes_through(name: str) -> None:
     ],
 )
 def test_what_does_not(registry: Chunky, code: str) -> None:
-    """Tried anew a few times, and then given up."""
+    """The upload is retried a few times, then fails."""
     with RawServer(registry) as server, repository(server) as one:
         with pytest.raises(RegistryError) as caught:
             upload(one, BLOB, Bytes)
@@ -117,7 +117,7 @@ def test_what_does_not(registry: Chunky, code: str) -> None:
 
 @pytest.mark.parametrize("had", [DATA[:500], b"y" * 500, DATA, b"y" * 1000, b"", b"y" * 5000])
 def test_a_session_of_an_earlier_run(had: bytes) -> None:
-    """It is gone on with; if what it has turns out wrong, the blob is sent once more from its beginning."""
+    """The upload is resumed; if the resumed bytes are corrupt, the blob is sent again from the start."""
     registry = Chunky(have=bytearray(had))
     with RawServer(registry) as server, repository(server) as one:
         session = Session(f"http://{server.address}/u", 500)
@@ -127,7 +127,7 @@ def test_a_session_of_an_earlier_run(had: bytes) -> None:
 
 
 def test_the_newest_location_is_kept() -> None:
-    """Also one that was only asked for: docker-registry takes no other."""
+    """Including a resumed session: docker-registry accepts no other Location."""
     chunky = Chunky(have=bytearray(DATA[:500]))
 
     def say(asked: Asked) -> bytes:

@@ -1,4 +1,4 @@
-"""Credentials go to the host that they are for, along no redirect, and are asked for no oftener than they can help."""
+"""Credentials are sent only to their host, not along redirects, and are requested as rarely as possible."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ BEARER = 'Bearer realm="http://{}/token",service="it"'
 
 @pytest.fixture
 def other() -> Iterator[RawServer]:
-    """Another host, which takes everything and would like to know who it is."""
+    """Another host that accepts everything and asks for credentials."""
 
     def say(asked: Asked) -> bytes:
         if asked.method == "GET":
@@ -35,7 +35,7 @@ def other() -> Iterator[RawServer]:
 @pytest.mark.parametrize("status", [307, 308])
 @pytest.mark.parametrize("method", ["POST", "PUT"])
 def test_an_upload_is_sent_on(other: RawServer, status: int, method: str) -> None:
-    """To the registry itself with credentials, to another host without; the body goes along whole."""
+    """To the registry with credentials, to another host without; the body is sent completely."""
 
     def say(asked: Asked) -> bytes:
         if "authorization" not in asked.headers:
@@ -67,12 +67,12 @@ def test_a_fishing_host_gets_nothing(other: RawServer, status: int) -> None:
             with pytest.raises(RegistryError) as caught:
                 get()
             assert caught.value.code == "redirect-refused"
-        assert len(server.asked) == 1 + 2  # what it wants is known from the first on
+        assert len(server.asked) == 1 + 2  # its challenge is remembered
     assert [asked.headers.get("authorization") for asked in other.asked] == [None, None]
 
 
 def test_a_host_that_is_busy_for_now() -> None:
-    """As a storage that a registry sends us to: trying again may help, and so the exit says."""
+    """For example the storage behind a registry: a retry may help, and the exit code says so."""
     with RawServer(lambda asked: answer(503)) as busy:
         with RawServer(lambda asked: answer(307, location=f"http://{busy.address}/")) as server:
             with repository(server) as one, pytest.raises(UnavailableError) as caught:
@@ -120,7 +120,7 @@ def test_a_token_service_may_not_send_us_elsewhere(other: RawServer) -> None:
 
 @pytest.mark.parametrize("error", ["insufficient_scope", "invalid_token", ""])
 def test_a_401_for_good_ends_soon(error: str) -> None:
-    """As Docker Hub says of repositories that are not there, to whoever may only pull."""
+    """Docker Hub's response for a missing repository, if the user may only pull."""
 
     def say(asked: Asked) -> bytes:
         if asked.target.startswith("/token"):
@@ -132,14 +132,14 @@ def test_a_401_for_good_ends_soon(error: str) -> None:
             one.get_manifest("1")
         most = 3 if error == "insufficient_scope" else 5
         assert sum(asked.target.startswith("/v2") for asked in server.asked) == most
-    # The service knows who we are; what its token is good for is not enough.
+    # The token service accepts the credentials, but its token lacks the permission.
     assert caught.value.code == ("registry-denied" if error == "insufficient_scope" else "registry-auth")
 
 
 @pytest.mark.parametrize("refuses", ["mount", "token"])
 @pytest.mark.parametrize("status", [401, 403])
 def test_a_mount_that_is_forbidden_is_an_upload(refuses: str, status: int) -> None:
-    """Be it that the registry refuses it, or that the token service gives nothing at all for such scopes."""
+    """Whether the registry refuses it, or the token service issues no token for such scopes."""
 
     def say(asked: Asked) -> bytes:
         if asked.target.startswith("/token"):
@@ -161,7 +161,7 @@ def test_a_mount_that_is_forbidden_is_an_upload(refuses: str, status: int) -> No
 @pytest.mark.parametrize("scheme", ["basic", "bearer", "identity"])
 @pytest.mark.parametrize("status", [401, 403, 400, 500])
 def test_a_host_that_says_back_what_it_was_sent(scheme: str, status: int) -> None:
-    """As servers do whose errors are for their developers: what is a secret comes into no message of ours."""
+    """Some servers repeat requests in errors for debugging; secrets must not enter our messages."""
     me = Credentials(identity_token="identity-token") if scheme == "identity" else ME
 
     def say(asked: Asked) -> bytes:

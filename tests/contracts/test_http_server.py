@@ -1,4 +1,4 @@
-"""The servers under the registries: framing, faults, and that they end."""
+"""The test servers themselves: framing, faults, and shutdown."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from tests.contracts.storage import sha256
 
 
 class Echo:
-    """Answers with the body that came; remembers what it carried out."""
+    """Returns the received body; records the handled requests."""
 
     def __init__(self) -> None:
         self.done: list[str] = []
@@ -208,7 +208,7 @@ def test_calls(server: WireServer, echo: Echo, connection: http.client.HTTPConne
 
 
 def test_requests_come_at_the_same_time(server: WireServer) -> None:
-    """Both are inside before either is answered: nothing here goes one by one."""
+    """Both requests are in progress before either is answered: nothing is serialized."""
     inside = threading.Barrier(2)
 
     def meet(_: Request) -> None:

@@ -1,4 +1,4 @@
-"""Images of every shape that the image-spec allows arrive as they are; those that contradict themselves are refused."""
+"""Images of every shape allowed by image-spec arrive unchanged; contradictory ones are rejected."""
 
 from __future__ import annotations
 
@@ -42,13 +42,13 @@ def nested(layout: Layout, depth: int) -> Descriptor:
 
 
 def of_bytes(layout: Layout, size: int) -> Descriptor:
-    """A manifest of just so many bytes."""
+    """A manifest of exactly this many bytes."""
     short = manifest(layout, blob(layout), annotations={"a": ""})
     return manifest(layout, blob(layout), annotations={"a": "x" * (size - int(short["size"]))})
 
 
 def artifact(layout: Layout) -> Descriptor:
-    """Its config is its layer, too."""
+    """Its config is also its layer."""
     empty = layout.add(b"{}", EMPTY)
     return manifest(layout, empty, config=empty, artifactType="application/x")
 
@@ -93,7 +93,7 @@ def test_every_kind_of_image_arrives_as_it_is(name: str, open_server: Server, la
     open_server.clear()
     client.push(f"oci:{tmp_path / 'pulled'}", "team/app:1")
     asked = [request.path.split("/")[4] for request in open_server.requests]
-    if "subject" in json.loads(layout.read(descriptor["digest"])):  # whether it is listed is asked, too
+    if "subject" in json.loads(layout.read(descriptor["digest"])):  # also checks whether it is listed as a referrer
         assert asked in (["manifests", "referrers"], ["manifests", "referrers", "manifests"])
     else:
         assert asked == ["manifests"]
@@ -101,7 +101,7 @@ def test_every_kind_of_image_arrives_as_it_is(name: str, open_server: Server, la
 
 @pytest.mark.parametrize("within", [True, False])
 def test_a_layer_that_is_foreign_for_one_only(within: bool, open_server: Server, layout: Layout) -> None:
-    """It is needed here, for the other one."""
+    """The blob is foreign in one image, but required by another."""
     layer = blob(layout)
     foreign = {**layer, "mediaType": NONDISTRIBUTABLE}
     if within:
@@ -115,7 +115,7 @@ def test_a_layer_that_is_foreign_for_one_only(within: bool, open_server: Server,
 
 
 def test_an_index_that_lists_blobs(start_real: Callable[[Kind], RealRegistry], layout: Layout, tmp_path: Path) -> None:
-    """As BuildKit's caches do; a media type that is unknown must be no error (image-index.md)."""
+    """As in BuildKit's caches; an unknown media type must not be an error (image-index.md)."""
     server = start_real("open")
     config = blob(layout, b"{}", "application/vnd.buildkit.cacheconfig.v0")
     made = layout.tag(index(layout, blob(layout), config), "image")
@@ -166,7 +166,7 @@ def test_contradictions(name: str, open_server: Server, layout: Layout) -> None:
 
 
 def test_documents_without_end(open_server: Server, layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As many as an index may list, of 4 MiB each, would be more than fits into memory."""
+    """An index may list more manifests of 4 MiB each than fit into memory."""
     layout.tag(index(layout, *(manifest(layout, annotations={"n": str(number)}) for number in range(20))), "image")
     monkeypatch.setattr("detlayer.transfer.remote._MAX_ALL_BYTES", 5000)
     with pytest.raises(LayerError) as caught:
@@ -175,7 +175,7 @@ def test_documents_without_end(open_server: Server, layout: Layout, monkeypatch:
 
 
 def test_many_blobs_are_missing(open_server: Server, layout: Layout, tmp_path: Path) -> None:
-    """A registry that lost them names them all, in an error of some length; they are sent, all at once."""
+    """A registry that lost them lists all of them in a long error; all are sent at once."""
     made = layout.tag(manifest(layout, *(blob(layout, b"%d" % number) for number in range(300))), "image")
     client = Client(open_server, tmp_path / "cache")
     client.push(layout, "team/app:1")

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM, whatever the command waits for: it ends at once and says so, and a second run completes."""
+"""Ctrl-C and SIGTERM during any wait: the command ends at once with a message, and a second run completes."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_interrupted(
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment) as running:
         assert waits.wait(60)
         running.send_signal(number)
-        out, err = running.communicate(timeout=30)  # far less than all that it would wait for
+        out, err = running.communicate(timeout=30)  # far less than the sum of all waits
     assert running.returncode == 128 + number
     assert out == b""
     assert b"interrupted" in err

@@ -1,4 +1,4 @@
-"""A push that ends at any request leaves no tag at an incomplete image, and the next sends nothing twice (SPEC 11)."""
+"""A push killed at any request leaves no tag at an incomplete image, and the next one sends nothing twice (SPEC 11)."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from tests.contracts.images import Layout, platforms
 from tests.contracts.servers import Server
 from tests.contracts.strict import StrictRegistry
 
-MOST = 60  # requests of the push below, and some
+MOST = 60  # the requests of the push below, with a margin
 
 
 @pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
 def test_killed_at_every_request(open_server: Server, layout: Layout, tmp_path: Path, after: bool) -> None:
-    """The suite walks all requests; `after` means that the registry carried the request out, and nobody heard of it."""
+    """Tests kill the push at every request; with `after`, the registry handles the request but does not answer."""
     first = layout.tag(platforms(layout, 2, 3, version="1"), "first")
     second = layout.tag(platforms(layout, 2, 3, version="2"), "second")
     digests = layout.blobs_of(second)
@@ -58,7 +58,7 @@ def test_killed_at_every_request(open_server: Server, layout: Layout, tmp_path: 
 
 
 def test_a_chunk_that_broke_off(open_server: Server, layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever the registry keeps of it, the blob arrives."""
+    """The blob arrives, whatever part of it the registry keeps."""
     from detlayer.registry import upload
     from tests.contracts.faults import SESSION, CutRequest, Fault
     from tests.contracts.images import image
@@ -74,7 +74,7 @@ def test_a_chunk_that_broke_off(open_server: Server, layout: Layout, monkeypatch
 def test_a_large_blob_goes_on_where_it_broke_off(
     open_server: Server, layout: Layout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Across processes: what the next one knows is in the cache."""
+    """Across processes: the next one reads the cache."""
     from detlayer.registry import upload
     from tests.contracts.faults import SESSION, Fault, Kill
     from tests.contracts.images import image
@@ -85,7 +85,7 @@ def test_a_large_blob_goes_on_where_it_broke_off(
     large = next(digest for digest, data in layout.blobs_of(descriptor).items() if len(data) > 1 << 20)
     size = len(layout.read(large))
     client = Client(open_server, tmp_path / "cache", retries=0)
-    # Between chunks: docker-registry forgets an upload of which it got a part of a chunk.
+    # Between chunks: docker-registry drops an upload with a partial chunk.
     open_server.arm(Fault(Kill(), "PATCH", SESSION, at=3))
     with pytest.raises(DetlayerError):
         client.push(layout, "team/app:1")
@@ -100,7 +100,7 @@ def test_a_large_blob_goes_on_where_it_broke_off(
 def test_within_a_run_a_large_blob_goes_on(
     start_strict: Callable[..., StrictRegistry], layout: Layout, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """From the byte that arrived, where a registry keeps what it got of a chunk, as the specification has it."""
+    """From the last received byte, if the registry keeps partial chunks, as specified."""
     from detlayer.registry import upload
     from tests.contracts.faults import SESSION, CutRequest, Fault
     from tests.contracts.images import image

@@ -1,4 +1,4 @@
-"""Registries that lose data: nothing is called pushed that is not there, and what is missing is sent (SPEC 11.4)."""
+"""Registries that lose data: a push never reports missing data as pushed, and restores it (SPEC 11.4)."""
 
 from __future__ import annotations
 
@@ -47,14 +47,14 @@ def layers(layout: Layout, manifest: Descriptor) -> list[str]:
     return [one["digest"] for one in json.loads(layout.read(manifest["digest"]))["layers"]]
 
 
-# -- what earlier runs remembered
+# -- facts remembered from earlier runs
 
 
 @pytest.mark.parametrize("target", ["the same tag", "another tag", "its digest"])
 def test_a_registry_that_forgot_everything(
     start_strict: StartStrict, layout: Layout, tmp_path: Path, target: str
 ) -> None:
-    """It takes a manifest without looking at blobs: only a question tells that what is remembered is gone."""
+    """It accepts manifests without checking blobs: only a request shows that remembered blobs are gone."""
     server = start_strict(CARELESS)
     index = layout.tag(platforms(layout), "image")
     names = {"the same tag": "app:1", "another tag": "app:2", "its digest": f"app@{index['digest']}"}
@@ -66,7 +66,7 @@ def test_a_registry_that_forgot_everything(
         stored = server.manifest("app", digest)
         assert server.blob("app", digest) == data or (stored is not None and stored[1] == data)
     assert broken_tags(server) == {}
-    # Now it holds again, and costs no more than before.
+    # The facts are valid again, and cost no extra requests.
     server.clear()
     client.push(layout, names[target])
     assert [request.method for request in server.requests] == ["HEAD"]
@@ -86,7 +86,7 @@ def test_an_image_that_shares_layers_with_one_that_is_gone(
 
 
 def test_others_brought_the_base_back(start_strict: StartStrict, layout: Layout, tmp_path: Path) -> None:
-    """The layer that is asked for is the topmost, which nobody has brought back with another image."""
+    """The topmost layer is checked, since other images cannot have restored it."""
     server = start_strict(CARELESS)
     client = Client(server, tmp_path / "cache")
     index = layout.tag(platforms(layout), "image")
@@ -98,7 +98,7 @@ def test_others_brought_the_base_back(start_strict: StartStrict, layout: Layout,
 
 
 def test_a_blob_that_tells_nothing_is_not_asked_for(start_strict: StartStrict, layout: Layout, tmp_path: Path) -> None:
-    """Every artifact has the empty config, and may have a small blob that others have, too."""
+    """Every artifact has the empty config, and may share small blobs with others."""
     server = start_strict(CARELESS)
     client = Client(server, tmp_path / "cache")
     large, small = layout.add(b"a" * 1000, "text/plain"), layout.add(b"{}", "text/plain")
@@ -112,7 +112,7 @@ def test_a_blob_that_tells_nothing_is_not_asked_for(start_strict: StartStrict, l
 
 
 def test_an_upload_that_was_interrupted(start_strict: StartStrict, layout: Layout, tmp_path: Path) -> None:
-    """What arrived before is remembered, though no tag lists it."""
+    """Uploaded blobs are remembered even if no tag lists them."""
     server = start_strict(CARELESS)
     client = Client(server, tmp_path / "cache", retries=0)
     index = layout.tag(platforms(layout), "image")
@@ -126,7 +126,7 @@ def test_an_upload_that_was_interrupted(start_strict: StartStrict, layout: Layou
 
 
 def test_only_the_manifests_are_remembered(start_strict: StartStrict, layout: Layout, tmp_path: Path) -> None:
-    """What a manifest lists that is remembered is no better known than that manifest."""
+    """Blobs inferred from a remembered manifest are only as certain as that manifest."""
     server = start_strict(CARELESS)
     client = Client(server, tmp_path / "cache")
     index = layout.tag(platforms(layout), "image")
@@ -144,7 +144,7 @@ def test_only_the_manifests_are_remembered(start_strict: StartStrict, layout: La
 
 
 def test_all_facts_of_a_repository_go(start_strict: StartStrict, layout: Layout, tmp_path: Path) -> None:
-    """Also those about other images; those about other repositories are for them to confirm."""
+    """Including facts about other images; other repositories are confirmed separately."""
     server = start_strict(CARELESS)
     client = Client(server, tmp_path / "cache")
     other = layout.tag(image(layout, ["other"]), "image")
@@ -162,7 +162,7 @@ def test_all_facts_of_a_repository_go(start_strict: StartStrict, layout: Layout,
 
 
 def test_a_plan_of_yesterday(start_strict: StartStrict, layout: Layout) -> None:
-    """SPEC 11.5: that blobs are there is believed only once one is seen; what is not is sent."""
+    """SPEC 11.5: a plan's existing blobs count only once one is confirmed; missing ones are sent."""
     server = start_strict(CARELESS)
     layout.tag(image(layout, ["base", "top"]), "image")
     client = Client(server)
@@ -177,7 +177,7 @@ def test_a_plan_of_yesterday(start_strict: StartStrict, layout: Layout) -> None:
 
 
 def test_one_question_for_each_repository_and_run(start_strict: StartStrict, layout: Layout, tmp_path: Path) -> None:
-    """Six images that one run pushes to one repository; then what the first brought needs no question."""
+    """One run pushes six images to a repository; blobs pushed with the first one need no requests later."""
     server = start_strict(CARELESS)
     for number in range(6):
         layout.tag(image(layout, ["base", f"top {number}"]), str(number))
@@ -201,12 +201,12 @@ def test_one_question_for_each_repository_and_run(start_strict: StartStrict, lay
     server.forget()
     second = push_all("-more")
     assert second.count("HEAD blobs") == 1
-    assert second.count("POST blobs") == 6 + 6 + 1  # the base was brought in this very run
+    assert second.count("POST blobs") == 6 + 6 + 1  # the base was pushed in the same run
     assert broken_tags(server) == {}
 
 
 def test_what_the_tag_shows_needs_no_question(server: Server, layout: Layout, tmp_path: Path) -> None:
-    """The old image lists all but the top layers, and is there: what is remembered is not needed."""
+    """The old image exists and lists all but the top layers: no remembered fact is needed."""
     client = Client(server, tmp_path / "cache")
     layout.tag(platforms(layout), "image")
     client.push(layout, "app:1")
@@ -218,12 +218,12 @@ def test_what_the_tag_shows_needs_no_question(server: Server, layout: Layout, tm
     ]
 
 
-# -- what is asked for on demand
+# -- checks on demand
 
 
 @pytest.mark.parametrize("what", ["layer", "config", "manifest", "all but the index"])
 def test_a_check_finds_and_restores(server: Server, layout: Layout, tmp_path: Path, what: str) -> None:
-    """A tag names the image, and parts of it are gone: a push says that it is up to date, and a check does not."""
+    """A tag names an image with missing parts: `push` reports it as up to date, `--check` does not."""
     client = Client(server, tmp_path / "cache")
     index = layout.tag(platforms(layout), "image")
     client.push(layout, "app:1", "app:latest")
@@ -250,7 +250,7 @@ def test_a_check_finds_and_restores(server: Server, layout: Layout, tmp_path: Pa
     assert broken_tags(server) == {}
     writes = [one for one in server.requests if one.method in ("PUT", "POST", "PATCH") and one.status != 401]
     assert len(writes) == made.requests
-    # A registry that reads manifests when they are put sees again what lists the parts that were missing, at last.
+    # Documents that list missing parts are put again last, for registries that read manifests on PUT.
     assert writes[-1].path == "/v2/app/manifests/1"
     assert any(one.path == f"/v2/app/manifests/{first['digest']}" for one in writes)
 
@@ -264,7 +264,7 @@ def test_a_check_of_an_image_that_is_whole(server: Server, layout: Layout, tmp_p
     assert [tag.state for tag in report.results[0].tags] == ["present"]
     asked = [one for one in server.requests if one.status != 401]
     assert {one.method for one in asked} == {"HEAD"}
-    # The index by its tag; all else by digest.
+    # The index by its tag; everything else by digest.
     assert {one.path.rpartition("/")[2] for one in asked} == layout.blobs_of(index).keys() - {index["digest"]} | {"1"}
     assert len(asked) == len(layout.blobs_of(index))
     (made,) = client.plan(layout, "app:1", check=True)
@@ -273,7 +273,7 @@ def test_a_check_of_an_image_that_is_whole(server: Server, layout: Layout, tmp_p
 
 
 def test_a_check_believes_nothing(start_strict: StartStrict, layout: Layout, tmp_path: Path) -> None:
-    """A registry that forgot, with a manifest that somebody put there without the blobs: nothing that lists counts."""
+    """A registry lost its data, and a manifest was put without its blobs: inferences from it do not count."""
     server = start_strict(CARELESS)
     client = Client(server, tmp_path / "cache")
     index = layout.tag(platforms(layout), "image")
@@ -301,7 +301,7 @@ def test_a_plan_that_was_checked_is_carried_out(server: Server, layout: Layout, 
 
 
 def test_a_check_where_tags_can_not_be_put_again(start_strict: StartStrict, layout: Layout) -> None:
-    """The blob is restored, and the image put by its digest."""
+    """The blob is restored, and the image is put by digest."""
     from tests.contracts.registry_behaviour import Rules
 
     server = start_strict(rules=Rules(immutable_tags=True))
@@ -327,7 +327,7 @@ def test_a_check_asks_for_no_foreign_layer(start_strict: StartStrict, layout: La
 @pytest.mark.parametrize("name", REFUSING)
 @pytest.mark.parametrize("lost", ["a layer", "layers", "a manifest", "a manifest and its blobs"])
 def test_any_refusal_is_healed(start_strict: StartStrict, layout: Layout, tmp_path: Path, name: str, lost: str) -> None:
-    """The old image is there and lists what garbage collection took: the registry says so, in one way or another."""
+    """The old image lists blobs removed by garbage collection; registries report this in different ways."""
     server = start_strict(PUSH_TRAPS[name])
     client = Client(server, tmp_path / "cache")
     old = layout.tag(platforms(layout), "image")
@@ -341,7 +341,7 @@ def test_any_refusal_is_healed(start_strict: StartStrict, layout: Layout, tmp_pa
         "a manifest": [first["digest"]],
         "a manifest and its blobs": [first["digest"], *layers(layout, first)[:3]],
     }[lost]
-    if "manifest" in lost:  # the first two platforms are as they were
+    if "manifest" in lost:  # the first two platforms are unchanged
         index = layout.add_document({"schemaVersion": 2, "mediaType": INDEX, "manifests": [first, second, changed]})
     else:
         index = platforms(layout, version="2")
@@ -353,7 +353,7 @@ def test_any_refusal_is_healed(start_strict: StartStrict, layout: Layout, tmp_pa
 
 
 def test_a_registry_that_names_one_at_a_time_and_lies(start_strict: StartStrict, layout: Layout) -> None:
-    """HEAD still reports what is gone: each refusal brings one blob back, as often as there are blobs."""
+    """HEAD still finds lost blobs: each refusal restores one blob, as often as there are blobs."""
     server = start_strict(PUSH_TRAPS["unknown-blob-one-at-a-time"])
     client = Client(server)
     old = layout.tag(platforms(layout), "image")
@@ -377,7 +377,7 @@ def test_a_registry_that_names_one_at_a_time_and_lies(start_strict: StartStrict,
 def test_a_refusal_for_another_reason(
     start_strict: StartStrict, layout: Layout, tmp_path: Path, answer: Answer, code: str
 ) -> None:
-    """Nothing is missing: it is told as it is, after one round of questions about what this run did not send."""
+    """Nothing is missing: the refusal is reported after one round of checks of blobs not sent in this run."""
     server = start_strict()
     client = Client(server, tmp_path / "cache", retries=0)
     old = layout.tag(image(layout, ["base", "top"]), "image")
@@ -422,7 +422,7 @@ def test_a_refusal_that_no_blob_would_change(
 
 
 def test_a_subject_that_is_gone(start_strict: StartStrict, layout: Layout, tmp_path: Path) -> None:
-    """It is put before what is about it, if the image has both and the registry wants it so."""
+    """The subject is put first, if the source has both and the registry requires it."""
     server = start_strict()
     client = Client(server, tmp_path / "cache")
     subject = image(layout)
@@ -446,7 +446,7 @@ def test_a_subject_that_is_gone(start_strict: StartStrict, layout: Layout, tmp_p
 
 
 def test_documents_that_miss_the_same_blob(start_strict: StartStrict, layout: Layout, tmp_path: Path) -> None:
-    """They are put side by side: the blob is sent once, and each is put again."""
+    """They are put in parallel: the blob is sent once, and each manifest is put again."""
     server = start_strict(PUSH_TRAPS["unknown-blob-is-invalid"])
     client = Client(server, tmp_path / "cache")
 

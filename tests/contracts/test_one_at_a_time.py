@@ -1,4 +1,4 @@
-"""A registry that handles one request at a time: nothing is read from it while something is written to it."""
+"""A registry that handles one request at a time: never read from it while writing to it."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_a_copy_within_one_registry(
 
 
 def sparse(server: StrictRegistry, layout: Layout, tmp_path: Path) -> str:
-    """An image whose blobs are in the registry alone."""
+    """An image whose blobs are only in the registry."""
     seed(server, "team/from", layout, image(layout, ["one"], layer_bytes=100_000, compression="none"), "1")
     Client(server).pull("team/from:1", tmp_path / "sparse", manifests_only=True)
     server.clear()
@@ -70,11 +70,11 @@ def test_a_source_that_fails_leaves_no_request_half_sent(start_strict: Start, la
         Client(server).push(name, "team/to:1")
     assert caught.value.code == "blob-digest"
     sent = [request for request in server.requests if request.method in ("PUT", "PATCH")]
-    assert [request for request in sent if request.header("content-length") != "233"] == []  # the config, which is here
+    assert [request for request in sent if request.header("content-length") != "233"] == []  # the local config
 
 
 class FailingBody:
-    """A body that can't be read."""
+    """A body that fails to be read."""
 
     size_bytes = 100
 
@@ -83,7 +83,7 @@ class FailingBody:
 
 
 def test_a_source_is_opened_before_the_request() -> None:
-    """Also one on another host, which is not kept in a file."""
+    """Including a blob on another host, which is not written to a file."""
     with RawServer(lambda asked: answer(201)) as server:
         transport = Transport(Network(retries=0, read_s=10))
         stretch = Stretch(FailingBody(), 0, 100, lambda count_bytes: None)

@@ -1,4 +1,4 @@
-"""Answers that trickle in, that are too large, or that are no HTTP: an error within the time that the user allows."""
+"""Slow, endless or non-HTTP responses: an error within the user's timeout."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/vnd.oci.image.manifest.v1+
 
 
 def trickle(server: RawServer, pieces: Iterable[bytes]) -> Iterator[bytes]:
-    """A piece now and then, for as long as anybody listens."""
+    """Send a piece from time to time, while the client reads."""
     for piece in pieces:
         if server.over.wait(0.05):
             return
@@ -40,7 +40,7 @@ Say = Callable[[RawServer], bytes | Iterable[bytes]]
 
 
 def ask(say: Say, read_s: float) -> DetlayerError:
-    """Fetch a manifest from whoever answers so; returns what is raised."""
+    """Fetch a manifest from a server with this response; returns the error."""
     with RawServer(lambda asked: say(server)) as server:
         transport = Transport(Network(read_s=read_s, retries=0))
         with Registries(transport) as registries, pytest.raises(DetlayerError) as caught:
@@ -64,7 +64,7 @@ SLOW: dict[str, Say] = {
 
 @pytest.mark.parametrize("name", SLOW)
 def test_what_trickles_in_ends(name: str) -> None:
-    """Each byte is in time, and the whole is not: without a bound on that, this test would never end."""
+    """Each byte is in time, but the whole is not: without a total limit, this test would never end."""
     assert ask(SLOW[name], 0.5).code == "registry-timeout"
 
 
@@ -109,12 +109,12 @@ def test_answers_that_are_none(name: str) -> None:
 
 # -- transfers: 64 KiB within each timeout
 
-LONG = bytes(range(256)) * 16384  # 4 MiB: more than the systems of both sides hold
+LONG = bytes(range(256)) * 16384  # 4 MiB: more than the socket buffers of both sides
 SHORT = LONG[: 600 << 10]
 
 
 class Trickle:
-    """Reads the bodies of requests a piece at a time, with a pause after each."""
+    """Reads request bodies in pieces, with a pause after each."""
 
     def __init__(self, piece_bytes: int, pause_s: float) -> None:
         self._piece_bytes = piece_bytes
@@ -130,7 +130,7 @@ class Trickle:
 
 @contextmanager
 def trickling(piece_bytes: int, pause_s: float, *, tls: bool = False) -> Iterator[RawServer]:
-    """A server that takes bodies so, and says 201."""
+    """A server that reads bodies like this, and answers 201."""
     take = Trickle(piece_bytes, pause_s)
     context = server_context() if tls else None
     with RawServer(lambda asked: answer(201), take=take, tls=context, receive_bytes=16 << 10) as server:
@@ -154,12 +154,12 @@ def send(server: RawServer, data: bytes, read_s: float, *, tls: bool = False) ->
 
 @pytest.mark.parametrize("tls", [False, True])
 def test_a_peer_that_takes_a_few_bytes_now_and_then_is_given_up(tls: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each read is in time, and the whole is not: without a minimum rate the test would take minutes."""
+    """Each read is in time, but the whole is not: without a minimum rate, this test would take minutes."""
     connect = socket.create_connection
 
     def connect_narrowly(*arguments: Any, **options: Any) -> socket.socket:
         made = connect(*arguments, **options)
-        made.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)  # so that each read of the peer is felt here
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)  # so that each read of the peer unblocks the sender
         return made
 
     monkeypatch.setattr(socket, "create_connection", connect_narrowly)
@@ -171,14 +171,14 @@ def test_a_peer_that_takes_a_few_bytes_now_and_then_is_given_up(tls: bool, monke
 
 @pytest.mark.parametrize("tls", [False, True])
 def test_a_slow_link_has_the_time_that_it_needs(tls: bool) -> None:
-    """As a whole it takes longer than the timeout, also after the last byte was handed to the system."""
+    """The whole takes longer than the timeout, also after the last byte is in the socket buffer."""
     with trickling(16 << 10, 0.05, tls=tls) as server:
         assert send(server, SHORT, 1.0, tls=tls) == 201
         assert server.asked[0].body == SHORT
 
 
 def fetch(say: Callable[[RawServer, Asked], bytes | Iterable[bytes]], data: bytes, read_s: float) -> bytes:
-    """Fetch a blob from whoever answers so."""
+    """Fetch a blob from a server with this response."""
     transport = Transport(Network(read_s=read_s, retries=2), pace=FastPace())
     with RawServer(lambda asked: say(server, asked)) as server, Registries(transport) as registries:
         repository = registries.repository(RepositoryName(server.address, "team/app"))
@@ -187,7 +187,7 @@ def fetch(say: Callable[[RawServer, Asked], bytes | Iterable[bytes]], data: byte
 
 
 def part(asked: Asked, data: bytes) -> tuple[bytes, bytes]:
-    """The head of the answer to a GET of a blob, and what comes behind it."""
+    """Return the head of a response to a GET of a blob, and the bytes after it."""
     start = int(asked.headers.get("range", "bytes=0-")[6:-1])
     return answer(206 if start else 200, content_length=str(len(data) - start)), data[start:]
 
@@ -204,7 +204,7 @@ def test_a_peer_that_sends_a_few_bytes_now_and_then_is_given_up() -> None:
 
 
 def test_a_peer_that_sends_a_few_bytes_on_each_connection_is_given_up() -> None:
-    """Each connection brings something, and ends long before its time is over."""
+    """Each connection makes progress, and ends long before its timeout."""
 
     def say(server: RawServer, asked: Asked) -> Iterable[bytes]:
         head, rest = part(asked, LONG)
@@ -224,7 +224,7 @@ def test_a_slow_sender_has_the_time_that_it_needs() -> None:
 
 
 def test_an_upload_that_gains_a_few_bytes_on_each_connection_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is resumed again and again, and each time a byte further."""
+    """The download is resumed repeatedly, one byte further each time."""
     monkeypatch.setattr("detlayer.registry.upload.CHUNKED_FROM_BYTES", 1)
     taken = 1
 
@@ -234,7 +234,7 @@ def test_an_upload_that_gains_a_few_bytes_on_each_connection_is_given_up(monkeyp
             return answer(404)
         if asked.method == "PATCH":
             taken += 1
-            return trickle(server, [b""])  # hangs up after a while
+            return trickle(server, [b""])  # closes after a while
         return answer(204 if asked.method == "GET" else 202, location="/u", range=f"0-{taken}")
 
     with RawServer(say) as server, Registries(Transport(Network(read_s=0.1, retries=2))) as registries:

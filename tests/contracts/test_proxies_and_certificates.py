@@ -1,4 +1,4 @@
-"""Ways to a registry: proxies that the environment names, and never for loopback; certificates that we show."""
+"""Connections to registries: proxies from the environment, never for loopback; client certificates."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_who_is_not_to_be_proxied(hosts: str, monkeypatch: pytest.MonkeyPatch) -
 
 
 class Tunnel:
-    """A proxy that leads every CONNECT to one server."""
+    """A proxy that connects every CONNECT to one server."""
 
     def __init__(self, port: int) -> None:
         self._port = port
@@ -113,7 +113,7 @@ class Tunnel:
 
 
 def server_context(*names: str) -> ssl.SSLContext:
-    """TLS for these names, which asks for a certificate and takes none, too."""
+    """A TLS context for these names, which requests but does not require a client certificate."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     authority().issue_cert(*names).configure_cert(context)
     context.load_verify_locations(ca_path())
@@ -122,7 +122,7 @@ def server_context(*names: str) -> ssl.SSLContext:
 
 
 def test_tls_through_a_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The proxy learns where to, and nothing of what is said there."""
+    """The proxy sees the host, but no content."""
 
     def say(asked: Asked) -> bytes:
         return answer(404) if "authorization" in asked.headers else answer(401, www_authenticate="Basic")
@@ -167,7 +167,7 @@ def client_files(tmp_path: Path) -> tuple[str, str]:
 
 
 def test_a_client_certificate_is_for_registries(client_files: tuple[str, str]) -> None:
-    """Not for where they keep their blobs."""
+    """Not for the hosts that store the blobs."""
     data = b"data"
     with (
         RawServer(lambda asked: answer(200, data), tls=server_context("localhost")) as storage,

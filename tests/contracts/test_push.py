@@ -1,4 +1,4 @@
-"""A push sends only what is not there, in few requests, and what arrives is what was sent (SPEC 11)."""
+"""A push sends only missing blobs, in few requests, and the image arrives unchanged (SPEC 11)."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Start = Callable[..., StrictRegistry]
 
 
 def tagged(layout: Layout, version: str) -> Layout:
-    """A layout whose one image is of this version, whatever else lies in it."""
+    """A layout with one image of this version, and possibly other blobs."""
     layout.tag(platforms(layout, version=version), "image")
     return layout
 
@@ -56,7 +56,7 @@ def test_nothing_changed_is_one_request(server: Server, layout: Layout, tmp_path
 
 @pytest.mark.parametrize("remembers", [True, False])
 def test_only_a_new_tag(server: Server, layout: Layout, tmp_path: Path, remembers: bool) -> None:
-    """SPEC 11.3: what the tag names, one blob or the image by its digest, and the tag."""
+    """SPEC 11.3: the tag's image, one blob or the image by digest, and the tag."""
     index = layout.tag(platforms(layout), "image")
     Client(server, tmp_path / "cache").push(layout, "team/app:1")
     server.clear()
@@ -94,7 +94,7 @@ def test_no_byte_of_a_base_in_a_sibling_repository(server: Server, layout: Layou
 
 
 def test_a_base_is_remembered(server: Server, layout: Layout, tmp_path: Path) -> None:
-    """Nobody says where the base is: an earlier push of it is enough."""
+    """The base's repository is not annotated: an earlier push of it is enough."""
     client = Client(server, tmp_path / "cache")
     layout.tag(base_of(layout), "image")
     client.push(layout, "team/base:12")
@@ -179,13 +179,13 @@ def test_a_sparse_image_is_copied_within_and_across(
     client.push(f"oci:{sparse}", "copy/app:1")
     assert_has(server, "copy/app", "1", layout, index)
     other = start_strict()
-    # The client's credentials are for `server`, and `other` asks for none: a strict registry blames what is sent to it.
+    # The credentials are for `server`, and `other` asks for none: a strict registry reports any sent to it.
     Both(server, other).push(f"oci:{sparse}", "copy/app:1")
     assert_has(other, "copy/app", "1", layout, index)
 
 
 class Both(Client):
-    """Pushes to the second of two servers, and may read from the first."""
+    """Pushes to the second of two servers; may read from the first."""
 
     def __init__(self, source: Server, target: Server) -> None:
         super().__init__(target)
@@ -203,7 +203,7 @@ class Both(Client):
 
 
 def test_what_the_source_corrupts_never_gets_a_name(start_strict: Start, layout: Layout, tmp_path: Path) -> None:
-    """The last byte of a streamed blob is held back until its digest is right."""
+    """The last byte of a streamed blob is held until its digest is verified."""
     source, target = start_strict(), start_strict()
     descriptor = image(layout)
     seed(source, "team/app", layout, descriptor, "1")
@@ -232,14 +232,14 @@ def test_a_corrupt_blob_on_disk_is_named(server: Server, layout: Layout) -> None
     assert digest in caught.value.message
     assert f"sha256:{hashlib.sha256(data).hexdigest()}" in caught.value.message
     assert sum(request.method == "PUT" and f"digest={digest}" in request.query for request in server.requests) == 1
-    server.clear()  # of the blame for the wrong digest
+    server.clear()  # of the violation for the wrong digest
     assert server.tags("team/app") == {}
 
 
 @pytest.mark.parametrize("source", ["oci", "oci-archive"])
 @pytest.mark.parametrize("damage", ["lost", "cut off"])
 def test_a_blob_that_is_nowhere(open_server: Server, layout: Layout, source: str, damage: str) -> None:
-    """SPEC 11.1: it is missed before anything is sent, so no upload is left open at the registry."""
+    """SPEC 11.1: the missing blob is detected before anything is sent, so no upload stays open."""
     descriptor = layout.tag(image(layout), "image")
     digest = [one for one, data in layout.blobs_of(descriptor).items() if data[:2] == b"\x1f\x8b"][-1]
     path = layout.blob_path(digest)
@@ -260,7 +260,7 @@ def test_a_blob_that_is_nowhere(open_server: Server, layout: Layout, source: str
 
 
 def test_what_garbage_collection_took_is_sent_again(server: Server, layout: Layout, tmp_path: Path) -> None:
-    """SPEC 11.4: facts can be wrong; the registry says so when it gets the manifest."""
+    """SPEC 11.4: facts can be wrong; the registry reports it on the PUT of the manifest."""
     client = Client(server, tmp_path / "cache")
     client.push(tagged(layout, "1"), "team/app:1")
     index = layout.tag(platforms(layout, version="2"), "image")
@@ -273,7 +273,7 @@ def test_what_garbage_collection_took_is_sent_again(server: Server, layout: Layo
 
 
 def test_a_head_that_lies(start_strict: Start, layout: Layout) -> None:
-    """Blobs that HEAD still reports, and that are gone: sent after all."""
+    """Lost blobs that HEAD still finds are sent again."""
     server = start_strict()
     descriptor = layout.tag(image(layout, layer_bytes=1 << 21), "image")
     digests = [digest for digest, data in layout.blobs_of(descriptor).items() if len(data) > 1 << 20]
@@ -288,7 +288,7 @@ def test_a_head_that_lies(start_strict: Start, layout: Layout) -> None:
 def test_a_plan_is_carried_out_unless_something_moved(
     server: Server, layout: Layout, tmp_path: Path, remembers: bool
 ) -> None:
-    """SPEC 11.5: that blobs are there is confirmed by one request, unless the image that the tag names is known."""
+    """SPEC 11.5: existing blobs are confirmed by one request, unless the tag's image is known."""
     client = Client(server, tmp_path / "cache" if remembers else None)
     client.push(tagged(layout, "1"), "team/app:1")
     index = layout.tag(platforms(layout, version="2"), "image")
@@ -300,7 +300,7 @@ def test_a_plan_is_carried_out_unless_something_moved(
     report = client.push(layout, "team/app:1", plans=read)
     assert_has(server, "team/app", "1", layout, index)
     assert len(counted(server)) == (1 if remembers else 2) + made[0].requests
-    # Now the tag names something else than the plan saw.
+    # Now the tag names another image than in the plan.
     layout.tag(platforms(layout, version="3"), "image")
     third = client.plan(layout, "team/app:1")
     seed(server, "team/app", layout, image(layout), "1")
@@ -330,7 +330,7 @@ def test_tags_fail_one_by_one(start_strict: Start, layout: Layout) -> None:
     assert report.first_error is not None
     assert report.first_error.code == "tag-immutable"
     assert server.tags("team/app")["2"] == descriptor["digest"]
-    # What an immutable tag names already is not put again: registries such as ECR would refuse.
+    # An immutable tag that is up to date is not put again: registries such as ECR would refuse it.
     server.clear()
     Client(server).push(layout, "team/app:2")
     assert [request.method for request in server.requests] == ["HEAD"]
@@ -341,7 +341,7 @@ def test_by_digest(open_server: Server, layout: Layout, tmp_path: Path) -> None:
     Client(open_server).push(layout, f"team/app@{descriptor['digest']}")
     assert open_server.manifest("team/app", descriptor["digest"]) is not None
     assert open_server.tags("team/app") == {}
-    # Once more: it is asked whether it is there, whatever is remembered.
+    # A blob is checked again, even if it is remembered.
     client = Client(open_server, tmp_path / "cache")
     for has in (True, False):
         client.push(layout, f"team/app@{descriptor['digest']}")
@@ -358,7 +358,7 @@ def test_by_digest(open_server: Server, layout: Layout, tmp_path: Path) -> None:
 
 
 def test_a_plan_that_believes_what_is_not_so(start_real: Callable[[Kind], RealRegistry], layout: Layout) -> None:
-    """It says that blobs and manifests are there: the registry says what is not, and gets it."""
+    """The plan claims that blobs and manifests exist: the registry reports missing ones, and gets them."""
     server = start_real("open")
     index = layout.tag(platforms(layout), "image")
     client = Client(server)
@@ -385,7 +385,7 @@ def test_a_plan_for_other_tags(open_server: Server, layout: Layout) -> None:
 
 
 def test_repositories_and_tags_fail_one_by_one(start_strict: Start, layout: Layout) -> None:
-    """What fails for one repository does not stop the others, and each tag says what became of it."""
+    """A failing repository does not stop the others, and each tag has its result."""
     server = start_strict()
     descriptor = layout.tag(image(layout), "image")
     refused = error_answer(403, ("DENIED", "not you", None))
@@ -402,7 +402,7 @@ def test_repositories_and_tags_fail_one_by_one(start_strict: Start, layout: Layo
 
 
 def test_blobs_that_lie_in_several_repositories(start_strict: Start, layout: Layout, tmp_path: Path) -> None:
-    """A sparse image takes its layers from where it came from, though other sources are named beside it."""
+    """A sparse image takes its layers from its origin, even if other sources are given."""
     source, target = start_strict(), start_strict()
     descriptor = image(layout)
     seed(source, "team/app", layout, descriptor, "1")
@@ -416,7 +416,7 @@ def test_blobs_that_lie_in_several_repositories(start_strict: Start, layout: Lay
         report = push_image(opened, [to], registries, options=PushOptions((named,)))
     assert report.first_error is None
     assert_has(target, "copy/app", "1", layout, descriptor)
-    # The other way round: the layout lost its origin, and what was named has only a part.
+    # The reverse: the layout has no origin, and the given source has only a part.
     layout.tag(descriptor, "image")
     for digest in [one for one, data in layout.blobs_of(descriptor).items() if data[:2] == b"\x1f\x8b"]:
         layout.blob_path(digest).unlink()

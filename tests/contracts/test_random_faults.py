@@ -1,4 +1,4 @@
-"""Anything may go wrong, in any order: no tag names an incomplete image, and once all is well a push completes."""
+"""Random faults in any order: no tag names an incomplete image, and a push completes after they end."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ NAMES = (
     "Location", "Range", "Content-Type", "Docker-Content-Digest", "WWW-Authenticate", "Retry-After",
     "OCI-Chunk-Min-Length", "OCI-Subject", "Link", "Content-Encoding",
 )  # fmt: skip
-# Redirects that a client has to follow are not among them: where they lead to here, nobody would be to blame.
+# Without redirects that a client must follow: their targets here are invalid, which is not the client's fault.
 STATUSES = (200, 201, 202, 204, 206, 304, 400, 401, 403, 404, 405, 409, 413, 416, 418, 429, 500, 502, 503, 504)
 BODIES = (
     b"",
@@ -44,7 +44,7 @@ BODIES = (
 
 
 def fault(chance: random.Random) -> Fault:
-    """Something that goes wrong at some request."""
+    """A fault at some request."""
     headers = tuple((name, chance.choice(VALUES)) for name in NAMES if chance.random() < 0.3)
     acts: list[Act] = [
         CutRequest(chance.randrange(2000), reset=chance.random() < 0.5),
@@ -87,5 +87,5 @@ def test_no_tag_names_an_incomplete_image_whatever_goes_wrong(
     for name in ("team/app", "team/other"):
         assert_has(server, name, "1", layout, index)
     if any(isinstance(one.act, Reply) for one in faults):
-        # What a client does because it was told so is not its fault: a lie about what is there brings manifests early.
+        # False responses excuse the client: a false HEAD makes it put manifests too early.
         server.clear()

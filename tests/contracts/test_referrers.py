@@ -1,4 +1,4 @@
-"""Manifests with a subject: put after it, and listed where the registry does not list them, whoever else writes."""
+"""Manifests with a subject: put after it, and listed where the registry lacks the API, despite other writers."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def list_tag(subject: Descriptor) -> str:
 
 
 def listed(server: StrictRegistry, subject: Descriptor, name: str = "team/app") -> list[dict[str, Any]]:
-    """The entries under the tag that lists the referrers of a subject."""
+    """Return the entries under the tag that lists the referrers of a subject."""
     found = server.manifest(name, server.tags(name)[list_tag(subject)])
     assert found is not None
     assert found[0] == INDEX
@@ -46,7 +46,7 @@ def listed(server: StrictRegistry, subject: Descriptor, name: str = "team/app") 
 
 
 def put_list(server: StrictRegistry, subject: Descriptor, data: bytes, kind: str = INDEX) -> None:
-    """Put what somebody else put under that tag."""
+    """Put another client's document under that tag."""
     server.put_manifest("team/app", data, kind, list_tag(subject))
 
 
@@ -66,11 +66,11 @@ def list_requests(server: StrictRegistry, subject: Descriptor) -> list[str]:
     return [one.method for one in server.requests if one.path.endswith(list_tag(subject))]
 
 
-# -- nobody is lost
+# -- no entry is lost
 
 
 def test_several_of_one_image_are_all_listed(start_strict: Start, layout: Layout) -> None:
-    """They are put by several lanes at once; the list costs three requests, however many they are."""
+    """Several workers put them at once; the list costs three requests, for any number of them."""
     server = start_strict(rules=Rules(referrers=False, tag_write_s=0.02))
     subject = image(layout)
     about = artifacts(layout, subject)
@@ -90,7 +90,7 @@ def test_a_registry_that_lists_them_itself_is_asked_nothing(start_strict: Start,
 
 
 def test_pushes_at_the_same_time_lose_nobody(start_strict: Start, layout: Layout) -> None:
-    """Each reads the list before any has written it."""
+    """Each client reads the list before any has written it."""
     server = start_strict(rules=Rules(referrers=False, tag_write_s=0.3))
     subject = image(layout)
     seed(server, "team/app", layout, subject)
@@ -106,7 +106,7 @@ def test_pushes_at_the_same_time_lose_nobody(start_strict: Start, layout: Layout
     reports = []
 
     def run(number: int) -> None:
-        # Not with a pace whose waits take no time: the others need theirs.
+        # Not with a pace whose waits take no time: the other clients need real time.
         with Registries(Transport(Network())) as registries, open_image(f"oci:{layout.path}:{number}") as opened:
             reference = parse_reference(f"{server.address}/team/app:{number}")
             reports.append(push_image(opened, [reference], registries))
@@ -121,7 +121,7 @@ def test_pushes_at_the_same_time_lose_nobody(start_strict: Start, layout: Layout
 
 
 def test_a_registry_that_shows_old_tags_for_a_while(start_strict: Start, layout: Layout, tmp_path: Path) -> None:
-    """What this run has added stays added, though the list that is read does not have it yet."""
+    """Entries added by this run are kept, even if a later read of the list lacks them."""
     server = start_strict(rules=Rules(referrers=False, stale_reads=2))
     subject = image(layout)
     seed(server, "team/app", layout, subject)
@@ -167,7 +167,7 @@ def test_a_registry_that_forbids_what_it_does_not_have(absent_status: int, start
     assert digests(listed(server, subject)) == digests(about)
 
 
-# -- what can't be written
+# -- lists that can't be written
 
 
 HOSTILE = {
@@ -230,7 +230,7 @@ def test_a_list_that_keeps_nothing_ends_the_push(start_strict: Start, layout: La
     assert "1" not in server.tags("team/app")
 
 
-# -- pushing again heals
+# -- pushing again repairs the list
 
 
 @pytest.mark.parametrize("name", ["team/app:1", "team/app@DIGEST"])
@@ -254,7 +254,7 @@ def test_killed_before_the_list(name: str, start_strict: Start, layout: Layout, 
 
 
 def test_a_push_that_puts_anything_confirms_the_list(start_strict: Start, layout: Layout, tmp_path: Path) -> None:
-    """Also for manifests that were there already."""
+    """Including manifests that existed before."""
     server = start_strict(rules=WITHOUT_API)
     subject = image(layout)
     about = artifacts(layout, subject)
@@ -267,7 +267,7 @@ def test_a_push_that_puts_anything_confirms_the_list(start_strict: Start, layout
 
 
 def test_a_check_completes_the_list(start_strict: Start, layout: Layout, tmp_path: Path) -> None:
-    """Also where the tag names the image."""
+    """Including images that the tag already names."""
     server = start_strict(rules=WITHOUT_API)
     subject = image(layout)
     about = artifacts(layout, subject)
@@ -301,12 +301,12 @@ def test_referrers_are_read_page_by_page(start_strict: Start, layout: Layout) ->
     assert sorted(str(one.digest) for one in found) == digests(about)
 
 
-# -- after the subject
+# -- subjects first
 
 
 @pytest.fixture(params=["named", "unnamed"])
 def picky(request: pytest.FixtureRequest, start_strict: Start) -> StrictRegistry:
-    """A registry that wants the subject first."""
+    """A registry that requires the subject first."""
     return start_strict(rules=Rules(wants_subject=request.param))
 
 
@@ -315,7 +315,7 @@ def refused(server: StrictRegistry) -> list[str]:
 
 
 def test_a_manifest_is_put_after_its_subject(picky: StrictRegistry, layout: Layout) -> None:
-    """Wherever the index lists them: a signature of an SBOM of an image."""
+    """Wherever the index lists them: for example the signature of an image's SBOM."""
     subject = image(layout)
     about = artifacts(layout, subject)
     signatures = [artifact(layout, one, data=b"signature") for one in about]

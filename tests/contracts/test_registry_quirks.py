@@ -1,4 +1,4 @@
-"""Each trap that registries set, by name: a push or pull comes through, or ends in an error that says why."""
+"""Each registry trap by name: a push or pull succeeds, or fails with an error that names the cause."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.contracts.strict import StrictRegistry
 
 Start = Callable[..., StrictRegistry]
 
-# What the user reads where a push can't come through.
+# The user's error message if a push can't succeed.
 PUSH_ERRORS = {
     "unavailable-for-ever": "registry-busy",
     "digest-header-wrong": "manifest-digest",

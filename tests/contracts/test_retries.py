@@ -1,4 +1,4 @@
-"""What is sent again, how often, and when: only what may be repeated, only where it may help, each host for itself."""
+"""Retries: which requests, how often, and when; only if safe and useful, and separately for each host."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_how_often_a_request_is_sent_again(status: int, method: str) -> None:
 
 @pytest.mark.parametrize("status", PASSING)
 def test_a_body_that_streams_is_not_sent_again(status: int) -> None:
-    """The caller has to find out what became of it first."""
+    """The caller must find out the outcome of the first attempt."""
     with RawServer(lambda asked: answer(status)) as server:
         sender, body = transport(), Bytes()
         stretch = Stretch(body, 0, body.size_bytes, lambda count_bytes: None)
@@ -53,7 +53,7 @@ def test_a_body_that_streams_is_not_sent_again(status: int) -> None:
 @pytest.mark.parametrize("status", [*PASSING, 0])
 @pytest.mark.parametrize("method", ["POST", "PUT"])
 def test_uploads_end(status: int, method: str) -> None:
-    """Whatever a registry does for ever, the number of requests has a bound; 0 hangs up."""
+    """The number of requests is bounded for any behaviour of the registry; 0 closes the connection."""
 
     def say(asked: Asked) -> bytes:
         if asked.method == method:
@@ -70,7 +70,7 @@ def test_waits_grow_and_have_an_end() -> None:
     pace = FastPace()
     sender = Transport(Network(retries=20), pace=pace)
     with RawServer(lambda asked: answer(503)) as server:
-        for _ in range(60):  # as many failures as would be too many for a number
+        for _ in range(60):  # more failures than a limit by number would allow
             sender.send(Request("GET", f"http://{server.address}/")).drain()
         sender.close()
     assert pace.waits_s[0] <= 0.25
@@ -99,7 +99,7 @@ def test_retry_after(text: str, least_s: float, most_s: float) -> None:
 
 
 def test_one_busy_host_does_not_keep_others_waiting() -> None:
-    """And a host that is busy keeps all of us waiting, whoever asked first."""
+    """All requests to a busy host wait, not only the one that it answered."""
     pace = FastPace()
     sender = Transport(Network(retries=0), pace=pace)
     with (
@@ -125,7 +125,7 @@ def test_a_manifest_that_breaks_off_is_fetched_again_and_then_given_up() -> None
 
 
 def test_a_blob_that_comes_byte_by_byte_comes() -> None:
-    """Each connection brings one more: that is progress, and the digest says whether it is right."""
+    """Each connection adds a byte: that is progress, and the digest verifies the result."""
     data = b"0123456789" * 3
 
     def say(asked: Asked) -> bytes:
@@ -142,7 +142,7 @@ def test_a_blob_that_comes_byte_by_byte_comes() -> None:
 
 
 def test_registries_of_one_host_share_what_it_asks_for() -> None:
-    """Two repositories of a host that is busy: the second waits for what the first was told."""
+    """Two repositories of a busy host: the second also waits."""
     pace = FastPace()
     sender = Transport(Network(retries=0), pace=pace)
     with RawServer(lambda asked: answer(429, retry_after="5")) as server, Registries(sender) as registries:

@@ -1,4 +1,4 @@
-"""Every server of the suite takes and gives images of real tools, and shows what it has: the suite relies on it."""
+"""All servers of the suite accept and serve images of real tools, and expose their storage for assertions."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from tests.privileges import program
 
 
 def skopeo(server: Server, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[bytes]:
-    """Run `skopeo copy` with what it needs to log in at either side."""
+    """Run `skopeo copy` with the credentials for both sides."""
     options = []
     for side in ("src", "dest"):
         options.append(f"--{side}-tls-verify=false")
@@ -130,7 +130,7 @@ def test_every_blob_that_is_lost_is_a_hole(server: Server, layout: Layout) -> No
 
 
 def test_unknown_blobs_are_all_named(open_server: Server, layout: Layout) -> None:
-    """What a planner that inferred too much has to go by."""
+    """The storage after a planner inferred too much."""
     image = images.image(layout, ["one", "two", "three"])
     seed(open_server, "a", layout, image)
     lost = [one["digest"] for one in json.loads(layout.read(image["digest"]))["layers"][1:]]

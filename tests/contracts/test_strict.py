@@ -1,4 +1,4 @@
-"""The strict registry itself: what it takes, what it refuses and blames its client for, and how it can differ."""
+"""The strict registry itself: accepted requests, refusals, violations, and variations."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def put(http: httpx.Client, data: bytes, target: str = "t", kind: str = MANIFEST
     return http.put(f"/v2/a/manifests/{target}", content=data, headers={"Content-Type": kind})
 
 
-# -- what breaks the spec, and how that is called
+# -- violations and their names
 
 
 def patched(http: httpx.Client, headers: dict[str, str], *, start: bool = True) -> httpx.Response:
@@ -137,7 +137,7 @@ def test_what_breaks_the_spec_is_blamed(name: str) -> None:
         assert strict.violations == []
 
 
-# -- what keeps the spec
+# -- valid requests
 
 
 def test_a_push_by_hand(start_strict: StartStrict) -> None:
@@ -186,7 +186,7 @@ def test_a_chunk_below_the_minimum_is_blamed_when_another_follows() -> None:
 
 
 def test_too_large_for_one_put(start_strict: StartStrict) -> None:
-    """The answer comes before the body has been read, and is not lost by that."""
+    """The response is sent before the body is read, and is not lost."""
     strict = start_strict(PUSH_TRAPS["chunk-maximum"])
     data = bytes(8 << 20)
     with client(strict) as http:

@@ -1,4 +1,4 @@
-"""The token service and who may do what: the strict registry and docker-registry take the same tokens."""
+"""The token service and permissions: the strict registry and docker-registry accept the same tokens."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_challenge_token_push(guarded: Server) -> None:
     assert challenge.startswith("Bearer ")
     for part in (f'realm="{guarded.tokens.realm}"', f'service="{SERVICE}"'):
         assert part in challenge
-    # docker-registry keeps actions in a map of Go's, which has no order.
+    # docker-registry keeps actions in a Go map, which has no order.
     assert 'scope="repository:a:pull,push"' in challenge or 'scope="repository:a:push,pull"' in challenge
     token = ask(guarded, PUSH).json()["token"]
     assert guarded.tokens.asked == [[PUSH]]
@@ -152,7 +152,7 @@ def test_mounts_need_the_pull_scope_of_their_source(start_strict: StartStrict) -
     scopes = ("repository:b:pull,push", "repository:a:pull")
     with client(strict, token=ask(strict, *scopes, login=(b"bob", b"b0b")).json()["token"]) as http:
         assert http.post(f"/v2/b/blobs/uploads/?mount={digest}&from=a").status_code == 201
-        assert http.post(f"/v2/b/blobs/uploads/?mount={digest}&from=c").status_code == 202  # it could not have had more
+        assert http.post(f"/v2/b/blobs/uploads/?mount={digest}&from=c").status_code == 202  # nothing more to request
 
 
 def test_a_mount_without_the_scope_that_was_to_be_had_is_blamed() -> None:

@@ -1,7 +1,7 @@
-"""A token service on a port of its own, which strict and real registries trust. Never what they do with a token.
+"""A token service on its own port, trusted by strict and real registries.
 
 Sources: docker's "Token Authentication Specification" and "OAuth2 Token Authentication"; the key id is libtrust's,
-which docker-registry 2.8 wants.
+which docker-registry 2.8 requires.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ Access = frozenset[tuple[str, str]]  # (repository, action)
 
 @dataclass(frozen=True, slots=True)
 class Account:
-    """Who may do what. `allowed`: actions by a pattern of repositories; the first that matches counts."""
+    """An account. `allowed`: actions by repository pattern; the first match counts."""
 
     username: str
     password: str
@@ -64,7 +64,7 @@ ALICE = Account("alice", "s3cret-pässword:with-colon", "identity-token-of-alice
 
 @dataclass(slots=True)
 class Grant:
-    """A token that was given, and how many requests it is still good for (None: any number)."""
+    """An issued token, and the number of requests it is still valid for (None: no limit)."""
 
     account: Account
     access: Access
@@ -73,7 +73,7 @@ class Grant:
 
 @functools.cache
 def signing_key() -> tuple[str, str, str]:
-    """Make the key of the service, once: the key, its certificate, and its id in libtrust's way."""
+    """Create the service's key once: the key, its certificate, and its id in libtrust's format."""
     key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
     public = key.public_key()
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, ISSUER)])
@@ -92,9 +92,9 @@ def signing_key() -> tuple[str, str, str]:
 
 
 class TokenService:
-    """Gives tokens by GET and by POST, and refuses requests that break the specification.
+    """Issues tokens by GET and POST, and refuses requests that violate the specification.
 
-    `requests` counts apart from the registry's, and `asked` are the scopes that were asked for, request by request.
+    `requests` counts separately from the registry's, and `asked` has the requested scopes of each request.
     """
 
     def __init__(
@@ -118,12 +118,12 @@ class TokenService:
 
     @property
     def realm(self) -> str:
-        """Where a challenge says that the service is."""
+        """The service's URL in challenges."""
         return self.behaviour.realm or f"{self.server.url}/token"
 
     @property
     def secrets(self) -> set[str]:
-        """All tokens that were given so far: none may be seen in an output."""
+        """All tokens issued so far: none may appear in an output."""
         with self._lock:
             return self._grants.keys() | self._refresh.keys()
 
@@ -132,13 +132,13 @@ class TokenService:
         self.asked.clear()
 
     def expire(self) -> None:
-        """Let all tokens given so far expire."""
+        """Expire all tokens issued so far."""
         with self._lock:
             for grant in self._grants.values():
                 grant.left = 0
 
     def spend(self, token: str) -> Grant | None:
-        """Use a token for one request; None if nobody gave it, or if it has expired."""
+        """Use a token for one request; None if it is unknown or expired."""
         with self._lock:
             grant = self._grants.get(token)
             if grant is None or grant.left == 0:
@@ -153,7 +153,7 @@ class TokenService:
             return grant
 
     def look(self, token: str) -> Grant | None:
-        """Say what a token is good for, without using it."""
+        """Return the permissions of a token without using it."""
         with self._lock:
             return self._grants.get(token)
 
@@ -175,7 +175,7 @@ class TokenService:
         raise RefusedError(self.behaviour.post_refusal, "UNSUPPORTED", f"{request.method} is not supported")
 
     def disturbed(self, request: Request | None) -> None:
-        """Nothing depends on it."""
+        """Ignored: nothing depends on it."""
 
     def _by_get(self, request: Request) -> Answer:
         scopes = [value for key, value in request.parameters if key == "scope"]
@@ -263,7 +263,7 @@ class TokenService:
         return json_answer(200, document, headers=(("Set-Cookie", "tracking=token-service; Path=/"),))
 
     def issue(self, account: Account, access: Access) -> str:
-        """Sign a token and remember it."""
+        """Sign a token and record it."""
         key, _, key_id = signing_key()
         now = int(time.time())
         by_name: dict[str, list[str]] = {}

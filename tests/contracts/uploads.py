@@ -1,4 +1,4 @@
-"""Upload sessions as distribution-spec 1.1 has them ("Pushing blobs"), every rule checked. Never who may upload."""
+"""Upload sessions of distribution-spec 1.1 ("Pushing blobs"), with all rules checked. No authorization."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ _RANGE = re.compile(r"([0-9]+)-([0-9]+)\Z")
 
 
 class Grants(Protocol):
-    """Asks whether the client of this request may read another repository, and whether it could have asked to."""
+    """Tells whether the client may read another repository, and whether it could have requested that."""
 
     def __call__(self, repository: str, action: str, /) -> bool | None: ...
 
 
 class Uploads:
-    """The sessions of a registry. `base` and `elsewhere` say what a Location begins with."""
+    """The sessions of a registry. `base` and `elsewhere` are the prefixes of Locations."""
 
     def __init__(self, storage: Storage, rules: Rules, *, base: str, elsewhere: str) -> None:
         self._storage = storage
@@ -36,7 +36,7 @@ class Uploads:
         }
 
     def begin(self, name: str, request: Request, body: Incoming, may: Grants) -> Answer:
-        """Answer a POST: a session, a mount, or a blob at one stroke."""
+        """Answer a POST: a session, a mount, or a blob in a single request."""
         need_length(request, body)
         digest = request.parameter("digest")
         if "mount" in dict(request.parameters):
@@ -79,7 +79,7 @@ class Uploads:
             return self._created(name, digest)
 
     def append(self, id_: str, request: Request, body: Incoming) -> Answer:
-        """Answer a PATCH: a chunk with its range, or one stream without."""
+        """Answer a PATCH: a chunk with its range, or a stream without one."""
         upload = self._find(id_, request)
         need_octets(request)
         stated = request.header("content-range")
@@ -134,7 +134,7 @@ class Uploads:
         return self._created(upload.repository, digest)
 
     def status(self, id_: str, request: Request) -> Answer:
-        """Answer a GET: how far it came, and the newest Location."""
+        """Answer a GET: the offset, and the latest Location."""
         upload = self._find(id_, request, asks=True)
         upload.disturbed = False
         return self._accepted(upload, 204)
@@ -146,7 +146,7 @@ class Uploads:
         return Answer(204)
 
     def disturb(self, id_: str | None) -> None:
-        """Excuse what the client can't know of a session, or of all: the last answer may not have reached it."""
+        """Excuse a wrong state of a session, or of all: the client may not have received the last response."""
         with self._storage.lock:
             for upload in self._storage.uploads.values():
                 upload.disturbed |= id_ in (None, upload.id)
@@ -199,14 +199,14 @@ class Uploads:
             raise RefusedError(400, "SIZE_INVALID", text, violation="chunk-minimum")
 
     def _receive(self, upload: Upload, body: Incoming) -> None:
-        """Take what comes; what came before a cut stays, and makes the client's Location stale."""
+        """Read the body; bytes before a fault are kept, and make the client's Location stale."""
         try:
             for piece in body.pieces():
                 upload.data += piece
         except BrokenError:
             upload.disturbed = True
             if upload.data:
-                self._location(upload)  # its state says how far it came, so the one that the client has is stale
+                self._location(upload)  # the state contains the offset, so the client's Location is stale
             raise
 
     def _hold(self, data: bytes | bytearray, digest: str) -> None:
@@ -237,7 +237,7 @@ class Uploads:
 
 
 def _range(upload: Upload) -> str:
-    """Say how far an upload came, in docker-registry's way: no byte and one byte look the same."""
+    """Return the Range of an upload in docker-registry's format: zero bytes and one byte look the same."""
     return f"0-{max(len(upload.data) - 1, 0)}"
 
 

@@ -77,7 +77,7 @@ def test_equal_trees_and_layers_are_the_same(tree: Path) -> None:
 
 
 def test_directories_as_they_are(tree: Path) -> None:
-    """SPEC 4: raw trees show what `pack` would normalise away."""
+    """SPEC 4: raw trees show what `pack` normalises."""
     other = copy(tree, "other")
     (other / "t.txt").chmod(0o664)
     os.utime(other / "pkg", (1, 1))
@@ -105,7 +105,7 @@ def test_directories_as_they_are(tree: Path) -> None:
 
 
 def test_hard_links_of_a_tree(tree: Path) -> None:
-    """SPEC 4.7: which files are links shows as it is, and does not when normalised."""
+    """SPEC 4.7: hard links are compared, unless normalised."""
     other = copy(tree, "other")
     (other / "t.txt").unlink()
     (tree / "t.txt").write_text("a\n")
@@ -117,7 +117,7 @@ def test_hard_links_of_a_tree(tree: Path) -> None:
 
 
 def test_ignored_files_count_only_as_they_are(tree: Path) -> None:
-    """SPEC 4.9: `.detlayerignore` says what `pack` takes."""
+    """SPEC 4.9: `.detlayerignore` selects the files, as in `pack`."""
     other = copy(tree, "other")
     (other / ".detlayerignore").write_text("*.log\n")
     (other / "x.log").write_text("noise")
@@ -126,7 +126,7 @@ def test_ignored_files_count_only_as_they_are(tree: Path) -> None:
 
 
 def test_a_tree_and_its_layer(tree: Path) -> None:
-    """SPEC 4: a layer is its tree with normalised values, and equal to it where the tree has those."""
+    """SPEC 4: a layer is its tree with normalised values, and equal to a tree that already has them."""
     layer = packed(tree, "a.tar.zst")
     assert diff(tree, layer, normalised=True).same
     if os.geteuid() == 0:
@@ -156,7 +156,7 @@ def test_each_kind_of_file_is_explained_first(tree: Path) -> None:
 
 
 def test_only_the_compressor_differs(tree: Path) -> None:
-    """SPEC 6.3: "tar equal, compressor differs", not as different content."""
+    """SPEC 6.3: "tar equal, compressor differs", not different content."""
     ours = packed(tree, "a.tar.gz")
     report = diff(ours, packed(tree, "b.tar.gz", compression="gzip:9"))
     assert report.verdict == "compressor"
@@ -172,7 +172,7 @@ def test_only_the_compressor_differs(tree: Path) -> None:
 
 
 def test_gzip_of_another_writer(tree: Path) -> None:
-    """SPEC 6.2: header and members are told apart."""
+    """SPEC 6.2: header and members are distinguished."""
     ours, plain = packed(tree, "a.tar.gz"), packed(tree, "a.tar").read_bytes()
     theirs = tree.with_name("b.tar.gz")
     theirs.write_bytes(gzip.compress(plain[:1000], mtime=5) + gzip.compress(plain[1000:], mtime=5))
@@ -181,7 +181,7 @@ def test_gzip_of_another_writer(tree: Path) -> None:
     found = {(change.trap, change.field): (change.old, change.new) for change in report.blob}
     assert found["gzip-header", "gzip header, mtime"] == ("0", "5")
     assert found["chunking", "number of members"] == ("1", "2")
-    assert found["compressor-class", "codec"][1] == "gzip of another writer"
+    assert found["compressor-class", "codec"][1] == "gzip of another compressor"
 
 
 def member(name: str, data: bytes = b"", **values: Any) -> tuple[tarfile.TarInfo, bytes]:
@@ -222,7 +222,7 @@ def test_only_the_form_differs(tmp_path: Path) -> None:
 
 
 def test_form_that_nothing_is_known_of(tmp_path: Path) -> None:
-    """SPEC 5.5: padding that is not zeros is in no field, and still found."""
+    """SPEC 5.5: nonzero padding belongs to no field, but is found."""
     a = tar(tmp_path / "a.tar", member("a", b"1"))
     b = tmp_path / "b.tar"
     data = bytearray(a.read_bytes())
@@ -234,7 +234,7 @@ def test_form_that_nothing_is_known_of(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("form", ["gnu", "posix", "ustar"])
 def test_gnu_tar_unordered(tree: Path, form: str) -> None:
-    """SPEC 3.4, 4: a foreign layer in readdir order, against ours."""
+    """SPEC 3.4, 4: a layer of another tool in readdir order, compared with ours."""
     program = shutil.which("tar")
     if program is None:
         pytest.skip("tar")
@@ -277,7 +277,7 @@ def test_special_files_and_hard_links(tmp_path: Path) -> None:
 
 
 def test_large_contents_are_compared_as_they_stream(tmp_path: Path) -> None:
-    """No content over the bound is held in memory; the offset is found anyway."""
+    """No content above the bound is kept in memory; the offset is found anyway."""
     size = 90 << 20
     paths = []
     for name, tail in (("a", b"1"), ("b", b"2")):
@@ -335,7 +335,7 @@ def test_unreadable_inputs(tree: Path) -> None:
 @settings(max_examples=200, deadline=None)
 @given(st.data())
 def test_no_layer_breaks_it(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
-    """SPEC 9: any bytes are a report or an error of ours."""
+    """SPEC 9: any bytes give a report or a detlayer error."""
     here = tmp_path_factory.getbasetemp() / "broken"
     here.mkdir(exist_ok=True)
     link = member("h", type=tarfile.LNKTYPE, linkname="a")
@@ -349,7 +349,7 @@ def test_no_layer_breaks_it(tmp_path_factory: pytest.TempPathFactory, data: st.D
     blob = bytearray(Codec(codec).compressor()(memoryview(raw)))
     for _ in range(data.draw(st.integers(1, 4))):
         blob[data.draw(st.integers(0, min(len(blob), 6000) - 1))] = data.draw(st.integers(0, 255))
-    if plain:  # with checksums that fit, so that more of it is looked at
+    if plain:  # with valid checksums, to get beyond that check
         for at in range(0, len(blob) - 511, 512):
             block = blob[at : at + 512]
             if any(block) and block[257:262] == b"ustar":
@@ -437,7 +437,7 @@ def test_layouts_that_lie(tree: Path, tmp_path: Path) -> None:
         diff(base, changed)
     (tmp_path / "other" / "index.json").unlink()
     os.mkfifo(tmp_path / "other" / "index.json")
-    with pytest.raises(LayerError, match="no regular file"):
+    with pytest.raises(LayerError, match="not a regular file"):
         diff(base, changed)
     (tmp_path / "other" / "index.json").unlink()
     for document in ("[]", "{", '{"manifests": [{"digest": "sha1:0"}]}', '{"manifests": 1}', "[" * 100_000):
@@ -457,7 +457,7 @@ def test_indexes_that_name_one_image_again_and_again(tree: Path, tmp_path: Path)
 
 
 def test_configs_that_are_no_json(tree: Path, tmp_path: Path) -> None:
-    """Nobody can say what differs in an artifact's config; that something does is seen by its digest."""
+    """An artifact's config can't be explained, but its digest shows that it differs."""
     one = packed(tree, "1.tar.gz")
     names = []
     for name, data in (("a", b"model"), ("b", b"other"), ("c", b"a longer model")):
@@ -474,7 +474,7 @@ def test_configs_that_are_no_json(tree: Path, tmp_path: Path) -> None:
     assert [(change.trap, change.field) for change in report.config] == [("content", "manifest config.digest")]
     report = diff(names[0], names[2])
     assert [change.field for change in report.config] == ["manifest config.digest", "manifest config.size"]
-    report = diff(names[0], layout(tmp_path / "d", [one]))  # the other one's is JSON
+    report = diff(names[0], layout(tmp_path / "d", [one]))  # the other one is JSON
     assert "manifest config.digest" in [change.field for change in report.config]
 
 
@@ -489,7 +489,7 @@ def test_more_images_than_are_held(tree: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("mode", ["w:", "w:gz"])
 def test_archives_of_layouts(tree: Path, tmp_path: Path, mode: str) -> None:
-    """A layout is the same in an archive; layers of both are read side by side."""
+    """A layout equals its archive; layers of both are read in parallel."""
     one = packed(tree, "1.tar.gz")
     (tree / "t.txt").write_text("changed\n")
     other = packed(tree, "2.tar.gz")

@@ -1,4 +1,4 @@
-"""`diff` and `verify` give one name to one cause: the same two layers, compared by both."""
+"""`diff` and `verify` report the same cause for the same two layers."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def pyc(mtime: int, code: bytes = b"code") -> bytes:
 
 
 def elf(data: bytes) -> bytes:
-    """Make an ELF file of 64 bits with one section of data and the names of its sections."""
+    """Make a 64-bit ELF file with one section of data and the section names."""
     names = b"\0.data\0.names\0"
     sections = [
         struct.pack("<IIQQQQIIQQ", *([0] * 10)),
@@ -154,7 +154,7 @@ def test_order_of_entries(tmp_path: Path) -> None:
 
 
 def causes(old: str, new: str) -> tuple[set[str], set[str]]:
-    """Name what `diff` and `verify --against` find between two layers, without what `verify` finds in one alone."""
+    """Return what `diff` and `verify --against` find between two layers, without findings in one alone."""
     report = detlayer.diff(old, new)
     by_diff = {trap for one in report.differences for trap in one.traps} | {change.trap for change in report.form}
     alone = {finding.trap for finding in detlayer.verify([new]).findings}

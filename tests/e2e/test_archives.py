@@ -158,7 +158,7 @@ def test_skopeo_reads_our_archives(layout: Path, tmp_path: Path, kind: str) -> N
     there = tmp_path / "there"
     run(program("skopeo"), "copy", "--insecure-policy", where, f"oci:{there}:test")
     with open_image(reference(there)) as opened:
-        assert facts(opened) == expected  # of a docker-archive, skopeo writes the config anew
+        assert facts(opened) == expected  # skopeo rewrites the config of a docker-archive
         check(opened)
 
 

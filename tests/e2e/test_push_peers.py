@@ -130,7 +130,7 @@ def packed(request: pytest.FixtureRequest, src: Path, tmp_path: Path) -> Packed:
 
 
 def layers(registry: RealRegistry, name: str) -> list[Descriptor]:
-    """The layers of the image that a repository has as `1`, each held against its digest."""
+    """Return the layers of the image tagged `1`, each checked against its digest."""
     assert broken_tags(registry) == {}
     stored = registry.manifest(name, registry.tags(name)["1"])
     assert stored is not None

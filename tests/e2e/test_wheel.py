@@ -1,4 +1,4 @@
-"""The wheel itself is reproducible: the same sources give the same bytes, wherever and whoever builds them."""
+"""The wheel itself is reproducible: the same sources give the same bytes on every machine."""
 
 from __future__ import annotations
 

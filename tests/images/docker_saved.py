@@ -1,4 +1,4 @@
-"""Archives as `docker save` has written them over the years, made by hand: no test has a docker daemon."""
+"""Archives in the formats of `docker save` over the years, made by hand: tests have no docker daemon."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Style = Literal["plain", "symlink", "hardlink", "layout"]
 
 @dataclass(frozen=True)
 class Image:
-    """An image to be saved. `layers` are tars, compressed or not; `diff_ids` is what the config says of them."""
+    """An image to save. `layers` are tars, compressed or not; `diff_ids` are those in the config."""
 
     layers: Sequence[bytes]
     tags: Sequence[str] = ("example.org/team/app:v1",)
@@ -27,7 +27,7 @@ class Image:
     def config(self) -> bytes:
         diff_ids = ["sha256:" + hashlib.sha256(one).hexdigest() for one in self.layers]
         rootfs = {"type": "layers", "diff_ids": diff_ids if self.diff_ids is None else list(self.diff_ids)}
-        # Docker writes more than image-spec knows, with blanks or not as Go pleased.
+        # Docker writes more fields than image-spec has, with Go's whitespace.
         return (
             json.dumps({"architecture": "amd64", "os": "linux", "docker_version": "20.10", **self.settings}).encode()[
                 :-1
@@ -37,7 +37,7 @@ class Image:
 
 
 def save(path: Path, *images: Image, style: Style = "plain", index: Any = None, sources: Any = None) -> Path:
-    """Write an archive. In old ones, a layer that was there before is a link to it, and comes before its target."""
+    """Write an archive. In old formats, a repeated layer is a link, which comes before its target."""
     listed = []
     with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as archive:
         for number, image in enumerate(images):

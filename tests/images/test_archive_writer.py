@@ -1,4 +1,4 @@
-"""Archives of images (src/detlayer/images/archive_writer.py): the same bytes for the same image, readable again."""
+"""Image archives (src/detlayer/images/archive_writer.py): the same bytes for the same image, readable again."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def docker_archive(made: Made, root: dict[str, Any], *names: str) -> bytes:
 
 
 def test_oci_archive(made: Made, tmp_path: Path) -> None:
-    """SPEC 3.4, 5: entries in order with fixed values."""
+    """SPEC 3.4, 5: sorted entries with fixed values."""
     layers = [made.add(one, PLAIN) for one in TARS]
     root = made.index(made.image(*layers, platform={"os": "linux", "architecture": "amd64"}), made.image())
     data = oci_archive(made, root, tags=["v1", "latest"])
@@ -94,7 +94,7 @@ def test_oci_archive(made: Made, tmp_path: Path) -> None:
 
 
 def test_docker_archive(made: Made, tmp_path: Path) -> None:
-    """Plain and gzip layers stay, zstd is decompressed; one that is there twice is written once."""
+    """Plain and gzip layers are unchanged, zstd is decompressed; a repeated layer is written once."""
     layers = [
         made.add(TARS[0], PLAIN),
         made.add(gzip.compress(TARS[1]), GZIP),

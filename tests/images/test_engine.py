@@ -1,4 +1,4 @@
-"""Images go into engines through their own command, and nothing goes half."""
+"""Images are loaded into engines by their own command, completely or not at all."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from detlayer.layer.ports import Sink
 
 @pytest.fixture
 def docker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A `docker` of our own, which does what DOCKER_DOES says."""
+    """A fake `docker` that runs the commands in DOCKER_DOES."""
     path = tmp_path / "bin" / "docker"
     path.parent.mkdir()
     path.write_text('#!/bin/sh\necho "$@" >> "$0.calls"\neval "$DOCKER_DOES"\n')
@@ -39,7 +39,7 @@ def test_what_is_written_arrives(docker: Path, monkeypatch: pytest.MonkeyPatch) 
     "does", ["cat > /dev/null; echo no such thing; exit 3", "echo no such thing; exit 1", "echo no such thing >&2"]
 )
 def test_an_engine_that_fails_says_why(docker: Path, monkeypatch: pytest.MonkeyPatch, does: str) -> None:
-    """Whether it reads all, nothing, or only goes away."""
+    """Whether it reads everything, nothing, or only exits."""
     monkeypatch.setenv("DOCKER_DOES", does)
     with pytest.raises(OutputError) as caught:
         engine.load("docker", write)

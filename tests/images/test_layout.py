@@ -1,4 +1,4 @@
-"""OCI layouts of strangers: what is followed, how often, and what is refused (src/detlayer/images)."""
+"""Untrusted OCI layouts: what is followed, how often, and what is rejected (src/detlayer/images)."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ KIND = "application/vnd.oci.image."
 
 
 class Made:
-    """A layout being made."""
+    """A layout that tests fill."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -68,7 +68,7 @@ def test_tags(tag: str, found: bool) -> None:
 
 
 def test_platforms(made: Made) -> None:
-    """One manifest may serve two platforms; the config says it where the descriptor does not."""
+    """One manifest may serve two platforms; the config has the platform if the descriptor lacks it."""
     arm = {"os": "linux", "architecture": "arm", "variant": "v7"}
     images = made.read(made.index(made.image(), made.image(platform=arm)), made.image())
     assert [str(one.platform()) for one in images if isinstance(one, LayoutImage)] == ["linux/amd64", "linux/arm/v7"]
@@ -94,7 +94,7 @@ def test_documents_without_media_types(made: Made) -> None:
 
 
 def test_an_index_is_followed_once(made: Made) -> None:
-    """A hundred to the fifth would take years."""
+    """Following 100**5 manifests would take years."""
     found = made.image()
     for level in range(5):
         found = made.index(*[found] * 100, made.add(str(level).encode(), "layer.v1.tar"))

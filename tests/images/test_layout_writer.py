@@ -1,4 +1,4 @@
-"""Layouts that images are fetched into (src/detlayer/images/layout_writer.py): whole or resumable, and many at once."""
+"""Layouts as targets of pulls (src/detlayer/images/layout_writer.py): complete or resumable, with several writers."""
 
 from __future__ import annotations
 
@@ -57,13 +57,13 @@ def index(path: Path) -> list[dict[str, Any]]:
 
 
 def begin(writer: LayoutWriter, data: bytes) -> None:
-    """Write some, and break off."""
+    """Write a part of a blob, then stop."""
     with writer.part(BLOB) as part:
         part.write(data)
 
 
 def write(writer: LayoutWriter, *pieces: bytes, blob: Descriptor = BLOB) -> None:
-    """Go on with a blob to its end."""
+    """Resume a blob, and complete it."""
     with writer.part(blob) as part:
         for piece in pieces:
             part.write(piece)
@@ -71,7 +71,7 @@ def write(writer: LayoutWriter, *pieces: bytes, blob: Descriptor = BLOB) -> None
 
 
 def fill(path: Path) -> None:
-    """Take all the room that is left on a disk."""
+    """Fill up a disk."""
     with contextlib.suppress(OSError), path.open("wb", buffering=0) as file:
         while True:
             file.write(b"x" * 512)
@@ -99,7 +99,7 @@ def test_a_blob_in_one_go(writer: LayoutWriter, path: Path) -> None:
 
 
 def test_a_blob_goes_on_where_it_broke_off(path: Path) -> None:
-    """Another process would do the same: nothing is kept but the file."""
+    """As another process would: only the file persists."""
     begin(LayoutWriter(path), DATA[:1000])
     assert parts(path) == [PART]
     assert blobs(path) == []
@@ -196,7 +196,7 @@ def test_documents(writer: LayoutWriter, path: Path) -> None:
     before = (path / "blobs/sha256" / digest_of(b"{}").hex).stat().st_ino
     writer.put(b"{}")
     assert (path / "blobs/sha256" / digest_of(b"{}").hex).stat().st_ino == before
-    (path / "blobs/sha256" / digest_of(b"{}").hex).write_bytes(b"")  # as a power cut would leave it, without fsync
+    (path / "blobs/sha256" / digest_of(b"{}").hex).write_bytes(b"")  # as after a power cut without fsync
     writer.put(b"{}")
     assert (path / "blobs/sha256" / digest_of(b"{}").hex).read_bytes() == b"{}"
 
@@ -302,7 +302,7 @@ def test_many_processes_write_at_once(path: Path) -> None:
     ]
     for child in children:
         assert child.stdin is not None
-        child.stdin.close()  # now all of them go
+        child.stdin.close()  # now all of them start
     assert [child.wait() for child in children] == [0] * 4
     assert len(index(path)) == 40
     names = blobs(path)
@@ -312,7 +312,7 @@ def test_many_processes_write_at_once(path: Path) -> None:
 
 
 def test_pack_beside_a_pull(writer: LayoutWriter, path: Path) -> None:
-    """`pack --oci` makes no index anew over one that is there."""
+    """`pack --oci` does not replace an existing index."""
     output = LayoutOutput(path)
     output.write(DATA)
     writer.tag(manifest(1), "v1")
@@ -322,11 +322,11 @@ def test_pack_beside_a_pull(writer: LayoutWriter, path: Path) -> None:
     assert writer.has(BLOB)
 
 
-# -- a system that does not let us
+# -- errors of the system
 
 
 def test_a_full_disk(tmp_path: Path) -> None:
-    """What was there stays whole; what fitted is gone on with."""
+    """Existing files stay complete; a partial blob is resumed."""
     disk = tmp_path / "disk"
     disk.mkdir()
     data = counter_bytes("big", 3 << 20)
@@ -397,4 +397,4 @@ def test_what_was_written_can_be_pushed(writer: LayoutWriter, path: Path) -> Non
         assert opened.body(BLOB) is None
         assert str(opened.origin) == "ghcr.io/team/app"
         begin(writer, DATA[:10])
-        assert opened.body(BLOB) is None  # a part is no blob
+        assert opened.body(BLOB) is None  # a part is not a blob

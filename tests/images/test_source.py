@@ -1,4 +1,4 @@
-"""Images that are pushed, opened where they lie (src/detlayer/images/source.py, saved.py)."""
+"""Open images to push from their files (src/detlayer/images/source.py, docker_archive.py)."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def refused(text: str, **options: Any) -> DetlayerError:
 
 
 def contents(image: OpenedImage) -> list[bytes]:
-    """The layers of an image as they would be sent."""
+    """Return the layers of an image as they would be sent."""
     found = []
     for layer in image.root.layers:
         body = image.body(layer)
@@ -162,7 +162,7 @@ def test_archives_of_layouts(made: Made, tmp_path: Path, mode: str) -> None:
 
 @pytest.mark.parametrize("kind", ["directory", "archive"])
 def test_bodies_open_at_any_offset(made: Made, tmp_path: Path, kind: str) -> None:
-    """An upload that resumes asks for the rest."""
+    """A resumed upload reads the rest."""
     name = write_index(made, made.image(made.add(LAYERS[0], LAYER)))
     if kind == "archive":
         name = f"oci-archive:{archived(made.path, tmp_path / 'archive.tar')}"
@@ -192,7 +192,7 @@ def test_many_threads_read_one_archive(made: Made, tmp_path: Path) -> None:
 
 
 def test_blobs_that_are_not_there(made: Made) -> None:
-    """A sparse layout: its layers are where its annotation says."""
+    """A sparse layout: an annotation names the repository of its layers."""
     foreign = {"mediaType": "application/vnd.oci.image.layer.nondistributable.v1.tar", "digest": "sha256:" + "1" * 64}
     image = made.image(made.add(LAYERS[0], LAYER), {**foreign, "size": 7})
     name = write_index(made, tagged(image, "v1", **{"dev.detlayer.source": "ghcr.io/team/base"}))
@@ -272,7 +272,7 @@ def test_docker_archives(tmp_path: Path, style: saved.Style, is_compressed: bool
             assert file.read(10_000) == image.config[5:]
         manifest = root.data
     others: tuple[saved.Style, ...] = ("plain", "layout")
-    for other in others:  # how it was saved does not show
+    for other in others:  # the kind of archive makes no difference
         with open_image(f"docker-archive:{saved.save(path, image, style=other)}") as opened:
             assert opened.root.data == manifest
 
@@ -348,7 +348,7 @@ def test_docker_archives_that_lie(tmp_path: Path) -> None:
 
 
 def write_tar(path: Path, *infos: tuple[str, bytes, bytes]) -> None:
-    """Names, types and contents; of links, their targets."""
+    """Names, types and contents of entries, and the targets of links."""
     with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as archive:
         for name, kind, data in infos:
             info = tarfile.TarInfo(name)
@@ -361,7 +361,7 @@ def write_tar(path: Path, *infos: tuple[str, bytes, bytes]) -> None:
 
 
 def test_links_lead_nowhere_else(tmp_path: Path) -> None:
-    """Out of the archive there is nothing, and a circle ends."""
+    """A link out of the archive finds nothing, and a cycle ends."""
     path = tmp_path / "saved.tar"
     image = saved.Image(LAYERS[:1])
     for links in (
@@ -403,7 +403,7 @@ def test_other_archives(tmp_path: Path, made: Made) -> None:
 
 
 def test_foreign_layers_of_docker_archives(tmp_path: Path) -> None:
-    """Of Windows: docker writes where they come from, and registries don't want them."""
+    """Windows layers: docker records their URLs, and registries do not store them."""
     diff_id = "sha256:" + hashlib.sha256(LAYERS[0]).hexdigest()
     foreign = {
         "mediaType": "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip",
@@ -417,7 +417,7 @@ def test_foreign_layers_of_docker_archives(tmp_path: Path) -> None:
         assert first.to_document() == foreign
         assert opened.body(first) is None
         assert opened.body(second) is not None
-    usual = {**foreign, "mediaType": "application/vnd.oci.image.layer.v1.tar"}  # docker 25 writes these, too
+    usual = {**foreign, "mediaType": "application/vnd.oci.image.layer.v1.tar"}  # docker 25 also writes these
     saved.save(path, saved.Image(LAYERS[:2]), sources={diff_id: usual})
     with open_image(f"docker-archive:{path}") as opened:
         assert contents(opened) == LAYERS[:2]
@@ -432,7 +432,7 @@ def test_foreign_layers_of_docker_archives(tmp_path: Path) -> None:
     ("make", "suffix"), [(bytes, "tar"), (gzip.compress, "tar+gzip"), (zstandard.compress, "tar+zstd")]
 )
 def test_a_layer_file_as_a_blob(tmp_path: Path, make: Callable[[bytes], bytes], suffix: str) -> None:
-    """It gets a manifest, which a tag can name, and without which a registry may remove it."""
+    """It gets a manifest, which a tag can name; without one, a registry may delete it."""
     data = make(LAYERS[0])
     path = str(tmp_path / "layer")
     (tmp_path / "layer").write_bytes(data)
@@ -468,7 +468,7 @@ def test_what_is_no_layer_file(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, bytes]:
-    """A small archive, and a place for what becomes of it."""
+    """A small archive, and a path for variants of it."""
     path = saved.save(
         tmp_path_factory.mktemp("fuzz") / "saved.tar", saved.Image([*LAYERS[1:], LAYERS[1]]), style="symlink"
     )
@@ -477,7 +477,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, bytes]:
 
 @given(st.data())
 def test_any_damage_is_an_error_of_ours(whole: tuple[Path, bytes], data: st.DataObject) -> None:
-    """A byte changed, or cut off: the image is the same, or there is none."""
+    """A changed or missing byte: the image is the same, or opening fails."""
     path, archive = whole
     at = data.draw(st.integers(0, len(archive) - 1))
     if data.draw(st.booleans()):

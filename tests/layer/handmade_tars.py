@@ -1,4 +1,4 @@
-"""Tars and blobs made by hand, for what no honest writer makes: headers with single bytes changed, records that lie."""
+"""Tars and blobs that no valid writer makes: headers with single bytes changed, inconsistent records."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Bytes:
 
 
 def checked(error: DetlayerError) -> str:
-    """The code of an error that says what is wrong and what to do."""
+    """The code of an error that has a message and a hint."""
     assert error.code
     assert error.message
     assert error.hint
@@ -55,7 +55,7 @@ def padded(data: bytes) -> bytes:
 
 
 def sealed(block: bytes) -> bytes:
-    """Give a header block the checksum that it should have."""
+    """Give a header block its correct checksum."""
     return block[:148] + b"%06o\0 " % (sum(block[:148] + block[156:]) + 256) + block[156:]
 
 
@@ -99,14 +99,14 @@ Spans = Sequence[tuple[int, int]]
 
 
 def base256(value: int) -> bytes:
-    """A number of twelve bytes as GNU tar writes those that octal digits have no room for."""
+    """A number of twelve bytes in GNU tar's format for those that do not fit octal digits."""
     return (value % (1 << 95) | 1 << 95).to_bytes(12, "big")
 
 
 def sparse_old(
     path: bytes, size: int, spans: Spans, data: bytes, slots: Callable[[int], bytes] = lambda value: b"%011o\0" % value
 ) -> bytes:
-    """A sparse member as GNU tar's own format has it: four stretches in the header, others in blocks behind it."""
+    """A sparse member in GNU tar's own format: four ranges in the header, others in blocks after it."""
     raw = [slots(offset) + slots(length) for offset, length in spans]
     rest = [raw[at : at + 21] for at in range(4, len(raw), 21)]
     block = bytearray(header(path, data, at=156, raw=b"S"))
@@ -118,7 +118,7 @@ def sparse_old(
 
 
 def sparse_pax(path: bytes, size: int, spans: Spans, data: bytes, version: str) -> bytes:
-    """A sparse member as PAX records have it: version 0.0, 0.1 or 1.0."""
+    """A sparse member with PAX records of version 0.0, 0.1 or 1.0."""
     key = b"GNU.sparse."
     count = record(key + b"numblocks", b"%d" % len(spans))
     if version == "0.0":
@@ -134,7 +134,7 @@ def sparse_pax(path: bytes, size: int, spans: Spans, data: bytes, version: str) 
 
 
 def pax_sparse(path: bytes, records: bytes, data: bytes) -> bytes:
-    """A member with any records at all, under a name as GNU tar would give it."""
+    """A member with any records, named as by GNU tar."""
     return extension(b"x", records) + member(b"GNUSparseFile.0/" + path, data)
 
 

@@ -127,7 +127,7 @@ def test_stale_bytecode_stays(src: Path, what: str) -> None:
 
 
 def test_optimised_and_beside(src: Path) -> None:
-    """SPEC 4.8: PEP 488 names, and bytecode beside its source."""
+    """SPEC 4.8: PEP 488 names, and bytecode next to its source."""
     compiled(src)
     module = src / "pkg" / "m.py"
     for optimise in (1, 2):

@@ -1,4 +1,4 @@
-"""Where the tar is cut (SPEC 6.1), by the rule and by an independent model over whole entry lists."""
+"""Where the tar is cut (SPEC 6.1), by the rule and by an independent model over entry lists."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ SIZES = st.one_of(
 @given(st.lists(SIZES, max_size=8), st.integers(0, 10**6))
 @settings(max_examples=40)
 def test_chunks_of_whole_layers(sizes: list[int], seed: int) -> None:
-    """SPEC 6.1: chunks of whole layers are what the rule says, and add up to the tar."""
+    """SPEC 6.1: chunks of whole layers follow the rule, and add up to the tar."""
     entries = []
     for i, size in enumerate(sizes):
         entries.append(Entry(b"%d-%d" % (seed + i, i), "file", size_bytes=size, content=BytesContent(ZEROS[:size])))

@@ -1,4 +1,4 @@
-"""Codecs: members and frames that every reader takes, names, classes (SPEC 6.2, 6.3)."""
+"""Codecs: members and frames that every reader accepts, names, classes (SPEC 6.2, 6.3)."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def test_zstd_layer_is_one_frame_a_chunk(codec: str) -> None:
     ("codec", "name"), [("gzip-libdeflate-6", "gzip"), ("gzip-stored", "gzip"), ("zstd-3", "zstd")]
 )
 def test_programs_read_it(codec: str, name: str) -> None:
-    """SPEC 6.2: members and frames in a row are one valid stream."""
+    """SPEC 6.2: concatenated members and frames are one valid stream."""
     _, blob, tar = several_chunks(codec)
     done = subprocess.run([program(name), "-dc"], input=blob, capture_output=True, check=True)
     assert done.stdout == tar
@@ -106,7 +106,7 @@ def test_none_is_the_tar() -> None:
 
 @pytest.mark.parametrize("size", [0, 1, 65534, 65535, 65536, 131070, 131071])
 def test_stored_bytes(size: int) -> None:
-    """SPEC 6.2: header, blocks of at most 65535 bytes, the last one marked, CRC and size: all written out here."""
+    """SPEC 6.2: header, blocks of at most 65535 bytes, the last one marked, CRC and size, independently computed."""
     data = counter_bytes("stored", size)
     blocks = [data[at : at + 65535] for at in range(0, size, 65535)] or [b""]
     wanted = bytes.fromhex("1f8b0800 00000000 00ff")
@@ -124,7 +124,7 @@ def test_any_bytes_read_back(data: bytes, codec: str) -> None:
 
 
 def test_compressor_leaves_nothing_behind() -> None:
-    """SPEC 6.2: a chunk's bytes do not depend on the chunks that the same compressor saw before."""
+    """SPEC 6.2: a chunk's bytes do not depend on earlier chunks of the same compressor."""
     for codec in ("gzip-libdeflate-6", "gzip-stored", "zstd-3"):
         used = Codec(codec).compressor()
         used(memoryview(MIXED))
@@ -201,7 +201,7 @@ def test_parse_compression_errors(text: str, code: str) -> None:
     ],
 )
 def test_codec_names_have_one_spelling(name: str) -> None:
-    """SPEC 6.2: a name is written beside digests and compared, so no other spelling may stand for the same codec."""
+    """SPEC 6.2: a name is written next to digests and compared, so a codec has only one spelling."""
     with pytest.raises(ConfigError) as caught:
         Codec(name)
     assert caught.value.code == "codec-unknown"

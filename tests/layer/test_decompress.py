@@ -1,4 +1,4 @@
-"""Blobs from untrusted sources: damaged, cut, bombs, and what the formats allow that nobody expects."""
+"""Blobs from untrusted sources: damaged, truncated, bombs, and unusual but valid formats."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def read(blob: bytes, max_expansion: int = 200) -> tuple[bytes, BlobFacts]:
 
 
 def code_of(blob: bytes) -> str:
-    """The code of the LayerError that reading and auditing give, which must have a hint, or nothing."""
+    """The code of the LayerError from reading and auditing, which must have a hint; empty without error."""
     codes = []
     for action in (lambda: read(blob), lambda: audit(Bytes(blob))):
         try:
@@ -44,7 +44,7 @@ def code_of(blob: bytes) -> str:
             codes.append("")
         except LayerError as error:
             codes.append(checked(error))
-    # An audit may find fault with the tar before the blob's own fault comes.
+    # An audit may report an error in the tar before one in the blob.
     assert codes[1] or not codes[0]
     return codes[0]
 
@@ -54,7 +54,7 @@ def zstd(data: bytes, write_checksum: bool = False) -> bytes:
 
 
 def streamed(data: bytes) -> bytes:
-    """A frame that does not say how long its content is."""
+    """A frame without content size."""
     compressor = ZstdCompressor(level=1, write_checksum=True).compressobj()
     return compressor.compress(data) + compressor.flush()
 
@@ -97,7 +97,7 @@ def test_sound_blobs(name: str) -> None:
 
 @pytest.mark.parametrize("size", [0, 1, 2, 1 << 17, (1 << 17) + 1, 9 << 20, (9 << 20) + 1, 20 << 20])
 def test_zstd_of_every_length(size: int) -> None:
-    """Frames that are decompressed in one go, and those that are streamed by blocks."""
+    """Frames that are decompressed in one call, and those that are streamed by blocks."""
     data = (b"0123456789abcdef" * 5 + bytes(300) + hashlib.sha256(b"x").digest()) * (size // 400 + 1)
     data = data[:size]
     for blob in (zstd(data), streamed(data), zstd(data, write_checksum=True) + zstd(b"x")):
@@ -117,7 +117,7 @@ def test_truncated_anywhere(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["gzip", "zstd with checksum"])
 def test_damaged_anywhere(name: str) -> None:
-    """A checksum tells of every flipped byte of what it covers."""
+    """A checksum detects every flipped bit of the data it covers."""
     blob = SOUND[name]()
     for at in range(20, len(blob), len(blob) // 60 + 1):
         broken = blob[:at] + bytes((blob[at] ^ 0x55,)) + blob[at + 1 :]
@@ -161,7 +161,7 @@ def test_broken_blobs(name: str) -> None:
 
 @pytest.mark.parametrize("blob", [b"", gzip.compress(b""), zstd(b""), SKIPPABLE, bytes(512), bytes(10240)])
 def test_layers_of_nothing(blob: bytes) -> None:
-    """SPEC 5.6: no entries, and an end that is not as it should be."""
+    """SPEC 5.6: no entries, and an invalid end."""
     report = audit(Bytes(blob))
     assert report.entries == 0
     assert report.findings.counts["trailer"] == 1
@@ -232,7 +232,7 @@ _BOMB = """
             self.at += len(piece)
             return piece
 
-    # What is mapped now, and little more: what the bomb holds has no room.
+    # The current mappings and little more: no space for the expanded bomb.
     with open("/proc/self/statm") as statm:
         mapped = int(statm.read().split()[0]) * resource.getpagesize()
     allowed = mapped + (int(sys.argv[2]) << 20)
@@ -249,9 +249,9 @@ _BOMB = """
     ("kind", "room"), [("gzip", 100), ("zstd", 100), ("zstd with a large window", 320)], ids=("gzip", "zstd", "window")
 )
 def test_bombs_take_little_memory(kind: str, room: int) -> None:
-    """A GiB and a half of zeros: stopped by the bound; read to the end without it, in little memory.
+    """1.5 GiB of zeros: stopped by the limit; without it, read to the end in little memory.
 
-    `room` is address space: two thread arenas of 64 MiB are in it, and for the last the window that the frame asks for.
+    `room` is address space: two thread arenas of 64 MiB, and for the last kind the window of the frame.
     """
     for expansion, wanted in (("10", "expansion-limit"), ("100000000", "read 1610614272")):
         run = subprocess.run(
@@ -273,7 +273,7 @@ def test_long_windows_that_engines_take() -> None:
 
 
 def test_no_thread_is_left_behind_by_an_error() -> None:
-    """While the error, and with it every frame, is still held."""
+    """While the error, and with it every stack frame, is still referenced."""
     with pytest.raises(LayerError) as caught:
         audit(Bytes(gzip.compress(b"no tar at all" + bytes(8 << 20))))
     assert caught.value.code == "header-checksum"

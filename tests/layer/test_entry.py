@@ -67,14 +67,14 @@ def test_mtime_policies(policy: str, seconds: int, found: int, wanted: int) -> N
 @pytest.mark.parametrize(("policy", "found"), [("source", -1), ("source", MAX_MTIME + 1), ("clamp", -1)])
 def test_mtime_without_room_is_an_error(policy: str, found: int) -> None:
     """SPEC 4.1."""
-    with pytest.raises(TreeError, match="a: its modification time") as caught:
+    with pytest.raises(TreeError, match="a: modification time") as caught:
         normalise(Entry(b"a", "file", mtime=found), Profile(mtime=Mtime(policy)))  # type: ignore[arg-type]
     assert caught.value.code == "mtime-out-of-range"
     assert caught.value.hint
 
 
 def test_fixed_mtime_takes_any_file_time() -> None:
-    """SPEC 4.1: what is not written needs no room."""
+    """SPEC 4.1: a value that is not written need not fit."""
     assert normalise(Entry(b"a", "file", mtime=-5), Profile()).mtime == DEFAULT_MTIME
 
 
@@ -90,7 +90,7 @@ def test_owner() -> None:
         ("file", 0o600, 0o644, 0o600),
         ("file", 0o644, 0o644, 0o644),
         ("file", 0o700, 0o755, 0o700),
-        ("file", 0o611, 0o644, 0o611),  # the owner's bit decides
+        ("file", 0o611, 0o644, 0o611),  # only the owner's bit counts
         ("file", 0o100, 0o755, 0o100),
         ("file", 0o6755, 0o755, 0o6755),
         ("dir", 0o700, 0o755, 0o700),
@@ -109,7 +109,7 @@ def test_mode(kind: EntryKind, mode: int, canonical: int, source: int) -> None:
     ("path", "mode"), [(b"tmp", 0o1777), (b"var/tmp", 0o1777), (b"root", 0o700), (b"x/tmp", 0o755)]
 )
 def test_well_known_directories(path: bytes, mode: int) -> None:
-    """SPEC 4.4: as found and as a parent."""
+    """SPEC 4.4: as an entry and as a parent."""
     assert normalise(made("dir", 0o755, path), Profile()).mode == mode
     assert parent(path, Profile()).mode == mode
 
@@ -134,7 +134,7 @@ def test_marker_is_an_empty_file_of_root() -> None:
 
 
 def test_rules_override_and_get_path_and_kind() -> None:
-    """SPEC 4.3: rules win over the canonical mode, and have nothing to say of symlinks."""
+    """SPEC 4.3: rules override the canonical mode, and do not apply to symlinks."""
     asked: list[tuple[bytes, bool]] = []
 
     def rule(path: bytes, is_dir: bool) -> int | None:
@@ -269,7 +269,7 @@ def test_order() -> None:
 
 
 def test_neighbours_are_held_to_the_order() -> None:
-    """SPEC 3.4: the quick comparison agrees with the key, for every two paths."""
+    """SPEC 3.4: the fast comparison agrees with the key, for every two paths."""
     for before, after in itertools.combinations(ORDERED, 2):
         check_follows(Entry(after, "dir"), Entry(before, "dir"))
         with pytest.raises(LayerError) as caught:
@@ -321,7 +321,7 @@ def test_written_path() -> None:
         (b"\xff", "\\xff"),
         ("\u202e".encode(), "\\u202e"),
         ("\udcff", "\\udcff"),
-        # GitHub's runner obeys lines of a log that begin with the one or hold the other.
+        # GitHub's runner executes lines of a log that begin with the first or contain the second.
         ("::error::x", "\\x3a:error::x"),
         (b"  ::add-mask::x", "  \\x3a:add-mask::x"),
         ("a::b", "a::b"),

@@ -1,6 +1,6 @@
-"""Hard links and whiteouts in layers of others: bound to what stood there, and never to each other (SPEC 4.7, 4.10).
+"""Hard links and whiteouts in layers of other tools: bound to the earlier file, never to each other (SPEC 4.7, 4.10).
 
-`normalize` and `diff` have one opinion of what an engine makes of a tar, and `verify` names what is stored another way.
+`normalize` and `diff` agree on what an engine makes of a tar, and `verify` reports what is stored in another form.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def normalize(layer: bytes, hardlinks: Hardlinks = "separate") -> bytes:
 
 
 def read(layer: bytes) -> dict[str, tuple[str, bytes]]:
-    """Each path's type and content as Python sees it, for a link that of its target."""
+    """Each path's type and content according to Python, for a link those of its target."""
     kinds = {tarfile.LNKTYPE: "link", tarfile.REGTYPE: "file", tarfile.SYMTYPE: "symlink", tarfile.DIRTYPE: "dir"}
     found = {}
     with tarfile.open(fileobj=io.BytesIO(layer)) as archive:
@@ -102,7 +102,7 @@ CONSTELLATIONS["a directory"][1].update({".wh.b": ("dir", b""), ".wh.b/a": ("fil
 @pytest.mark.parametrize("hardlinks", HARDLINKS)
 @pytest.mark.parametrize("name", CONSTELLATIONS)
 def test_whiteouts_never_join_a_link_group(name: str, hardlinks: Hardlinks, tmp_path: Path) -> None:
-    """SPEC 4.10: an empty file, whatever it is stored as; and every file keeps its content."""
+    """SPEC 4.10: an empty file, however it is stored; and every file keeps its content."""
     parts, wanted = CONSTELLATIONS[name]
     if hardlinks == "separate":
         wanted = {path: ("file" if kind == "link" else kind, data) for path, (kind, data) in wanted.items()}
@@ -123,7 +123,7 @@ def test_a_link_to_a_whiteout_of_nothing_is_an_error() -> None:
 
 @pytest.mark.parametrize("writer", ["tar --format=gnu", "tar --format=posix", "bsdtar"])
 def test_whiteouts_that_share_an_inode(writer: str, tmp_path: Path) -> None:
-    """As AUFS has them: whichever name comes first has the content, and the file must not lose it."""
+    """As written by AUFS: whichever name comes first has the content, and the file must not lose it."""
     top = tmp_path / "tree"
     top.mkdir()
     (top / "b").write_bytes(b"data")
@@ -145,7 +145,7 @@ PLAIN = tar(member(b"z", b"later"), link(b"a", b"z"))
 
 @pytest.mark.parametrize("normalised", [False, True])
 def test_a_target_that_is_written_again(tmp_path: Path, normalised: bool) -> None:
-    """The link has the first content, as an engine extracts it; only in the last entry of each path they are equal."""
+    """The link has the first content, as an engine extracts it; only the last entries of the paths are equal."""
     report = compared(tmp_path, AGAIN, PLAIN, normalised=normalised)
     assert (report.verdict, [one.path for one in report.differences]) == ("entries", ["a"])
     split = tar(member(b"a", b"first"), member(b"z", b"later"))
@@ -161,7 +161,7 @@ def test_a_contrast_names_the_link(tmp_path: Path) -> None:
 
 
 def test_an_archive_that_tar_appended_to(tmp_path: Path) -> None:
-    """What GNU tar extracts from `tar -r` is what `normalize` and `diff` see."""
+    """`normalize` and `diff` see what GNU tar extracts from `tar -r`."""
     top = tmp_path / "tree"
     top.mkdir()
     (top / "z").write_bytes(b"first")
@@ -192,7 +192,7 @@ def test_a_link_to_a_symlink_that_leads_elsewhere_later(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("implied", [False, True])
 def test_what_is_below_a_directory_that_becomes_a_file(tmp_path: Path, implied: bool) -> None:
-    """It is gone, whether or not the directory had an entry; also if the directory comes back."""
+    """It is deleted, whether or not the directory had an entry; also if the directory comes back."""
     start = [] if implied else [header(b"d", kind="dir"), header(b"d/e", kind="dir")]
     lost = tar(*start, member(b"d/e/x", b"x"), member(b"d", b"file"), header(b"d", kind="dir"), member(b"d/y"))
     kept = tar(header(b"d", kind="dir"), header(b"d/e", kind="dir"), member(b"d/e/x", b"x"), member(b"d/y"))
@@ -203,7 +203,7 @@ def test_what_is_below_a_directory_that_becomes_a_file(tmp_path: Path, implied: 
 
 @pytest.mark.parametrize("first", ["a.py", "a.txt"])
 def test_bytecode_whose_source_is_a_link(first: str, src: Path, tmp_path: Path) -> None:
-    """The source beside it has the content of its target: what `pack` writes is in order to `verify`."""
+    """The source next to it has the content of its target: `verify` accepts what `pack` writes."""
     (src / "m").mkdir()
     (src / first).write_text("x = 1\n")
     os.link(src / first, src / "m" / "b.py")
@@ -235,7 +235,7 @@ def pairs_of_layers(draw: st.DrawFn) -> tuple[bytes, bytes]:
 @settings(max_examples=300)
 @given(pairs_of_layers())
 def test_diff_and_normalize_agree(tmp_path_factory: pytest.TempPathFactory, layers: tuple[bytes, bytes]) -> None:
-    """Two layers are the same, normalised, exactly where `normalize` makes the same of them."""
+    """Normalised, two layers are equal exactly if `normalize` gives the same layer."""
     here = tmp_path_factory.getbasetemp()
     a, b = layers
     try:
@@ -245,7 +245,7 @@ def test_diff_and_normalize_agree(tmp_path_factory: pytest.TempPathFactory, laye
         assert error.code in ("hardlink-target", "file-as-parent")
         return
     differences = compared(here, a, b, normalised=True).differences
-    # Directories that only one of two layers has an entry for: `normalize` adds them, `diff` names them.
+    # Directories that only one of two layers has an entry for: `normalize` adds them, `diff` reports them.
     assert (normal[0] == normal[1]) == all(one.traps == ("parents",) for one in differences)
     assert [normalize(one) for one in kept] == normal
     for one, made in zip((a, b), kept, strict=True):
@@ -264,7 +264,7 @@ def device(major: int, minor: int, flag: bytes = b"3") -> bytes:
 @pytest.mark.parametrize("normalised", [False, True])
 @pytest.mark.parametrize("flag", [b"3", b"4"])
 def test_device_numbers(tmp_path: Path, flag: bytes, normalised: bool) -> None:
-    """A device is its numbers, wherever they stand."""
+    """A device is compared by its numbers, wherever they are stored."""
     for other in (device(1, 5, flag), device(2, 3, flag)):
         report = compared(tmp_path, tar(device(1, 3, flag)), tar(other), normalised=normalised)
         assert (report.verdict, [one.traps for one in report.differences]) == ("entries", [("special-file",)])
@@ -290,7 +290,7 @@ CONTENT_RECORDS = [
 @pytest.mark.parametrize("key", CONTENT_RECORDS, ids=bytes.decode)
 @pytest.mark.parametrize("kind", ["file", "dir", "hardlink", "device"])
 def test_records_that_are_content(tmp_path: Path, key: bytes, kind: str) -> None:
-    """Access control, labels, flags and what is unknown: of equal length, of another, or there at all."""
+    """Access control, labels, flags and unknown records: of equal or different length, or missing."""
     last = {"file": member(b"a", b"1"), "dir": header(b"a", kind="dir"), "hardlink": link(b"a", b"0")}
     made = last.get(kind) or device(1, 3).replace(b"dev\0", b"a\0\0\0")
     if kind == "device":
@@ -326,7 +326,7 @@ def test_records_that_are_form(tmp_path: Path, key: str) -> None:
 
 
 def test_an_attribute_that_is_written_twice_is_one(tmp_path: Path) -> None:
-    """libarchive writes each attribute in two forms."""
+    """libarchive writes each attribute twice, in two forms."""
     once = record(b"SCHILY.xattr.user.a b", b"1\0=")
     twice = record(b"LIBARCHIVE.xattr.user.a%20b", b"MQA9") + once
     layers = [tar(extension(b"x", records), member(b"a")) for records in (once, twice)]
@@ -334,7 +334,7 @@ def test_an_attribute_that_is_written_twice_is_one(tmp_path: Path) -> None:
 
 
 def test_a_tree_has_no_records(tmp_path: Path) -> None:
-    """The form of a tar is not compared with a tree, its content is."""
+    """Against a tree, the content of a tar is compared, not its form."""
     top = tmp_path / "tree"
     top.mkdir()
     (top / "a").write_bytes(b"1")

@@ -1,4 +1,4 @@
-"""The same tree gives the same bytes, whatever is not the tree; and other programs read them (SPEC 3 to 6)."""
+"""The same tree gives the same bytes, whatever else differs; and other programs read them (SPEC 3 to 6)."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def build(
     owners: int = 0,
     links: bool = False,
 ) -> Path:
-    """Make the tree, with everything different that must not count."""
+    """Create the tree, varying everything that must not matter."""
     root.mkdir()
     rng = random.Random(shuffle)
     order = [item for item in items if item.kind == "dir"]
@@ -97,7 +97,7 @@ def results(path: Path | str, *, jobs: int = 2) -> list[str]:
 def test_what_is_not_the_tree_does_not_count(
     items: Sequence[TreeItem], shuffle: int, mask: int, times: int, owners: int, links: bool, jobs: int
 ) -> None:
-    """Order of creation, umask, file times, owners, hard links, place and workers."""
+    """Order of creation, umask, file times, owners, hard links, path and workers."""
     with temporary() as home:
         plain = build(home / "plain", items)
         (home / "else").mkdir()
@@ -169,7 +169,7 @@ def run_pack(tree: str | Path, cwd: Path, **environment: str) -> str:
 
 
 def make_locale(home: Path) -> str:
-    """A latin-1 locale of our own: Debian installs none."""
+    """Our own latin-1 locale: Debian installs none."""
     done = subprocess.run(
         [program("localedef"), "-i", "en_US", "-f", "ISO-8859-1", "--no-archive", home / "en_US.ISO-8859-1"],
         capture_output=True,
@@ -233,7 +233,7 @@ def test_readdir_order_does_not_count(tmp_path: Path, option: str) -> None:
 
 
 def snapshot(root: Path) -> dict[str, tuple[str, object, int]]:
-    """What a tree holds: content or target, and the mode that detlayer writes."""
+    """The contents of a tree: content or target, and the mode that detlayer writes."""
     found: dict[str, tuple[str, object, int]] = {}
     for path in sorted(root.rglob("*")):
         name = str(path.relative_to(root))
@@ -248,7 +248,7 @@ def snapshot(root: Path) -> dict[str, tuple[str, object, int]]:
 
 
 def extracted(root: Path) -> dict[str, tuple[str, object, int]]:
-    """The same of what was extracted, with the modes that are really there."""
+    """The same of an extracted tree, with its actual modes."""
     found = snapshot(root)
     return {
         name: (kind, what, mode if kind == "symlink" else (root / name).lstat().st_mode & 0o7777)
@@ -275,7 +275,7 @@ def extract(reader: str, blob: bytes, out: Path) -> None:
 @settings(max_examples=25)
 def test_readers_extract_the_tree(reader: str, items: Sequence[TreeItem]) -> None:
     """SPEC 5: equal contents, modes and link targets."""
-    # libarchive composes names that it reads as UTF-8, so that decomposed ones can't come back as they were.
+    # libarchive composes names that it reads as UTF-8, so decomposed ones change.
     assume(reader != "bsdtar" or not any("\u0301" in item.path for item in items))
     with temporary() as home:
         tree = build(home / "tree", items)
@@ -303,7 +303,7 @@ def test_readers_list_it(tmp_path: Path, reader: str) -> None:
 @given(items=strategies.trees())
 @settings(max_examples=25)
 def test_packing_what_was_extracted_gives_the_same(items: Sequence[TreeItem]) -> None:
-    """SPEC 4: normalising is idempotent, through a disk and a foreign reader."""
+    """SPEC 4: normalising is idempotent, through a disk and another reader."""
     with temporary() as home:
         first = pack_tree(build(home / "tree", items))
         extract("tarfile", first.blob, home / "out")

@@ -1,4 +1,4 @@
-"""Tars from untrusted sources: every lie is a LayerError with a code and a hint, or a finding; nothing else."""
+"""Tars from untrusted sources: every inconsistency is a LayerError with a code and a hint, or a finding."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SOUND = tar(
 
 
 def code_of(data: bytes, pieces: int = 0) -> str:
-    """Read to the end; the code of the LayerError, which must have a hint, or nothing."""
+    """Read to the end; the code of the LayerError, which must have a hint; empty without error."""
     try:
         source = [data] if not pieces else [data[at : at + pieces] for at in range(0, len(data), pieces)]
         for found in TarReader(source):
@@ -145,7 +145,7 @@ def test_lies_are_layer_errors(name: str) -> None:
 
 
 def test_truncated_anywhere() -> None:
-    """At every block and in between: an error, or at the end a finding. In pieces of any length it is the same."""
+    """At and between all blocks: an error, or at the end a finding; the same for pieces of any length."""
     assert code_of(SOUND) == ""
     end = len(SOUND) - len(END)
     boundaries = set()
@@ -157,7 +157,7 @@ def test_truncated_anywhere() -> None:
             assert audit(Bytes(SOUND[:cut])).findings.counts.get("trailer") == 1
         else:
             assert code == "tar-truncated", cut
-    # Whole entries and no end, or an end that is short; never in the middle of an entry.
+    # Whole entries and no end, or a short end; never in the middle of an entry.
     starts = {0, 512, 3584, 5120 + 512, end}
     assert boundaries - set(range(end + 512, len(SOUND))) <= starts
     assert {0, 512, end} <= boundaries
@@ -165,7 +165,7 @@ def test_truncated_anywhere() -> None:
 
 @pytest.mark.parametrize("name", [b"a/..b", b"..a", b"a..", b"a/.../b", b".a/.b", b"a/b..c"])
 def test_dots_in_names_are_no_way_out(name: bytes) -> None:
-    """SPEC 3.2: only a component that is `..`."""
+    """SPEC 3.2: only a whole `..` component."""
     assert clean_path(name) == name
     assert code_of(with_path(name)) == ""
 
@@ -221,7 +221,7 @@ def test_signed_checksums_of_old_tars() -> None:
 
 
 def test_records() -> None:
-    """POSIX pax: values hold any byte; an empty one takes a record of a global header back."""
+    """POSIX pax: values may contain any byte; an empty one cancels a record of a global header."""
     data = record(b"a", b"x=\n\0\xff") + record(b"b", b"")
     assert list(parse_records(data)) == [(b"a", b"x=\n\0\xff"), (b"b", b"")]
     parts = (
@@ -245,7 +245,7 @@ def test_as_many_records_as_are_allowed() -> None:
 
 
 def test_a_chain_without_end_is_left() -> None:
-    """An endless stream: only a bound can end this."""
+    """An endless stream, which only a limit can stop."""
     blocks = itertools.chain.from_iterable(itertools.repeat((extension(b"g", record(b"a", b"1")),)))
     with pytest.raises(LayerError) as caught:
         list(TarReader(blocks))

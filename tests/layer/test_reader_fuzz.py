@@ -1,4 +1,4 @@
-"""Real layers, damaged at random: an audit ends with a report or a LayerError, whatever it is given (SPEC 9)."""
+"""Real layers, damaged at random: an audit always ends with a report or a LayerError (SPEC 9)."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ from tests.layer.handmade_tars import (
 )
 from tests.layers import layer_of
 
-# What a report or an error may take beyond the blob itself: pieces, a PAX header, the kept findings.
+# Memory limit of a report or an error beyond the blob itself: pieces, a PAX header, the kept findings.
 _MEMORY_BYTES = 64 << 20
 
 
 @cache
 def tars() -> tuple[bytes, ...]:
-    """Small layers that have a bit of everything that a reader knows."""
+    """Small layers with something of everything that a reader supports."""
     made = [
         layer_of(
             [
@@ -110,7 +110,7 @@ def damaged(draw: st.DrawFn, sound: tuple[bytes, ...]) -> bytes:
 
 
 def sealed_again(data: bytes) -> bytes:
-    """Give every block that looks like a header its right checksum, so that damage gets beyond that check."""
+    """Correct the checksum of every block that looks like a header, so that damage gets past that check."""
     out = bytearray(data)
     for at in range(0, len(out) - 511, 512):
         if out[at + 257 : at + 262] == b"ustar":
@@ -136,7 +136,7 @@ def survives(data: bytes) -> None:
 
 
 def test_the_sound_ones_are_sound() -> None:
-    """The fuzzing starts from layers that are read to their ends."""
+    """The fuzzing starts from valid layers."""
     for data in (*tars(), *blobs()):
         assert audit(Bytes(data)).entries >= 3
     assert all(sealed_again(data) == data for data in tars()[:1])

@@ -1,4 +1,4 @@
-"""Sparse files in tars of others: read as the files that they are, in every form, by every command (SPEC 4.7)."""
+"""Sparse files in tars of other tools, in every form and by every command (SPEC 4.7)."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ KEY = b"GNU.sparse."
 
 
 def read(data: bytes) -> list[tuple[bytes, int, bytes]]:
-    """Path, size and content of every member; the content both as it comes and in small pieces."""
+    """Path, size and content of every member; the content both streamed and in small pieces."""
     found = []
     for one in TarReader([data]):
         content = b"".join(map(bytes, one.views()))
@@ -72,7 +72,7 @@ MAPS = st.lists(st.tuples(st.integers(0, 900), st.integers(0, 700)), max_size=60
 
 @given(MAPS, st.integers(0, 1000), st.sampled_from(SPARSE_FORMS))
 def test_every_form_is_the_file_that_it_stands_for(gaps: list[tuple[int, int]], rest: int, form: str) -> None:
-    """As Python reads it, and with what follows it in its place."""
+    """As Python reads it, and the next member is read correctly."""
     spans, end = [], 0
     for gap, length in gaps:
         spans.append((end + gap, length))
@@ -154,7 +154,7 @@ def hostile() -> Iterator[tuple[str, bytes]]:
 
 @pytest.mark.parametrize(("name", "made"), list(hostile()), ids=[name for name, _ in hostile()])
 def test_maps_that_lie_are_errors(name: str, made: bytes) -> None:
-    """Readers would not agree on the file, so nobody may say that it is anything."""
+    """Readers would disagree on the content, so it is an error."""
     layer = tar(made, member(b"z"))
     for reading in (lambda: read(layer), lambda: audit(Bytes(layer)), lambda: detlayer.inspect(io.BytesIO(layer))):
         with pytest.raises(LayerError) as caught:
@@ -163,7 +163,7 @@ def test_maps_that_lie_are_errors(name: str, made: bytes) -> None:
 
 
 def test_a_map_in_the_header_of_solaris() -> None:
-    """Type `X` is a PAX header by another name."""
+    """Type `X` is another name of a PAX header."""
     made = extension(b"X", SIZE + MAP) + member(b"a", b"data")
     assert read(tar(made)) == [(b"a", 9, bytes(5) + b"data")]
 
@@ -174,7 +174,7 @@ def huge(form: str, hole: int, files: int = 1) -> bytes:
 
 @pytest.mark.parametrize("form", SPARSE_FORMS)
 def test_a_small_layer_does_not_grow_without_bound(form: str, tmp_path: Path) -> None:
-    """Holes count as what a compressor makes small does: beyond a GiB, in proportion to the blob."""
+    """Holes count like highly compressible data: beyond a GiB, in proportion to the blob."""
     for number, layer in enumerate((huge(form, (1 << 62) + 1), huge(form, 400 << 20, files=3))):
         path = tmp_path / f"{number}.tar"
         path.write_bytes(layer)
@@ -187,7 +187,7 @@ def test_a_small_layer_does_not_grow_without_bound(form: str, tmp_path: Path) ->
                 reading()
             assert checked(caught.value) == "expansion-limit"
         assert not (tmp_path / "out.tar").exists()
-        assert detlayer.inspect(path).content_bytes > 1 << 30  # reads no content, so nothing grows
+        assert detlayer.inspect(path).content_bytes > 1 << 30  # reads no content, so nothing is expanded
 
 
 def test_the_bound_on_holes_can_be_raised() -> None:
@@ -203,7 +203,7 @@ def test_nobody_counts_holes_of_an_inner_tar() -> None:
 
 @pytest.fixture
 def tree(tmp_path: Path) -> Path:
-    """Files with one hole, with many, and with nothing else; and one without."""
+    """Files with one hole, with many, with only a hole, and without."""
     top = tmp_path / "tree"
     top.mkdir()
     with open(top / "hole", "wb") as hole:
@@ -244,7 +244,7 @@ def written(writer: str, tree: Path, out: Path) -> Path:
 
 @pytest.mark.parametrize("writer", WRITERS)
 def test_sparse_tars_of_real_writers(writer: str, tree: Path, tmp_path: Path) -> None:
-    """`normalize` gives what `pack` does, `diff` finds the tree in it, `inspect` its sizes, `verify` the trap."""
+    """`normalize` gives the result of `pack`, `diff` equals the tree, `inspect` its sizes, `verify` the trap."""
     out = written(writer, tree, tmp_path / "out.tar")
     packed = detlayer.pack([tree], output=tmp_path / "packed.tar.gz")
     assert detlayer.normalize(out, output=tmp_path / "normal.tar.gz").digest == packed.digest
@@ -259,7 +259,7 @@ def test_sparse_tars_of_real_writers(writer: str, tree: Path, tmp_path: Path) ->
 
 
 def test_the_same_packed_bytes_at_other_places_differ(tmp_path: Path) -> None:
-    """What is stored is equal, where it belongs is not: by the map alone these are two files."""
+    """The stored data is equal, but not its position: only the map shows that these are two files."""
     for form in SPARSE_FORMS:
         paths = []
         for name, spans in (("a", [(0, 4)]), ("b", [(512, 4)])):
@@ -284,7 +284,7 @@ def test_one_file_in_two_forms_is_the_same(one: str, other: str, tmp_path: Path)
 
 
 def test_another_map_of_equal_content_is_another_tar() -> None:
-    """SPEC 1.3: the key tells tars apart, not only what they hold."""
+    """SPEC 1.3: the key distinguishes tars, not only their contents."""
     layers = [tar(sparse("1.0", b"s", 2000, spans, bytes(512))) for spans in ([(0, 512)], [(512, 512)])]
     keys = {audit(Bytes(layer)).key for layer in layers}
     assert read(layers[0]) == read(layers[1])

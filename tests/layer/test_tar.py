@@ -48,7 +48,7 @@ def test_offset_table() -> None:
 
 @given(strategies.loose_entries())
 def test_read_back(entry: Entry) -> None:
-    """SPEC 5.1: both readers see the values of the entry, whatever needed PAX."""
+    """SPEC 5.1: both readers return the values of the entry, with or without PAX."""
     content = b"x" * entry.size_bytes
     tar = encode_header(entry) + content + bytes(padding(len(content))) + END
     assert len(tar) % 512 == 0
@@ -83,7 +83,7 @@ def test_largest_checksum() -> None:
     ("kind", "length", "needs"), [("file", 100, 0), ("file", 101, 1), ("dir", 99, 0), ("dir", 100, 1)]
 )
 def test_path_needs_pax_above_100_bytes(kind: EntryKind, length: int, needs: int) -> None:
-    """SPEC 5.4: of the written path, a directory's slash counted."""
+    """SPEC 5.4: of the written path, including a directory's slash."""
     header = read_one(Entry(b"n" * length, kind))
     assert len(header.pax) == needs
     assert len(header.path) == length + (kind == "dir")
@@ -107,7 +107,7 @@ def test_non_ascii_path_needs_pax() -> None:
 
 
 def test_name_field_may_cut_a_character() -> None:
-    """SPEC 5.2: the first 100 bytes, whatever they end in."""
+    """SPEC 5.2: the first 100 bytes, even in the middle of a character."""
     path = b"n" * 99 + "é".encode()
     header = read_one(Entry(path, "file"))
     assert header.path == path
@@ -158,7 +158,7 @@ def test_pax_size_stands_between_linkpath_and_uid() -> None:
 
 
 def test_pax_header() -> None:
-    """SPEC 5.4: its own header holds nothing of the machine or process."""
+    """SPEC 5.4: its own header contains nothing of the machine or process."""
     blocks = encode_header(Entry("é".encode(), "file", 0o755, 5, 6, 7))
     assert len(blocks) == 3 * 512
     pax = blocks[:512]
@@ -173,7 +173,7 @@ def test_pax_header() -> None:
 
 @pytest.mark.parametrize("length", [*range(84, 96), *range(980, 996), 9000 - 512])
 def test_record_length_counts_itself(length: int) -> None:
-    """SPEC 5.4: around one more digit, where counting itself can add it."""
+    """SPEC 5.4: lengths at which their own digits add one more."""
     value = b"v" * length
     header = read_one(Entry(b"a", "file", xattrs=((b"user.a", value),)))
     assert header.pax == ((b"SCHILY.xattr.user.a", value),)
@@ -190,7 +190,7 @@ def test_record_length_edges_are_hit() -> None:
 
 
 def test_pax_records_are_padded() -> None:
-    """SPEC 5.5: a record block that is exactly full gets no further block."""
+    """SPEC 5.5: a full record block is not followed by another one."""
     for size in range(470, 500):
         blocks = encode_header(Entry(b"a", "file", xattrs=((b"user.a", b"v" * size),)))
         records = int(cut_field(blocks, "size")[:-1], 8)
@@ -260,7 +260,7 @@ def test_bad_target_names_the_entry() -> None:
 @pytest.mark.parametrize("target", [b"", b"a\0b"])
 @pytest.mark.parametrize("kind", ["symlink", "hardlink"])
 def test_unwritable_targets(kind: EntryKind, target: bytes) -> None:
-    """SPEC 5.2: an empty target, or one that would end at its NUL, is not what a reader would get back."""
+    """SPEC 5.2: an empty target, or one with a NUL, would be read back differently."""
     with pytest.raises(LayerError):
         encode_header(Entry(b"a", kind, target=target))
 

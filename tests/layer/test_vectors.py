@@ -1,4 +1,4 @@
-"""Every golden vector agrees: they were made by an independent writer and are the format (SPEC 3 to 8)."""
+"""Every golden vector agrees: an independent writer made them, and they define the format (SPEC 3 to 8)."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def load_sorted(name: str) -> Vector:
 
 
 def difference(codec: str, measured: str) -> str:
-    """Say why a digest can't be compared; empty when it can (SPEC 6.3)."""
+    """Return why a digest can't be compared; empty if it can (SPEC 6.3)."""
     wanted = CLASSES.get(codec, measured)
     if wanted == measured:
         return ""
@@ -50,7 +50,7 @@ def test_key(name: str) -> None:
 
 @pytest.mark.parametrize("name", [name for name in vector_names() if "order" in load_vector(name).expect])
 def test_order(name: str) -> None:
-    """SPEC 3.4: any order of the entries sorts to the vector's."""
+    """SPEC 3.4: entries in any order sort to the vector's order."""
     vector = load_vector(name)
     entries = list(vector.entries)
     random.Random(name).shuffle(entries)
@@ -87,7 +87,7 @@ def test_the_probe_of_codec_classes() -> None:
 
 @pytest.mark.parametrize("codec", sorted(CLASSES))
 def test_codec_class(codec: str) -> None:
-    """SPEC 6.3: the class of every codec; where it differs, digests do and diff_ids do not."""
+    """SPEC 6.3: the class of every codec; if it differs, digests do and diff_ids do not."""
     assert not difference(codec, Codec(codec).codec_class)
 
 
@@ -97,6 +97,6 @@ def test_known_classes_are_the_fixture() -> None:
 
 
 def test_another_class_is_named_as_the_cause() -> None:
-    """SPEC 6.3: never content that changed."""
+    """SPEC 6.3: never reported as changed content."""
     said = difference("zstd-3", "0123456789abcdef")
     assert said.startswith("tar equal, compressor differs: zstd-3 is of class 0123456789abcdef here")

@@ -39,7 +39,7 @@ def key_of(entries: list[Entry], contents: dict[bytes, bytes]) -> str:
 
 
 class FailingSink:
-    """Takes some writes, then has no room."""
+    """A sink that is full after some writes."""
 
     def __init__(self, after: int) -> None:
         self.left = after
@@ -51,7 +51,7 @@ class FailingSink:
 
 
 class OddContent:
-    """Content that is not as long as its entry says, or whose opening fails."""
+    """Content whose length differs from its entry, or whose opening fails."""
 
     def __init__(self, data: bytes, *, error: Exception | None = None, finish_error: Exception | None = None) -> None:
         self.data = data
@@ -80,7 +80,7 @@ class OddContent:
 
 @given(strategies.entry_lists())
 def test_any_entries_read_back(entries: list[Entry]) -> None:
-    """SPEC 5: paths and contents come back in order; the key is what SPEC 8 says."""
+    """SPEC 5: paths and contents come back in order; the key follows SPEC 8."""
     made, tar = layer_of(entries)
     headers = read_headers(tar)
     assert [header.path for header in headers] == [entry.written_path for entry in entries]
@@ -173,7 +173,7 @@ def test_nobody_waits_for_a_thread_that_writes() -> None:
     ],
 )
 def test_order_errors(paths: list[str], code: str) -> None:
-    """SPEC 3.3, 3.4: and no thread is left."""
+    """SPEC 3.3, 3.4: and no thread stays alive."""
     with pytest.raises(LayerError) as caught:
         layer_of([file_entry(path) for path in paths])
     assert caught.value.code == code
@@ -224,7 +224,7 @@ def test_content_error_comes_out(when: str) -> None:
 @pytest.mark.parametrize("jobs", [1, 4])
 @pytest.mark.parametrize("chunks", [1, 40])
 def test_sink_error_comes_out(after: int, jobs: int, chunks: int) -> None:
-    """Whatever the sink raises is raised, whichever thread was waiting, and nothing hangs."""
+    """Errors of the sink are raised, whichever thread was waiting, and nothing hangs."""
     entries = (file_entry(f"{i:03}", bytes(CHUNK_MAX_BYTES - 512)) for i in range(chunks))
     if chunks == 1 and after:
         assert isinstance(pack_layer(entries, FailingSink(after), codec=Codec("none"), jobs=jobs), Layer)
@@ -236,7 +236,7 @@ def test_sink_error_comes_out(after: int, jobs: int, chunks: int) -> None:
 
 
 def test_sink_error_stops_the_reading() -> None:
-    """A full disk is noticed soon, not after the whole tree was read."""
+    """A full disk is an error at once, not after the whole tree was read."""
     asked = 0
 
     def entries() -> Iterator[Entry]:
@@ -303,7 +303,7 @@ def test_many_headers_larger_than_a_buffer() -> None:
     "size", [CHUNK_MAX_BYTES + d for d in (-513, -512, -1, 0, 1, 512)] + [8 * MIB - 1, 8 * MIB, 8 * MIB + 1]
 )
 def test_content_around_chunk_edges(size: int) -> None:
-    """SPEC 6.1: alone, and behind as much as a chunk may hold already."""
+    """SPEC 6.1: alone, and after a chunk of the maximum length."""
     data = counter_bytes("edge", size)
     for before in ([], [file_entry("0", bytes(CHUNK_MAX_BYTES - 1024))]):
         made, tar = layer_of([*before, file_entry("a", data), file_entry("b", b"z")])
@@ -319,7 +319,7 @@ def test_empty() -> None:
 
 
 def test_key_tells_apart_what_the_tar_tells_apart() -> None:
-    """SPEC 8: content, mode and order of bytes between content and header all count."""
+    """SPEC 8: content, mode and the boundary between content and header all count."""
     variants = [
         [file_entry("a", b"x")],
         [file_entry("a", b"y")],
@@ -338,7 +338,7 @@ def test_key_does_not_know_the_codec() -> None:
 
 
 def test_descriptor() -> None:
-    """SPEC 7.2: what a manifest needs, and what a later check compares."""
+    """SPEC 7.2: the fields of a manifest, and those that a later check compares."""
     made, blob = layer_of([file_entry("a", b"x" * 1000), dir_entry("b")], "zstd-3")
     document = made.descriptor().to_document()
     assert document["mediaType"] == "application/vnd.oci.image.layer.v1.tar+zstd"

@@ -1,4 +1,4 @@
-"""Documents of images: what becomes of a base, layers and settings; which bytes they are."""
+"""Image documents: merging a base, layers and settings; exact bytes."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def configured(base: Base, runtime: Runtime | None = None, **options: Any) -> di
 
 
 def test_an_image_from_nothing_has_these_bytes() -> None:
-    """SPEC 7.1: one spelling. These digests are what everybody gets."""
+    """SPEC 7.1: canonical bytes, so these digests are the same on every machine."""
     config = configure(scratch(ARM), [part("one")], Runtime(entrypoint=("/x",)))
     assert json.loads(config) == {
         "architecture": "arm",
@@ -157,7 +157,7 @@ def test_odd_configs_of_bases_are_no_trouble(config: dict[str, Any]) -> None:
 
 
 def test_an_image_is_for_the_variant_that_was_asked_for() -> None:
-    """Upon a base for a lesser one, too: what is added may need more."""
+    """Also on a base for a lesser variant: added files may need more."""
     base = base_of({"architecture": "arm64"})
     assert configured(base, platform=Platform("linux", "arm64", "v8"))["variant"] == "v8"
     lesser = replace(base, platform=Platform("linux", "arm", "v6"))

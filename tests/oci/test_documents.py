@@ -139,7 +139,7 @@ def test_manifest() -> None:
 
 
 def test_null_is_an_empty_list() -> None:
-    """As Go writes it: umoci in a new layout."""
+    """As Go encodes it: umoci in a new layout."""
     assert read({"schemaVersion": 2, "manifests": None}).is_index
     assert read({"config": CONFIG, "layers": None}).layers == ()
     assert parse_config(b'{"rootfs":{"type":"layers","diff_ids":null}}', "it").diff_ids == ()
@@ -148,7 +148,7 @@ def test_null_is_an_empty_list() -> None:
 def test_media_types() -> None:
     assert read({"manifests": []}, MEDIA_TYPE_DOCKER_LIST).media_type == MEDIA_TYPE_DOCKER_LIST
     assert read({"config": CONFIG, "mediaType": MEDIA_TYPE_DOCKER_MANIFEST}).media_type == MEDIA_TYPE_DOCKER_MANIFEST
-    # What it was called and what it says have to agree: else two readers would see two things in it.
+    # The media types must agree: otherwise two readers would interpret it differently.
     assert refused({"config": CONFIG, "mediaType": MEDIA_TYPE_DOCKER_MANIFEST}, MEDIA_TYPE_MANIFEST) == (
         "document-invalid"
     )

@@ -1,4 +1,4 @@
-"""Platforms as people write them, and which manifest of an index they get (image-index.md)."""
+"""Parsing platforms, and selecting the manifest of an index (image-index.md)."""
 
 from __future__ import annotations
 

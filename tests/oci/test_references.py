@@ -1,4 +1,4 @@
-"""References to images: parsed, and printed without a loss (src/detlayer/oci/references.py)."""
+"""Image references: parsed, and formatted without loss (src/detlayer/oci/references.py)."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_what_parses_prints_as_something_that_means_the_same(text: str) -> None:
     ],
 )
 def test_references_mean_what_other_tools_say(text: str, registry: str, repository: str, tag: str, digest: str) -> None:
-    """The cases on which users of other tools rely (github.com/distribution/reference)."""
+    """Cases that users of other tools rely on (github.com/distribution/reference)."""
     wanted = Reference(RepositoryName(registry, repository), tag, Digest(digest) if digest else None)
     found = parse_reference(text)
     assert found == wanted

@@ -1,4 +1,4 @@
-"""Rules for make and ninja, read by make and ninja themselves."""
+"""Depfile rules, read by make and ninja themselves."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ PLAIN = [
     "a,b",
     "(x)",
 ]
-# ninja 1.11 has no spelling for these: it takes such names for others, which are not there, and always builds.
+# ninja 1.11 has no escape for these: it reads other, missing names, and always rebuilds.
 NOT_FOR_NINJA = set("'*?;|&\"`<>")
 ODD = [
     "'q'",
@@ -75,7 +75,7 @@ def run_make(cwd: Path) -> int:
 
 
 def refused(name: str) -> bytes | None:
-    """The rule for a name, or None if it is refused aloud, which is as good as a rule that works."""
+    """The rule for a name, or None if it is rejected, which is as good as a working rule."""
     try:
         return rule(b"out.tar", [b"before", name.encode(), b"after"])
     except TreeError:
@@ -89,7 +89,7 @@ def test_plain_names_are_not_refused(name: str) -> None:
 
 @pytest.mark.parametrize("name", [*PLAIN, *ODD])
 def test_make_reads_it(tmp_path: Path, name: str) -> None:
-    """The output is older than the named file and than nothing else: make has to see all three names."""
+    """The output is older than the named file only: make has to parse all three names."""
     text = refused(name)
     if text is None:
         return
@@ -109,7 +109,7 @@ def test_make_reads_it(tmp_path: Path, name: str) -> None:
 @pytest.mark.parametrize("name", [*PLAIN, *ODD])
 def test_make_goes_on_after_a_file_is_gone(tmp_path: Path, name: str) -> None:
     text = refused(name)
-    if text is None or "%" in name or "=" in name:  # a rule for it would be a pattern rule, or an assignment
+    if text is None or "%" in name or "=" in name:  # would be a pattern rule, or an assignment
         return
     (tmp_path / "out.d").write_bytes(text)
     (tmp_path / "Makefile").write_text("out.tar:\n\t@false\ninclude out.d\n")
@@ -162,7 +162,7 @@ def test_text() -> None:
 
 
 def test_packed_tree(src: Path, tmp_path: Path) -> None:
-    """All that a change of which could change the layer: files, directories, and what was read of patterns."""
+    """Everything whose change may change the layer: files, directories, and pattern files."""
     make_tree(src, {"a": "1", "sub": {"b": "2"}, "left-out": "", ".detlayerignore": "left-out\n"})
     ignore = tmp_path / "ignore"
     ignore.write_text("*.o\n")

@@ -1,4 +1,4 @@
-"""Outputs appear whole or not at all, and nothing else is left behind."""
+"""Outputs are written atomically, and leave no other files."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def test_dangling_symlink_is_filled(tmp_path: Path) -> None:
 
 
 def test_device() -> None:
-    """Written to directly: a rename would replace the machine's /dev/null."""
+    """Written to directly: a rename would replace the host's /dev/null."""
     output = FileOutput("/dev/null")
     output.write(b"x" * 100000)
     output.commit()
@@ -140,7 +140,7 @@ def test_bad_places(tmp_path: Path, name: str, code: str) -> None:
 
 @pytest.mark.parametrize("name", ["n" * 255, "日" * 80, "a" * 200 + "é" * 27])
 def test_longest_names(tmp_path: Path, name: str) -> None:
-    """The name beside the goal must fit where the goal's own name fits."""
+    """The temporary name must fit wherever the final name fits."""
     output = FileOutput(tmp_path / name)
     output.write(b"x")
     output.commit()
@@ -155,7 +155,7 @@ def test_no_permission(open_tmp: Path) -> None:
 
 
 def test_disk_full(tmp_path: Path, src: Path) -> None:
-    """A real full disk, at any point of a pass: an error, and an older file is kept."""
+    """A real full disk, at any point of a pass: an error, and the old file is kept."""
     make_tree(src, {"big": counter_bytes("big", 6 << 20)})
     disk = tmp_path / "disk"
     disk.mkdir()
@@ -230,7 +230,7 @@ def test_layout_in_a_file(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("option", ["output", "oci_layout", "descriptor", "depfile"])
 def test_an_error_leaves_no_file(tmp_path: Path, src: Path, option: str) -> None:
-    """After a failed pass no file is there that was not there before, a layout's own included."""
+    """A failed pass leaves no new files, not even those of a layout."""
     make_tree(src, {"a": b"x" * 10000, "z": {}})
     os.mkfifo(src / "z" / "fifo")
     options: dict[str, object] = {"descriptor": tmp_path / "other.json"} if option == "depfile" else {}
@@ -263,7 +263,7 @@ def test_all_outputs_hold_the_same(tmp_path: Path, src: Path) -> None:
 
 
 class RawStream(io.RawIOBase):
-    """A raw stream takes what it can at a time, as the io documentation says it may."""
+    """A raw stream may accept fewer bytes than given (io documentation)."""
 
     def __init__(self) -> None:
         self.got = bytearray()
@@ -278,7 +278,7 @@ class RawStream(io.RawIOBase):
 
 
 def test_raw_stream_gets_all() -> None:
-    """A short write is not the end: the digest is of bytes that are really there."""
+    """A short write is continued: the digest is of the bytes in the file."""
     stream = RawStream()
     output = StreamOutput(stream)  # type: ignore[arg-type]
     data = counter_bytes("raw", 5000)

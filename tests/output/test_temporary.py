@@ -1,4 +1,4 @@
-"""Temporary files (src/detlayer/output/temporary.py): a killed process leaves none, or the next run removes it."""
+"""Temporary files (src/detlayer/output/temporary.py): a killed process leaves none, or the next run removes them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ DIGEST = Digest("ab" * 32)
 
 
 def start_output(goal: Path, *, is_layout: bool = False, named: bool = False) -> subprocess.Popen[bytes]:
-    """Start a process that has begun an output and does not end."""
+    """Start a process that begins an output and waits."""
     script = (
         "import os, sys, time\n"
         "from pathlib import Path\n"
@@ -97,7 +97,7 @@ def test_a_layout_is_swept_of_what_earlier_versions_left(tmp_path: Path, tempora
 
 
 def test_umoci_collects_after_a_kill(tmp_path: Path) -> None:
-    """Temporary files among the blobs used to end `umoci gc`."""
+    """Temporary files among the blobs made `umoci gc` fail."""
     layout = tmp_path / "layout"
     tree = make_tree(tmp_path / "tree", {"a": "x"})
     subprocess.run([sys.executable, "-m", "detlayer", "pack", tree, "--oci", layout], check=True, capture_output=True)
@@ -164,7 +164,7 @@ def test_a_file_appears_meanwhile(tmp_path: Path, temporary_files: str) -> None:
 
 @pytest.mark.parametrize("count", [1, 3])
 def test_a_tree_never_has_temporary_files(src: Path, count: int) -> None:
-    """They are of other processes: with them, the same files would give another layer."""
+    """They belong to other processes: with them, the same files would give another layer."""
     make_tree(src, {"a": "x", ".detlayer-": "kept", "d": {"b": "y"}})
     clean = pack_tree(src).layer.digest
     for number in range(count):
@@ -175,7 +175,7 @@ def test_a_tree_never_has_temporary_files(src: Path, count: int) -> None:
 
 
 def test_a_pack_beside_an_unfinished_one(tmp_path: Path, src: Path) -> None:
-    """An output that lies in its source, excluded, as in a project that packs itself."""
+    """An excluded output inside its source, as in a project that packs itself."""
     make_tree(src, {"a": "x"})
     clean = pack_tree(src, exclude=["out.tar"]).layer.digest
     process = start_output(src / "out.tar", named=True)

@@ -1,4 +1,4 @@
-"""What tests of the cache share: packs with and without a store, an offset clock, and edits of a tree."""
+"""Helpers for tests of the cache: packs with and without a store, an offset clock, and edits of a tree."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from detlayer.packing.options import PackOptions
 from detlayer.store import Store
 from tests.layers import Words, take_outputs
 
-LATER_S = 100.0  # by a clock that is ahead, nothing on disk is young
+LATER_S = 100.0  # with a clock this far ahead, no file on disk is young
 
 
 @dataclass
 class Warm:
-    """What a pack with a store gave."""
+    """The result of a pack with a store."""
 
     layer: Layer
     blob: bytes
@@ -31,7 +31,7 @@ class Warm:
 
 
 def pack_warm(cache: Path, *sources: str | Path, ahead_s: float = LATER_S, **options: Any) -> Warm:
-    """Pack with a store, by a clock that is ahead of the system's."""
+    """Pack with a store and a clock that is ahead of the system's."""
     stream, words, heard = io.BytesIO(), Words(), list[Explanation]()
     to = take_outputs(options)
     options = {"compression": "gzip:1", "jobs": 1, "reporter": words, "explain": heard.append, **options}
@@ -41,7 +41,7 @@ def pack_warm(cache: Path, *sources: str | Path, ahead_s: float = LATER_S, **opt
 
 
 def pack_cold(*sources: str | Path, **options: Any) -> tuple[Layer, bytes]:
-    """Pack as if there had never been another."""
+    """Pack without a store."""
     stream = io.BytesIO()
     to = take_outputs(options)
     options = {"compression": "gzip:1", "jobs": 1, **options}
@@ -49,7 +49,7 @@ def pack_cold(*sources: str | Path, **options: Any) -> tuple[Layer, bytes]:
 
 
 def next_tick(near: Path) -> None:
-    """Wait until the file system's clock has moved: a change is then never within one tick of what was seen."""
+    """Wait until the file system's clock has moved, so that no change is within one tick of the last stat."""
     mark = near / ".tick"
     mark.touch()
     first = mark.stat().st_ctime_ns
@@ -58,7 +58,7 @@ def next_tick(near: Path) -> None:
     mark.unlink()
 
 
-# -- edits: each does nothing where its path is not of the kind that it needs
+# -- edits: each does nothing if its path has the wrong type
 
 Edit = tuple[str, int, int, int]
 NAMES = ("a", "b", "c.py", "d/e", "d/f", "d/g/h", "i/j", "d/__pycache__/f.cpython-311.pyc")

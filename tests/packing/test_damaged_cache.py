@@ -1,4 +1,4 @@
-"""Whatever befalls the cache, a pack gives the right bytes; at worst it takes as long as the first."""
+"""However the cache is damaged, a pack gives the right bytes; at worst it takes as long as the first."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def cache(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def tree(tmp_path: Path) -> Path:
-    """Two chunks and more, so that some can be copied."""
+    """At least two chunks, so that some can be copied."""
     files = {f"f{number:03}": counter_bytes(str(number), 40_000) for number in range(80)}
     return make_tree(tmp_path / "tree", {"lib": files, "large": counter_bytes("large", 5 << 20)})
 
@@ -109,7 +109,7 @@ def _noise(cache: Path) -> None:
 
 
 def _lying_traces(cache: Path) -> None:
-    """Rows that a disk or a stranger has changed show by their seal."""
+    """The seal detects rows that were changed on disk."""
     connection = sqlite3.connect(cache / "index.sqlite")
     with connection:
         rows = connection.execute("SELECT key, results FROM trace").fetchall()
@@ -121,7 +121,7 @@ def _lying_traces(cache: Path) -> None:
 
 
 def _swapped_chunks(cache: Path) -> None:
-    """Every chunk is said to be where another one is."""
+    """Every chunk has the position of another one."""
     connection = sqlite3.connect(cache / "index.sqlite")
     with connection:
         rows = connection.execute("SELECT key, spot FROM chunk ORDER BY key").fetchall()
@@ -160,7 +160,7 @@ def test_a_damaged_cache_gives_the_layer_of_a_cold_pack(
     cache: Path, tree: Path, tmp_path: Path, harm: Harm, is_changed: bool
 ) -> None:
     pack_warm(cache, tree)
-    pack_warm(cache, tree)  # once more, so that all is proven by stat records
+    pack_warm(cache, tree)  # again, so that stat records prove all of it
     next_tick(tmp_path)
     harm(cache)
     if is_changed:
@@ -215,7 +215,7 @@ def test_later_schema_is_one_warning(cache: Path, tree: Path) -> None:
 
 @pytest.mark.parametrize("room_kib", [16, 64, 128, 200, 400, 1000, 3000, 6000, 8200, 8400, 9000, 12_000, 17_000])
 def test_full_disk(tree: Path, tmp_path: Path, room_kib: int) -> None:
-    """At every size the disk is full at another write."""
+    """At each size, another write hits the full disk."""
     disk = tmp_path / "disk"
     disk.mkdir()
     cold = pack_cold(tree)[1]
@@ -229,8 +229,8 @@ def test_full_disk(tree: Path, tmp_path: Path, room_kib: int) -> None:
 
 
 def test_the_output_needs_the_room_more(tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A copy that would fill the disk is given up, and nothing is said of it."""
-    monkeypatch.setattr("detlayer.packing.spare_blob._CHECK_BYTES", 1 << 20)
+    """A copy that would fill the disk is abandoned without a warning."""
+    monkeypatch.setattr("detlayer.packing.cache_copy._CHECK_BYTES", 1 << 20)
     monkeypatch.setattr("detlayer.store.blobs.Incoming.free_bytes", lambda self: 1 << 20)
     warm = pack_warm(tmp_path / "cache", tree)
     assert warm.blob == pack_cold(tree)[1]
@@ -271,7 +271,7 @@ def test_processes_pack_the_same_and_other_trees_at_once(cache: Path, tree: Path
 
 
 def test_killed_at_any_moment(cache: Path, tree: Path, tmp_path: Path) -> None:
-    """kill -9, again and again while the tree changes: what is left is never wrong."""
+    """kill -9, repeatedly while the tree changes: the cache is never wrong afterwards."""
     dice = random.Random(11)
     output = tmp_path / "out.tgz"
     for number in range(ROUNDS):
@@ -353,7 +353,7 @@ def test_the_least_recently_used_goes_first(cache: Path, tmp_path: Path) -> None
 
 
 def test_start_up_does_not_grow_with_the_store(cache: Path, tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No listing of blobs on the way of a pack."""
+    """A pack does not list the blobs."""
     pack_warm(cache, tree)
     monkeypatch.setattr("detlayer.store.blobs.Blobs.all", lambda self: pytest.fail("blobs were listed"))
     assert pack_warm(cache, tree).explanation.is_scanned
@@ -372,7 +372,7 @@ def test_verify_finds_and_drops(cache: Path, tree: Path) -> None:
 
 
 def test_a_blob_is_synced_before_it_is_believed(cache: Path, tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """SPEC 10.4: what a power cut could take is read once more; a pack does not wait for the disk."""
+    """SPEC 10.4: what a power cut may have damaged is read again; a pack does not wait for the disk."""
     synced: list[int] = []
     real = os.fsync
 
@@ -392,7 +392,7 @@ def test_a_blob_is_synced_before_it_is_believed(cache: Path, tree: Path, monkeyp
 
 @pytest.mark.parametrize("results", [b"\xff", b"null", b"blake3:none", b"../../../beside", b"digest", b"diff_id"])
 def test_traces_that_are_none(cache: Path, tree: Path, tmp_path: Path, results: bytes) -> None:
-    """As an imported file may have them: a digest that is none names no file, least of all one to be removed."""
+    """As in an imported file: an invalid digest names no file, in particular none to be removed."""
     beside = tmp_path / "beside"
     beside.write_text("not ours")
     pack_warm(cache, tree)

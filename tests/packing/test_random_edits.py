@@ -1,4 +1,4 @@
-"""Whatever happens to a tree between two packs, the second gives what a cold pack gives (SPEC 10.1)."""
+"""However a tree changes between two packs, the second gives the result of a cold pack (SPEC 10.1)."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ EXAMPLES = int(os.environ.get("DETLAYER_EDIT_EXAMPLES", "40"))
 edits: st.SearchStrategy[Edit] = st.tuples(
     st.sampled_from(EDITS), st.integers(0, len(NAMES) - 1), st.integers(0, len(NAMES) - 1), st.integers(0, 900)
 )
-# By a clock that is right everything is young and read again; by one that is ahead nothing is; one was set back.
+# With an exact clock all files are young and read again; with one that is ahead none is; one was set back.
 clocks = st.sampled_from([LATER_S, LATER_S, LATER_S, 0.0, -86400.0])
 OPTIONS: list[dict[str, Any]] = [
     {},
@@ -41,7 +41,7 @@ steps = st.lists(
 
 @pytest.fixture(autouse=True)
 def _small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """So that small trees have many; cold and warm alike."""
+    """Makes many chunks of small trees, in cold and warm packs alike."""
     monkeypatch.setattr("detlayer.layer.chunking.CHUNK_MIN_BYTES", 1024)
     monkeypatch.setattr("detlayer.layer.chunking.CHUNK_MAX_BYTES", 4096)
 
@@ -56,7 +56,7 @@ def _small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_warm_pack_gives_what_a_cold_one_gives(
     first: list[tuple[int, int]], steps: list[tuple[list[Edit], float, int]], many_files: int, listed: int
 ) -> None:
-    """Also where the bounds of what is remembered, and of what is taken for strange, are reached."""
+    """Also at the limits of what is cached, and of what counts as suspicious."""
     home = Path(tempfile.mkdtemp(prefix="detlayer-edits-"))
     with (
         patch("detlayer.packing.cached_pack._MANY_FILES", many_files),

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from detlayer.errors import AuthError, NotFoundError, RejectedError, UnavailableError
 from detlayer.oci.types import digest_of
 from detlayer.registry.address import is_loopback, shown_url
-from detlayer.registry.answer import MAX_ERROR_BYTES, Refusal, RefusedError, error_of, read_faults
 from detlayer.registry.auth import Challenge, parse_challenges
 from detlayer.registry.connections import Network
+from detlayer.registry.error_responses import MAX_ERROR_BYTES, Refusal, RefusedError, error_of, read_faults
 from detlayer.registry.transport import Request, Transport
 
 
@@ -60,7 +60,7 @@ def test_any_challenge_is_read_without_a_fuss(header: str) -> None:
 
 
 def test_faults_name_digests_wherever_they_are() -> None:
-    """docker-registry lists every missing blob in an error of its own; others nest them."""
+    """docker-registry reports each missing blob in its own error; other registries nest them."""
     one, two, three = (digest_of(text) for text in (b"1", b"2", b"3"))
     body = {
         "errors": [

@@ -1,4 +1,4 @@
-"""Credentials, where docker and podman keep them (src/detlayer/registry/credentials.py). No secret ever shows."""
+"""Credentials in docker's and podman's files (src/detlayer/registry/credentials.py). Secrets never show."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ print(json.dumps(answer))
 
 
 class Machine:
-    """A home directory, a PATH of its own, and an environment."""
+    """A home directory with its own PATH and environment."""
 
     def __init__(self, path: Path) -> None:
         self.home = path / "home"
@@ -64,7 +64,7 @@ class Machine:
         return self.write("home/.docker/config.json", document)
 
     def helper(self, name: str, answers: dict[str, Any]) -> None:
-        """Install a program that answers for some servers; a text is how it fails."""
+        """Install a helper program for some servers; a string is its error message."""
         held = self.write(f"answers-{name}", answers)
         path = self.bin / f"docker-credential-{name}"
         path.write_text(HELPER.format(python=sys.executable, log=str(self.log), answers=str(held)))
@@ -103,7 +103,7 @@ def auth(username: str, password: str = SECRET) -> dict[str, str]:
     return {"auth": base64.b64encode(f"{username}:{password}".encode()).decode()}
 
 
-# -- what they are
+# -- kinds of credentials
 
 
 @given(st.text(), st.text(min_size=5), st.text(min_size=5), st.text(min_size=5))
@@ -127,7 +127,7 @@ def test_principals() -> None:
     assert Credentials("a", "other").principal == names[0]
 
 
-# -- where they are
+# -- sources
 
 
 def test_without_any_file_there_are_no_credentials(machine: Machine) -> None:
@@ -136,7 +136,7 @@ def test_without_any_file_there_are_no_credentials(machine: Machine) -> None:
 
 
 def test_the_order_of_places(machine: Machine) -> None:
-    """Each is taken out, and the next one counts."""
+    """Each source is removed in turn, and the next one is used."""
     key = "host.example"
     places = [
         machine.write("auth.json", {"auths": {key: auth("authfile")}}),
@@ -190,7 +190,7 @@ def test_files_are_read_late_and_once(machine: Machine) -> None:
     assert store.find(name) == Credentials("a", SECRET)
     given = machine.store("me", SECRET)
     machine.docker(b"broken")
-    assert given.find(name) == Credentials("me", SECRET)  # no file is looked at
+    assert given.find(name) == Credentials("me", SECRET)  # no file is read
 
 
 # -- keys
@@ -310,7 +310,7 @@ def test_helpers_that_fail(machine: Machine) -> None:
     machine.docker({"credHelpers": {"host.example": "one"}})
     error = machine.refused()
     assert (error.code, "please log in first" in error.message) == ("credential-helper", True)
-    machine.helper("one", {"host.example": json.dumps({"Username": "u", "Secret": SECRET})})  # and exits with 2
+    machine.helper("one", {"host.example": json.dumps({"Username": "u", "Secret": SECRET})})  # exits with 2
     assert machine.refused().code == "credential-helper"
     machine.helper("one", {"host.example": [SECRET]})
     assert machine.refused().code == "credential-helper"
@@ -338,7 +338,7 @@ def test_a_helper_that_never_answers(machine: Machine) -> None:
 
 
 def test_a_config_from_another_machine(machine: Machine) -> None:
-    """Its helper is not here; what stands in it may still do."""
+    """Its helper is not installed; the file's own entry is used."""
     machine.docker({"credsStore": "desktop", "auths": {"host.example": auth("u")}})
     assert machine.user("host.example/app") == "u"
     assert machine.refused("other.example/app").code == "credential-helper"
@@ -359,7 +359,7 @@ def test_names_that_no_helper_has(machine: Machine, name: str) -> None:
 
 
 def test_what_a_helper_is_told(machine: Machine) -> None:
-    """The environment that was handed in, and no other."""
+    """The given environment, and nothing else."""
     path = machine.bin / "docker-credential-env"
     path.write_text(
         f"#!{sys.executable}\nimport json, os\n"
@@ -370,7 +370,7 @@ def test_what_a_helper_is_told(machine: Machine) -> None:
     assert machine.user("host.example/app") == "HOME PATH XDG_RUNTIME_DIR"
 
 
-# -- bad files
+# -- invalid files
 
 
 @pytest.mark.parametrize(
@@ -404,7 +404,7 @@ def test_malformed_files(machine: Machine, data: Any) -> None:
     assert str(path) in error.message
     if isinstance(data, dict) and isinstance(data.get("auths"), dict):
         assert "host.example" in error.message
-        assert machine.find("other.example/app") is None  # only what is asked for has to be sound
+        assert machine.find("other.example/app") is None  # only requested entries must be valid
 
 
 @pytest.mark.parametrize(
@@ -442,11 +442,11 @@ def test_a_file_of_somebody_else(open_tmp: Path) -> None:
         assert machine.refused().code == "credentials-file"
 
 
-# -- what others write
+# -- files written by other tools
 
 
 class _Registry(BaseHTTPRequestHandler):
-    """Lets in who says u and SECRET: as much of a registry as a login needs."""
+    """Accepts the user u with SECRET: a minimal registry for a login."""
 
     def do_GET(self) -> None:
         wanted = "Basic " + base64.b64encode(f"u:{SECRET}".encode()).decode()
@@ -495,7 +495,7 @@ def test_what_a_login_writes(machine: Machine, registry: str, tool: str, scope: 
 
 
 def test_what_docker_login_writes(machine: Machine, registry: str) -> None:
-    """Without a daemon docker asks the registry itself."""
+    """Without a daemon, docker sends the request to the registry itself."""
     home = machine.home / ".docker"
     command: list[str | Path] = [program("docker"), "--config", home, "login", "-u", "u", "--password-stdin", registry]
     subprocess.run(

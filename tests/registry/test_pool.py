@@ -1,4 +1,4 @@
-"""Connections give up on a peer that sends a little now and then: each byte renews a socket's own timeout."""
+"""Connections time out on a peer that trickles bytes, although each byte restarts a socket's own timeout."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ READ_S = 0.5
 
 
 def trickle(data: bytes, pieces: int) -> Iterator[bytes]:
-    """Send an answer in pieces, in three times as long as a client waits: it ends, so that no client hangs."""
+    """Send a response in pieces over three times the client's timeout, then end, so that no client hangs."""
     size = len(data) // pieces + 1
     for at in range(0, len(data), size):
         time.sleep(3 * READ_S / pieces)

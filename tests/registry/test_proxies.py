@@ -1,4 +1,4 @@
-"""Which proxy a URL is reached through: the rules of curl and Go for the environment's variables."""
+"""The proxy for a URL, by the rules of curl and Go for environment variables."""
 
 from __future__ import annotations
 

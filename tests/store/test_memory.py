@@ -1,4 +1,4 @@
-"""The store's memory of registries: facts of bounded age, uploads, documents; it forgets and never fails."""
+"""The store's memory of registries: facts of bounded age, uploads, documents; failures are cache misses."""
 
 from __future__ import annotations
 
@@ -170,7 +170,7 @@ with Store(sys.argv[1], reporter=Loud()) as store:
 
 
 def test_processes_share_a_memory(tmp_path: Path) -> None:
-    """They begin at the same time in a directory that is not there yet."""
+    """They start at the same time in a directory that does not exist yet."""
     cache = tmp_path / "cache"
     running = [subprocess.Popen([sys.executable, "-c", PROCESS, str(cache), str(who)]) for who in range(6)]
     assert [process.wait() for process in running] == [0] * 6
@@ -227,7 +227,7 @@ def test_damage_that_shows_late_is_mended(tmp_path: Path, clock: Clock, words: W
 
 
 def test_two_that_find_it_broken_agree(tmp_path: Path, clock: Clock, words: Words) -> None:
-    """One makes it anew, the other takes what it finds: no file is taken away from under anybody."""
+    """One replaces it, the other uses the result: no file in use is removed."""
     file = filled(tmp_path, clock, words)
     with open_store(tmp_path, clock, words) as one, open_store(tmp_path, clock, words) as two:
         assert one.index.is_usable
@@ -334,7 +334,7 @@ def test_hex_of_a_digest_is_what_is_kept(tmp_path: Path, clock: Clock, words: Wo
 
 
 def test_threads_that_are_late_open_nothing_again(tmp_path: Path, clock: Clock, words: Words) -> None:
-    """As those are that an interruption left behind."""
+    """Files left by an interrupted run."""
     store = open_store(tmp_path, clock, words)
     with store:
         store.memory.remember("user:a", [BlobLocation(APP, ONE, "uploaded")])

@@ -1,4 +1,4 @@
-"""push, plan, pull and resolve as Python calls: plain strings, and the registries of the environment."""
+"""push, plan, pull and resolve as Python calls, with plain strings and the environment's registries."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.contracts.strict import StrictRegistry
 
 @pytest.fixture
 def registry(start_strict: StartStrict, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> StrictRegistry:
-    """A registry that wants credentials; those of the environment are right."""
+    """A registry that requires the credentials in the environment."""
     server = start_strict(auth="bearer")
     assert server.account is not None
     monkeypatch.setenv("HOME", str(tmp_path / "home"))

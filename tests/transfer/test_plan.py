@@ -1,4 +1,4 @@
-"""The planner as a pure function: what is asked, what is concluded, what is done, in which order (SPEC 11)."""
+"""The planner as a pure function: questions, conclusions, steps and their order (SPEC 11)."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def index(children: Sequence[Document], platforms: Sequence[str] = PLATFORMS) ->
 
 
 def image(top: str, *, layers: int = 5, top_bytes: int = 1000) -> Wanted:
-    """Three platforms; all but the top layer and the config are the same whatever `top` is."""
+    """Three platforms; only the top layer and the config depend on `top`."""
     children = [
         manifest(
             f"config {platform} {top}",
@@ -77,7 +77,7 @@ def image(top: str, *, layers: int = 5, top_bytes: int = 1000) -> Wanted:
 
 
 def unchanging(facts: Facts, call: Callable[[], Result]) -> Result:
-    """Call what is given facts, and check that it leaves them as they are."""
+    """Call the planner, and check that it does not modify the facts."""
     before = {name: copy(value) for name, value in msgspec.structs.asdict(facts).items()}
     result = call()
     assert msgspec.structs.asdict(facts) == before
@@ -85,7 +85,7 @@ def unchanging(facts: Facts, call: Callable[[], Result]) -> Result:
 
 
 class World:
-    """A registry as it is, and what memory knows: answers questions, and counts those that cost a request."""
+    """A registry and a memory: answers questions, and counts those that cost a request."""
 
     def __init__(self) -> None:
         self.tags: dict[str, Document] = {}
@@ -170,7 +170,7 @@ def everything(wanted: Wanted) -> dict[Digest, Proof]:
 
 @pytest.mark.parametrize("is_whole", [True, False])
 def test_a_remembered_image_is_confirmed_by_one_question(is_whole: bool) -> None:
-    """SPEC 11.4: its topmost layer is asked for; if that is gone, nothing that is remembered counts."""
+    """SPEC 11.4: the topmost remembered layer is checked; if it is missing, no remembered fact counts."""
     wanted = image("a")
     world = World()
     if is_whole:
@@ -184,7 +184,7 @@ def test_a_remembered_image_is_confirmed_by_one_question(is_whole: bool) -> None
 
 
 def test_only_what_the_plan_depends_on_is_confirmed() -> None:
-    """The old image of the tag lists all but what is sent: so nothing that is remembered is needed."""
+    """The tag's old image lists everything that is not sent, so no remembered fact is needed."""
     old, new = image("a"), image("b")
     world = World()
     world.hold(old, "1", remembered=True)
@@ -194,7 +194,7 @@ def test_only_what_the_plan_depends_on_is_confirmed() -> None:
 
 
 def test_manifests_alone_are_confirmed_too() -> None:
-    """An index that lists images of which only the manifests are in question."""
+    """An index whose images differ only in their manifests."""
     old = image("a")
     new = Wanted((*old.documents[:3], index(old.documents[:3], PLATFORMS[::-1])))
     proofs: dict[Digest, Proof] = {one.digest: "seen" for one in old.blobs}
@@ -211,7 +211,7 @@ def test_manifests_alone_are_confirmed_too() -> None:
 
 
 def test_a_blob_that_tells_little_is_asked_for_last() -> None:
-    """Everybody has an empty layer."""
+    """The empty layer is in every image."""
     empty = blob("empty", 32)
     wanted = Wanted((manifest("config", [blob("base"), blob("top"), empty]),))
     world = World()
@@ -237,7 +237,7 @@ def test_a_check_asks_for_everything() -> None:
 
 @given(st.sets(st.sampled_from(list(everything(image("a")))), min_size=1), st.booleans())
 def test_a_check_restores_whatever_is_gone(gone: set[Digest], is_named: bool) -> None:
-    """Also documents that list what was missing, at any depth, and the tag, are put again."""
+    """Documents that list missing parts, at any depth, and the tag are put again."""
     wanted = image("a")
     gone = gone - {wanted.root.digest} if is_named else gone | {wanted.root.digest}
     world = World()
@@ -258,7 +258,7 @@ def test_a_check_restores_whatever_is_gone(gone: set[Digest], is_named: bool) ->
 
 @pytest.mark.parametrize(("remembered", "requests"), [(True, 17), (False, 21)])
 def test_a_changed_top_layer(remembered: bool, requests: int) -> None:
-    """SPEC 11.3: three platforms, five layers; the tag, six blobs in two requests each, four documents."""
+    """SPEC 11.3: three platforms, five layers; the tag, six blobs with two requests each, four documents."""
     world = World()
     world.hold(image("a"), "1", remembered=remembered)
     made = world.push(image("b"), ["1"])
@@ -277,7 +277,7 @@ def test_facts_do_as_well_as_documents() -> None:
 
 
 def test_one_platform_of_three_changed() -> None:
-    """Children that the old index lists are not put again, nor fetched."""
+    """Children listed by the old index are neither put nor fetched."""
     old, changed = image("a"), image("b")
     children = (changed.documents[0], *old.documents[1:3])
     new = Wanted((*children, index(children)))
@@ -325,7 +325,7 @@ def test_mounts_come_first_then_the_largest() -> None:
 
 
 def test_latest_comes_last() -> None:
-    """SPEC 11.2: whoever follows a moving tag finds the others done."""
+    """SPEC 11.2: moving tags come last, so that clients that follow them find the others up to date."""
     made = World().push(image("a"), ["latest", "z", "1"])
     assert [step.tag for step in made.tags] == ["1", "z", "latest"]
 
@@ -352,7 +352,7 @@ def test_by_digest_alone() -> None:
     made = world.push(wanted, [name])
     assert [step.tag for step in made.tags] == [str(wanted.root.digest)]
     assert not made.is_done
-    # What is remembered does not count: the registry is asked, once.
+    # Remembered facts do not count: the registry is asked, once.
     world.asked.clear()
     made = world.push(wanted, [name], Facts(proofs={wanted.root.digest: "uploaded"}))
     assert world.asked[0] == Question("tag", name)
@@ -369,12 +369,12 @@ def test_by_digest_alone() -> None:
     st.booleans(),
     st.sampled_from(["a", "b", None]),
     st.booleans(),
-    st.sampled_from(["nothing", "what is there", "what is gone"]),
+    st.sampled_from(["nothing", "existing", "missing"]),
 )
 def test_a_plan_is_complete(has: set[Digest], is_remembered: bool, old: str | None, hits: bool, remembers: str) -> None:
-    """SPEC 11.1: whatever a registry has, after the plan it has all blobs, and documents come behind what they list.
+    """SPEC 11.1: for any registry, the plan provides all blobs, and puts documents after those they list.
 
-    So it is also if it lost all that is remembered, but what the tag names.
+    This holds even if the registry lost all remembered blobs, except those of the tag's image.
     """
     wanted = image("b")
     world = World()
@@ -382,9 +382,9 @@ def test_a_plan_is_complete(has: set[Digest], is_remembered: bool, old: str | No
         world.hold(image(old), "1", remembered=is_remembered)
     world.has |= has
     facts = Facts(proofs=dict.fromkeys(has, "uploaded") if hits else {})
-    if remembers == "what is there":
+    if remembers == "existing":
         facts.remembered = dict.fromkeys(world.has, "uploaded")
-    elif remembers == "what is gone":
+    elif remembers == "missing":
         facts.remembered = {one: "uploaded" for one in everything(wanted) if one not in world.has}
     made = world.push(wanted, ["1"], facts)
     there = set(world.has)
@@ -399,7 +399,7 @@ def test_a_plan_is_complete(has: set[Digest], is_remembered: bool, old: str | No
     root = wanted.root
     assert there >= {one.digest for one in (*root.blobs, *root.children)}
     assert {step.digest for step in made.blobs} == {one.digest for one in wanted.blobs}
-    # Nothing is sent that is known to be there.
+    # No blob known to exist is sent.
     assert not {step.digest for step in made.sends} & facts.proofs.keys()
     assert parse_plans(json.dumps(plans_document([made])).encode(), "x") == [made]
 
@@ -461,7 +461,7 @@ def test_plans_that_were_tampered_with(where: str, what: dict[str, Any]) -> None
 
 
 def test_a_plan_agrees_with_its_image_only() -> None:
-    """SPEC 11.5: neither more nor less than the image, under the tags that were asked for."""
+    """SPEC 11.5: exactly the image, under the requested tags."""
     wanted = image("a")
     made = plan(NAME, wanted, ["1", "latest"], Facts())
     agree(made, wanted, ["latest", "1"])

@@ -1,4 +1,4 @@
-"""Results come in the order of the jobs, no more data jobs run than workers, and nothing starts after a failure."""
+"""Results are in the order of the jobs, data jobs are limited, and no job starts after a failure."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def test_nothing_to_do() -> None:
 
 
 def test_data_takes_its_workers_and_no_more() -> None:
-    """All workers meet at a barrier, which opens only if as many run at once; no more than that ever do."""
+    """All workers meet at a barrier, which opens only if that many run at once; never more run."""
     lock = threading.Lock()
     running = most = 0
     together = threading.Barrier(DATA_WORKERS)
@@ -40,7 +40,7 @@ def test_data_takes_its_workers_and_no_more() -> None:
 
 
 def test_what_is_small_does_not_wait_behind_data() -> None:
-    """Every data worker waits for the small job, which comes last: only another worker can do it."""
+    """All data workers wait for the small job, which is last: only the extra worker can run it."""
     done = threading.Event()
 
     def wait() -> bool:
@@ -71,7 +71,7 @@ def test_after_a_failure_nothing_is_begun() -> None:
 
 
 def test_after_an_interruption_nothing_is_begun() -> None:
-    """A signal's exception comes to the calling thread at once; what runs is left behind, and nothing follows it."""
+    """A signal's exception reaches the calling thread at once; running jobs are abandoned, and none starts."""
     begun: list[int] = []
     let_go = threading.Event()
     before = set(threading.enumerate())
@@ -101,7 +101,7 @@ def test_after_an_interruption_nothing_is_begun() -> None:
 
 
 def test_workers_stop_where_another_thread_cannot_be_started(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The first thread runs a job; the second can't be started: no further job starts, and none is left running."""
+    """The first thread runs a job; the second fails to start: no further job starts, and none keeps running."""
     begun: list[int] = []
     is_running, has_failed = threading.Event(), threading.Event()
     before = set(threading.enumerate())

@@ -1,4 +1,4 @@
-"""What is read of a file is one state of it, also where size and mtime are set back after a write (SPEC 9.1, 9.2)."""
+"""A read returns one state of a file, even if size and mtime are set back after a write (SPEC 9.1, 9.2)."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from tests.trees import make_tree
 
 ROUNDS = int(os.environ.get("DETLAYER_EDIT_ROUNDS", "300"))
 MIB = 1 << 20
-SMALL, LARGE = 100_000, 9 * MIB  # read at once; read in pieces that are packed as they come
+SMALL, LARGE = 100_000, 9 * MIB  # read in one piece; read and packed in several
 EARLIER = 1_000_000_000
 
 Act = Callable[[Path], object]
@@ -64,7 +64,7 @@ def put(tree: Path, size: int) -> Path:
 
 
 def while_read(monkeypatch: pytest.MonkeyPatch, path: Path, act: Act, *, times: int = 1) -> list[int]:
-    """Act once half of a piece of the file is read, as often as it is read from its start; returns the offsets."""
+    """Act once half of a piece is read, whenever the file is read from its start; returns the offsets."""
     real = os.readv
     inode, reads = path.stat().st_ino, list[int]()
 
@@ -86,7 +86,7 @@ def while_read(monkeypatch: pytest.MonkeyPatch, path: Path, act: Act, *, times: 
 
 
 def before_stat(monkeypatch: pytest.MonkeyPatch, path: Path, act: Act, *, at: int) -> None:
-    """Act before the file is looked at by descriptor for the time `at`, from 1."""
+    """Act before the `at`th fstat of the file, counted from 1."""
     real = os.fstat
     inode = path.stat().st_ino
     seen = 0
@@ -121,7 +121,7 @@ def test_a_large_file_that_was_written_to_is_an_error(tree: Path, monkeypatch: p
 @pytest.mark.parametrize("size", [SMALL, LARGE])
 @pytest.mark.parametrize("act", [change_mode, add_link])
 def test_what_leaves_the_content_alone_passes(tree: Path, monkeypatch: pytest.MonkeyPatch, act: Act, size: int) -> None:
-    """SPEC 9.1: a new mode or link moves the ctime as well. The entry has the values of before."""
+    """SPEC 9.1: a new mode or link changes the ctime as well. The entry has the old values."""
     path = put(tree, size)
     wanted = pack_tree(tree).blob
     reads = while_read(monkeypatch, path, act)
@@ -160,7 +160,7 @@ def test_bytecode_that_is_read_again_is_retimed_again(tree: Path, monkeypatch: p
 
 
 class Unknowing:
-    """A memory of contents that knows none."""
+    """An empty memory of contents."""
 
     def recall(self, entry: object) -> None:
         return
@@ -181,7 +181,7 @@ def test_a_key_is_of_one_state(tree: Path, monkeypatch: pytest.MonkeyPatch, size
 
 @pytest.mark.parametrize("size", [SMALL, LARGE])
 def test_a_fingerprint_is_of_one_state(tree: Path, monkeypatch: pytest.MonkeyPatch, size: int) -> None:
-    """Of a large file it is not known; then it is packed."""
+    """Unknown for a large file, which is then packed."""
     while_read(monkeypatch, put(tree, size), rewrite)
     found = fingerprint(walk_tree(tree))
     monkeypatch.undo()
@@ -227,7 +227,7 @@ def test_an_ignore_file_is_of_one_state(tree: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_a_symlink_has_the_values_and_target_of_one(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """SPEC 9.1: not the mtime of one with the target of another."""
+    """SPEC 9.1: never the mtime of one symlink with the target of another."""
     link = tree / "link"
     link.symlink_to("one")
     os.utime(link, (EARLIER, EARLIER), follow_symlinks=False)
@@ -282,7 +282,7 @@ def test_extended_attributes_are_of_one_state(tree: Path, monkeypatch: pytest.Mo
 
 
 def test_a_write_in_the_tick_of_the_last_change_is_seen(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """SPEC 9.2: where a file's clock stands still for a while, reading starts only once it has moved on."""
+    """SPEC 9.2: if a file's clock stands still for a while, reading waits until it has moved on."""
     tick_ns = 5_000_000
 
     class Ticking:
@@ -302,7 +302,7 @@ def test_a_write_in_the_tick_of_the_last_change_is_seen(tree: Path, monkeypatch:
     monkeypatch.setattr(os, "fstat", lambda fd: Ticking(fstat(fd)))
     while_read(monkeypatch, path, rewrite)
     while time.time_ns() % tick_ns > tick_ns // 20:
-        pass  # so that all that comes is in one tick
+        pass  # so that the following is within one tick
     os.utime(path, (EARLIER, EARLIER))
     packed = pack_tree(tree)
     assert packed.content("file") == b"B" * SMALL
@@ -312,7 +312,7 @@ def test_a_write_in_the_tick_of_the_last_change_is_seen(tree: Path, monkeypatch:
 
 
 def keep_editing(paths: list[str], sizes: list[int], seed: int) -> None:
-    """Rewrite files in place, each with one byte over and over, and set their mtimes back."""
+    """Rewrite files in place, each with one repeated byte, and set their mtimes back."""
     files = [os.open(path, os.O_WRONLY) for path in paths]
     byte = seed
     while True:
@@ -322,12 +322,12 @@ def keep_editing(paths: list[str], sizes: list[int], seed: int) -> None:
             os.pwrite(file, bytes([byte]) * half, 0)
             os.pwrite(file, bytes([byte]) * (size - half), half)
             os.utime(file, (EARLIER, EARLIER))
-        time.sleep(byte % 8 / 100)  # a file that never rests can't be packed
+        time.sleep(byte % 8 / 100)  # a file that changes all the time can't be packed
 
 
 @pytest.fixture
 def edited(src: Path) -> Iterator[Path]:
-    """A tree in which two processes write all the time."""
+    """A tree that two processes write to all the time."""
     sizes = [4_000, 60_000, 400_000, 4_500_000]
     processes = []
     spawn = multiprocessing.get_context("spawn")
@@ -348,7 +348,7 @@ def edited(src: Path) -> Iterator[Path]:
 
 
 def test_an_editor_that_sets_mtimes_back_leaves_no_mixed_layer(edited: Path) -> None:
-    """A file that is in the middle of a write has the mtime of that write; one that has its old mtime is whole."""
+    """A file in the middle of a write has a new mtime; one with its old mtime is complete."""
     whole = refused = 0
     options = PackOptions(compression="none", profile=Profile(mtime=Mtime("source")))
     for _ in range(ROUNDS):

@@ -1,4 +1,4 @@
-"""Patterns (SPEC 4.9): the same verdicts as git's own, and rules on written paths."""
+"""Patterns (SPEC 4.9): the same results as git, and rules on written paths."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from detlayer.tree.patterns import (
 )
 from tests.privileges import program
 
-# Made on disk for git, so that it knows which are directories: what has something below it is one.
+# Created on disk for git; paths with others below them are directories.
 PATHS = [
     "a",
     "a/a",
@@ -83,7 +83,7 @@ PATHS = [
     "z",
 ]
 
-# A newline in a name is where regular expressions go wrong: `.` and `$` treat it in their own way.
+# A newline in a name often breaks regular expressions: `.` and `$` treat it specially.
 BROKEN = ["nl\n", "nl", "x.o\n", "x.o", "dir\nbreak", "dir\nbreak/x.o", "dir\nbreak/a", "dir\nbreak/a/b", "\n", "\n/a"]
 
 FILES = [
@@ -187,7 +187,7 @@ FILES = [
 
 @pytest.fixture(scope="module")
 def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A git repository that holds PATHS and reads no ignore file but its own."""
+    """A git repository with PATHS that reads only its own ignore file."""
     return new_repository(tmp_path_factory.mktemp("repository"), PATHS)
 
 
@@ -226,7 +226,7 @@ def ask_git(repository: Path, ignore_file: bytes, paths: list[str] = PATHS) -> s
 
 
 def ask_us(ignore_file: bytes, paths: list[str] = PATHS) -> set[str]:
-    """Judge as a walk does: nothing below an excluded directory is looked at. What is refused aloud matches nothing."""
+    """Match as a walk does: nothing below an excluded directory is checked. Rejected patterns match no path."""
     try:
         patterns = read_ignore_file(ignore_file, "test")
     except ConfigError:
@@ -244,7 +244,7 @@ def ask_us(ignore_file: bytes, paths: list[str] = PATHS) -> set[str]:
 def test_git_agrees(repository: Path, lines: list[str]) -> None:
     """SPEC 4.9."""
     ignore_file = "\n".join(lines).encode() + b"\n"
-    # git's `?` and `[…]` stand for one byte, ours for one character.
+    # git's `?` and `[…]` match one byte, ours one character.
     paths = [path for path in PATHS if path.isascii()] if set("?[") & set("".join(lines)) else PATHS
     assert ask_us(ignore_file, paths) == ask_git(repository, ignore_file, paths)
 
@@ -273,7 +273,7 @@ def test_git_agrees(repository: Path, lines: list[str]) -> None:
     ],
 )
 def test_git_agrees_on_lines(repository: Path, ignore_file: bytes) -> None:
-    """SPEC 4.9: lines end in a newline, whatever else Unicode calls a line break."""
+    """SPEC 4.9: only newlines end lines, not the other line breaks of Unicode."""
     assert ask_us(ignore_file) == ask_git(repository, ignore_file)
 
 
@@ -291,16 +291,16 @@ def test_git_agrees_on_any(repository: Path, lines: list[str]) -> None:
 
 
 def is_undefined(line: str) -> bool:
-    """Tell whether `**` follows another character than a slash, as in `a**/b`.
+    """Tell whether `**` follows a character other than a slash, as in `a**/b`.
 
-    gitignore(5) takes it for `*`, and so do we. git before 2.41 compares unrelated pointers, and sometimes does not.
+    gitignore(5) reads it as `*`, and so do we. git before 2.41 compares unrelated pointers, and sometimes does not.
     """
     return re.search(r"[^/*]\*\*+(?:/|\Z)", line) is not None
 
 
 @pytest.mark.parametrize("line", ["a**/a", "a**", "/a**/a"])
 def test_two_asterisks_behind_a_letter_are_one(line: str) -> None:
-    """SPEC 4.9, gitignore(5): other consecutive asterisks are regular ones."""
+    """SPEC 4.9, gitignore(5): other consecutive asterisks are regular asterisks."""
     assert ask_us(line.encode()) == ask_us(line.replace("**", "*").encode())
 
 
@@ -316,12 +316,12 @@ def accepted(line: str) -> bool:
     "line", ["nl", "*.o", "a", "**/a", "dir*/", "dir?break/*", "dir*/a", "/dir*/a", "x.o", "?", "*"]
 )
 def test_git_agrees_on_names_with_newlines(broken_repository: Path, line: str) -> None:
-    """SPEC 4.9: a newline is a character as any other."""
+    """SPEC 4.9: a newline is an ordinary character."""
     assert ask_us(line.encode(), BROKEN) == ask_git(broken_repository, line.encode(), BROKEN)
 
 
 def test_wildcards_are_for_characters() -> None:
-    """SPEC 4.9: not for bytes, which git counts: a name is as long as it looks."""
+    """SPEC 4.9: characters count, not bytes as in git."""
     assert excluded(parse_patterns(["?本"]), "日本", False)
     assert excluded(parse_patterns(["[日月]本"]), "日本", False)
     assert not excluded(parse_patterns(["???本"]), "日本", False)
@@ -412,7 +412,7 @@ def test_mode_rules() -> None:
 
 
 def test_a_rule_is_for_what_matches_itself() -> None:
-    """SPEC 4.3: a rule for a directory is not one for what lies below it."""
+    """SPEC 4.3: a rule for a directory does not apply to files below it."""
     rules = parse_owner_rules(["/srv=1:2"])
     assert rules is not None
     assert rules(b"srv", True) == Owner(1, 2)

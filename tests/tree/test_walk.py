@@ -1,4 +1,4 @@
-"""Trees on a real file system: each honest-tree case of the issue, merging, and what an error says (SPEC 3, 4)."""
+"""Trees on a real file system: valid trees, merging, and error messages (SPEC 3, 4)."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ MIB = 1 << 20
 
 @contextmanager
 def refused(code: str, *words: str) -> Iterator[None]:
-    """An error of the tree: code, a hint, one line, and the words that it must say."""
+    """An error of the tree: code, a hint, one line, and the words that the message must contain."""
     with pytest.raises(TreeError) as caught:
         yield
     error = caught.value
@@ -38,7 +38,7 @@ def refused(code: str, *words: str) -> Iterator[None]:
 
 
 def interfere(src: Path, at: str, action: Callable[[], object]) -> None:
-    """Pack, and act when the entry `at` has been handed out but its content not yet been read."""
+    """Pack, and act after the entry `at` was yielded but before its content is read."""
 
     def entries() -> Iterator[Entry]:
         for entry in walk_tree(src):
@@ -50,7 +50,7 @@ def interfere(src: Path, at: str, action: Callable[[], object]) -> None:
 
 
 class ActingSink:
-    """Acts once, when the first bytes come."""
+    """Acts once, at the first bytes."""
 
     def __init__(self, action: Callable[[], object]) -> None:
         self.action: Callable[[], object] | None = action
@@ -88,21 +88,21 @@ def replace(path: Path) -> None:
     "action", [grow, lambda path: os.truncate(path, 5), lambda path: os.truncate(path, 0), rewrite, replace]
 )
 def test_changed_while_read(src: Path, action: Callable[[Path], object], size: int) -> None:
-    """Between being listed and being read: grown, shrunk, emptied, rewritten, replaced."""
+    """Between listing and reading: grown, shrunk, emptied, rewritten, replaced."""
     make_tree(src, {"sub": {"a": "", "b": b"x" * size, "c": ""}})
     with refused("changed-while-read", "sub/b"):
         interfere(src, "sub/b", lambda: action(src / "sub" / "b"))
 
 
 def test_changed_in_the_middle(src: Path) -> None:
-    """A large file that is rewritten while its second half is still to come."""
+    """A large file that is rewritten before its second half is read."""
     make_tree(src, {"a": b"x" * (80 * MIB)})
     with refused("changed-while-read", "a"):
         packer.pack([src], output=_Stream(lambda: rewrite(src / "a")), options=PackOptions(compression="none"))  # type: ignore[arg-type]
 
 
 class _Stream:
-    """As much of a binary stream as an output needs."""
+    """The subset of a binary stream that an output needs."""
 
     def __init__(self, action: Callable[[], object]) -> None:
         self.sink = ActingSink(action)
@@ -117,7 +117,7 @@ class _Stream:
 
 @pytest.mark.parametrize("what", ["fifo", "directory", "symlink"])
 def test_became_something_else(src: Path, what: str) -> None:
-    """What was a file is none when it is opened: no hang on a FIFO, no link followed."""
+    """A file was replaced before it is opened: no hang on a FIFO, no link followed."""
     path = make_tree(src, {"sub": {"a": "x" * 10, "b": ""}}) / "sub" / "a"
 
     def change() -> None:
@@ -138,7 +138,7 @@ def test_became_something_else(src: Path, what: str) -> None:
 
 @pytest.mark.parametrize("below", ["", "sub"])
 def test_vanished_before_it_is_looked_at(src: Path, below: str) -> None:
-    """Listed, then gone: an error that names it, in the source's root as anywhere; never a silently odd layer."""
+    """Deleted after listing: an error that names it, also in the source's root; never an incomplete layer."""
     home = make_tree(src / below, {"a": "1", "b": "2", "c": "3"})
     first = f"{below}/a".lstrip("/")
     with refused("vanished", "/b "):
@@ -206,6 +206,34 @@ def test_source_missing(tmp_path: Path) -> None:
         pack_tree(tmp_path / "nothing")
 
 
+@pytest.mark.parametrize(
+    ("files", "missing", "command"),
+    [
+        (["package.json", "package-lock.json"], "node_modules", "npm ci"),
+        (["package.json", "pnpm-lock.yaml"], "dist", "pnpm run build"),
+        (["pom.xml"], "target/app.jar", "mvn package"),
+        (["app.csproj"], "bin/Release/net8.0/publish", "dotnet publish -c Release"),
+        (["pyproject.toml"], "src", None),
+        (["README"], "dist", None),
+    ],
+)
+def test_a_missing_source_names_the_command_that_creates_it(
+    tmp_path: Path, files: list[str], missing: str, command: str | None
+) -> None:
+    make_tree(tmp_path, dict.fromkeys(files, "x"))
+    with pytest.raises(TreeError) as found:
+        pack_tree(tmp_path / missing)
+    assert found.value.code == "source-missing"
+    prefix = f"run the command that creates it, probably `{command}`, or " if command else ""
+    assert found.value.hint == f"{prefix}check the path: SOURCE[:DEST]"
+
+
+@pytest.mark.parametrize("odd", ["a\0b/dist", "x" * 5000 + "/node_modules"])
+def test_a_missing_source_with_an_odd_name(tmp_path: Path, odd: str) -> None:
+    with pytest.raises((TreeError, ConfigError)):
+        pack_tree(tmp_path / odd)
+
+
 def test_source_special(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "fifo")
     with refused("special-files", "fifo"):
@@ -222,7 +250,7 @@ def test_bind_mount_loop(src: Path) -> None:
 
 
 def test_bind_mount_without_loop(src: Path, tmp_path: Path) -> None:
-    """A mount that leads elsewhere is a directory as any other."""
+    """A mount of another directory is an ordinary directory."""
     make_tree(src, {"a": {}, "b": {"x": "1"}})
     with mounted(["--bind", src / "b"], src / "a"):
         assert pack_tree(src).paths == [b"a/", b"a/x", b"b/", b"b/x"]
@@ -319,7 +347,7 @@ def test_non_utf8_name(src: Path) -> None:
 
 @pytest.mark.parametrize("rules", ["mode", "owner", "pattern"])
 def test_non_utf8_name_under_rules(src: Path, rules: str) -> None:
-    """The same error, whatever judged the name before."""
+    """The same error, whichever check comes first."""
     with open(os.fsencode(src) + b"/caf\xe9", "wb"):
         pass
     profile = Profile(
@@ -363,7 +391,7 @@ def test_whiteout_names(src: Path, name: str, where: str) -> None:
 
 @pytest.mark.parametrize("dest", [".wh.x", "opt/.wh.x", "opt/.wh.d/x"])
 def test_whiteout_names_in_destinations(tmp_path: Path, src: Path, dest: str) -> None:
-    """SPEC 4.10: an engine would delete `x`, however the name came about."""
+    """SPEC 4.10: an engine would delete `x`, whatever the origin of the name."""
     (tmp_path / "f").write_text("x")
     for source in (f"{tmp_path}/f:{dest}", f"{src}:{dest}"):
         with pytest.raises(DetlayerError) as caught:
@@ -403,7 +431,7 @@ def test_three_alike_names(src: Path) -> None:
 
 
 def test_names_that_are_left_out_are_not_warned_of(src: Path) -> None:
-    """Only one of the two is in the layer: there is nothing to collide."""
+    """Only one of the two is in the layer, so nothing collides."""
     make_tree(src, {"README": "", "readme": ""})
     packed = pack_tree(src, exclude=["readme"])
     assert packed.paths == [b"README"]
@@ -445,7 +473,7 @@ def test_device(src: Path) -> None:
 
 
 def test_many_special_files(src: Path) -> None:
-    """SPEC 4.7: more than fit a screen are counted."""
+    """SPEC 4.7: those that do not fit a screen are counted."""
     for i in range(25):
         os.mkfifo(src / f"{i:02}")
     with refused("special-files", "/00 (FIFO)", "and 5 more"):
@@ -456,7 +484,7 @@ def test_many_special_files(src: Path) -> None:
 
 
 def test_symlinks_are_kept(src: Path) -> None:
-    """SPEC 4.7: dangling, absolute, upwards, to a directory, to itself: target bytes as they are."""
+    """SPEC 4.7: dangling, absolute, upwards, to a directory, to itself: target bytes are unchanged."""
     targets = {
         "dangling": "no/where",
         "absolute": "/etc",
@@ -486,7 +514,7 @@ def test_hard_links_separate(src: Path) -> None:
 
 
 def test_hard_links_preserved(src: Path) -> None:
-    """SPEC 4.7: the first path in order holds the bytes, the others have its values, rules included."""
+    """SPEC 4.7: the first path in order has the content, the others have its values, rules included."""
     profile = Profile(
         owner=None,
         mode="source",
@@ -505,7 +533,7 @@ def test_hard_links_preserved(src: Path) -> None:
 
 
 def test_a_link_outside_is_no_link(src: Path, tmp_path: Path) -> None:
-    """SPEC 4.7: one path in the layer is a file, whatever else the disk has."""
+    """SPEC 4.7: a file with one path in the layer is not a link, whatever other paths it has on disk."""
     linked(src)
     for name in ("a", "c/d"):
         (src / name).rename(tmp_path / name.replace("/", "-"))
@@ -588,7 +616,7 @@ def test_the_same_source_twice(src: Path) -> None:
 
 
 def test_merged_directories_must_agree(tmp_path: Path) -> None:
-    """SPEC 3.3: with source modes, two directories that differ are a collision, too."""
+    """SPEC 3.3: with source modes, two directories with different modes are a collision, too."""
     one, two = tree_pair(tmp_path, {"d": {}}, {"d": {}})
     (one / "d").chmod(0o700)
     assert pack_tree(one, two).layer.entries == 1
@@ -625,7 +653,7 @@ def test_file_source(tmp_path: Path, dest: str, path: str) -> None:
 
 
 def test_file_source_through_a_symlink(tmp_path: Path) -> None:
-    """What is named is followed; the name stays."""
+    """A symlink given as a source is followed; the name stays."""
     (tmp_path / "real").write_text("x")
     (tmp_path / "link").symlink_to("real")
     packed = pack_tree(f"{tmp_path}/link:opt/")
@@ -640,7 +668,7 @@ def test_directory_source_through_a_symlink(tmp_path: Path, src: Path) -> None:
 
 
 def test_colons(tmp_path: Path) -> None:
-    """The last colon divides."""
+    """The last colon separates."""
     make_tree(tmp_path, {"a:b": {"x": ""}})
     assert pack_tree(f"{tmp_path}/a:b:").paths == [b"x"]
     assert pack_tree(f"{tmp_path}/a:b:c").paths == [b"c/", b"c/x"]
@@ -667,7 +695,7 @@ def test_no_source() -> None:
 
 
 def test_parents(src: Path) -> None:
-    """SPEC 4.4: known modes; root's, whatever owner is asked for; the destination itself is the source's."""
+    """SPEC 4.4: known modes; root's, whatever --owner is; the destination itself has the source's values."""
     members = pack_tree(
         f"{src}:tmp/a", f"{src}:root/b/c", f"{src}:var/tmp/x", f"{src}:opt/y", profile=Profile(owner=Owner(5, 6))
     ).members
@@ -714,7 +742,7 @@ def test_merged_names_elsewhere_are_fine(src: Path) -> None:
 
 
 def test_merged_usr_for_a_file_source(src: Path, tmp_path: Path) -> None:
-    """SPEC 4.5: `bin/` would be a parent; for a whiteout in it, too."""
+    """SPEC 4.5: `bin/` would be a parent; also for a whiteout in it."""
     (tmp_path / "f").touch()
     with pytest.raises(ConfigError):
         pack_tree(f"{tmp_path}/f:bin/f")
@@ -769,11 +797,11 @@ def test_source_values(src: Path) -> None:
 
 
 def test_time_before_1970(src: Path) -> None:
-    """SPEC 4.1: rounded down, and no room in a header."""
+    """SPEC 4.1: rounded down, and does not fit a header."""
     make_tree(src, {"f": ""})
     os.utime(src / "f", ns=(0, -1))
     assert pack_tree(src).members["f"].mtime == DEFAULT_MTIME
-    with refused("mtime-out-of-range", "f: its modification time -1 "):
+    with refused("mtime-out-of-range", "f: modification time -1 "):
         pack_tree(src, profile=Profile(mtime=Mtime("source")))
 
 
@@ -821,7 +849,7 @@ def test_empty_xattr(src: Path) -> None:
 
 
 def test_ignore_file(src: Path) -> None:
-    """SPEC 4.9: in a source's root; not packed itself; later patterns may bring back."""
+    """SPEC 4.9: in a source's root; not packed itself; later patterns may re-include."""
     make_tree(src, {".detlayerignore": "*.o\nsub/\n", "a.o": "", "b.o": "", "c": "", "sub": {"x": ""}})
     assert pack_tree(src).paths == [b"c"]
     assert pack_tree(src, exclude=["!b.o"]).paths == [b"b.o", b"c"]
@@ -831,7 +859,7 @@ def test_ignore_file(src: Path) -> None:
 
 
 def test_ignore_file_is_each_sources_own(tmp_path: Path) -> None:
-    """SPEC 4.9: and only in the root of it."""
+    """SPEC 4.9: only in its root."""
     one, two = tree_pair(
         tmp_path, {".detlayerignore": "x\n", "x": ""}, {"y": "", "sub": {".detlayerignore": "*", "x": ""}}
     )
@@ -839,7 +867,7 @@ def test_ignore_file_is_each_sources_own(tmp_path: Path) -> None:
 
 
 def test_patterns_are_relative_to_the_source(src: Path) -> None:
-    """SPEC 4.9: not to the destination."""
+    """SPEC 4.9: not relative to the destination."""
     make_tree(src, {"a": "", "b": {"a": ""}})
     assert pack_tree(f"{src}:opt", exclude=["/a"]).paths == [b"opt/", b"opt/b/", b"opt/b/a"]
     assert pack_tree(f"{src}:opt", exclude=["/opt/a", "opt"]).layer.entries == 4
@@ -853,7 +881,7 @@ def test_nothing_comes_back_from_an_excluded_directory(src: Path) -> None:
 
 
 def test_ignore_files_in_order(src: Path, tmp_path: Path) -> None:
-    """SPEC 4.9: the source's own, the named ones, the options."""
+    """SPEC 4.9: the source's own file, those of options, then patterns."""
     make_tree(src, {".detlayerignore": "a\n", "a": "", "b": ""})
     (tmp_path / "more").write_text("!a\nb\n")
     assert pack_tree(src, ignore_files=[tmp_path / "more"]).paths == [b"a"]
@@ -881,7 +909,7 @@ def test_output_inside_a_source(src: Path, name: str, option: str) -> None:
 
 @pytest.mark.parametrize("pattern", ["*.tar", "/sub/out.tar", "sub/", "sub"])
 def test_excluded_output_inside_a_source(src: Path, pattern: str) -> None:
-    """What is excluded is not packed, nor is the unfinished file beside it."""
+    """An excluded output is not packed, nor is the unfinished file next to it."""
     make_tree(src, {"a": "x", "sub": {}})
     results = {
         packer.pack([src], output=src / "sub" / "out.tar", options=PackOptions(exclude=[pattern])).digest
@@ -902,7 +930,7 @@ def test_excluded_layout_inside_a_source(src: Path, pattern: str) -> None:
 
 
 def test_output_over_its_own_source(tmp_path: Path) -> None:
-    """The next run would pack the layer, and the file itself would be gone."""
+    """The next run would pack the layer, and overwrite the file itself."""
     (tmp_path / "f").write_text("precious")
     with pytest.raises(ConfigError) as caught:
         packer.pack([f"{tmp_path}/f:x"], output=tmp_path / "f")

@@ -1,4 +1,4 @@
-"""`verify` by the library: layer files, layouts and archives of them, expectations, and how a contrast is named.
+"""`verify` by the library: layer files, layouts and archives of them, expectations, and causes of differences.
 
 Perturbed packs and builds run as processes: tests/e2e/test_perturbation.py.
 """
@@ -101,7 +101,7 @@ def test_our_own_layer_is_reproducible(packed: tuple[Path, detlayer.Layer]) -> N
     ],
 )
 def test_the_profile_that_packed_it_finds_nothing(src: Path, tmp_path: Path, profile: detlayer.Profile) -> None:
-    """SPEC 4.4, 4.10: parents and whiteouts are root's, whatever owner the rest has."""
+    """SPEC 4.4, 4.10: parents and whiteouts are root's, whatever owner the others have."""
     (src / "a").write_text("a")
     (src / "a").chmod(0o600)
     selection = detlayer.Selection(whiteouts=(b"opt/gone",))
@@ -130,7 +130,7 @@ def test_what_is_no_layer_is_an_error(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("suffix", [".tar", ".tar.gz", ".tgz", ".tar.zst"])
 def test_what_is_named_as_a_layer_is_no_source(tmp_path: Path, suffix: str) -> None:
-    """An empty or damaged layer is a source that packs reproducibly, too; nobody who verifies it wants to know that."""
+    """An empty or damaged layer must not be verified as a source, which would be reproducible."""
     (tmp_path / f"x{suffix}").write_bytes(b"")
     report = verify([tmp_path / f"x{suffix}"])
     assert (report.targets[0].kind, report.ok) == ("layer", False)
@@ -162,7 +162,7 @@ def test_against_another_digest(packed: tuple[Path, detlayer.Layer]) -> None:
 
 @pytest.mark.parametrize("form", ["descriptor", "layer"])
 def test_tar_equal_but_compressor_differs(src: Path, packed: tuple[Path, detlayer.Layer], form: str) -> None:
-    """SPEC 6.3: not content that changed."""
+    """SPEC 6.3: not reported as changed content."""
     other = src.parent / "other.tar.gz"
     detlayer.pack(
         [f"{src}:/srv"],
@@ -203,7 +203,7 @@ def test_against_nonsense(packed: tuple[Path, detlayer.Layer], tmp_path: Path, t
 
 
 class Image:
-    """An OCI layout being made, with one image of one layer; each part can be spoilt before `write`."""
+    """An OCI layout with one image of one layer; each part can be damaged before `write`."""
 
     def __init__(self, layer: bytes, diff_id: str) -> None:
         self.blobs: dict[str, bytes] = {}
@@ -365,7 +365,7 @@ def test_a_blob_that_no_image_leads_to(image: Image, written: Callable[[Image], 
     image.add(b"right", "")
     report = verify([written(image)])
     assert report.ok
-    assert "does not lead to: 1;" in report.targets[0].notes[0]
+    assert "does not refer to: 1;" in report.targets[0].notes[0]
     image.blobs["b" * 64] = b"wrong"
     report = verify([written(image)])
     assert report.is_corrupt
@@ -373,7 +373,7 @@ def test_a_blob_that_no_image_leads_to(image: Image, written: Callable[[Image], 
 
 
 def test_a_layer_first_named_as_something_else_is_judged(image: Image, tmp_path: Path) -> None:
-    """One image calls a blob no layer, the next one does: it must not go by as seen."""
+    """One image lists a blob that is not a layer, the next one as a layer: it must not count as seen."""
     image.tag("v1")
     digest, blob = next((digest, blob) for digest, blob in image.blobs.items() if blob[:2] == b"\x1f\x8b")
     decoy = image.add(
@@ -388,12 +388,12 @@ def test_a_layer_first_named_as_something_else_is_judged(image: Image, tmp_path:
     image.index["manifests"].insert(0, decoy)
     [target] = verify([image.write(tmp_path / "layout")]).targets
     assert [layer.digest for layer in target.layers] == [f"sha256:{digest}"]
-    assert any("no layer that we know" in note for note in target.notes)
+    assert any("no layer of a known type" in note for note in target.notes)
 
 
 @pytest.mark.parametrize("of", ["layer", "manifest"])
 def test_one_digest_with_two_sizes(image: Image, written: Callable[[Image], str], of: str) -> None:
-    """The second mention must not go by as seen, nor the good one be lost if the first is wrong."""
+    """The second reference must not count as seen, nor the valid one be lost if the first is wrong."""
     manifest = image.tag("v1")
     if of == "manifest":
         image.index["manifests"].insert(0, {**manifest, "size": 1})
@@ -412,7 +412,7 @@ def test_a_manifest_first_named_as_something_else(image: Image, written: Callabl
     [target] = verify([written(image)]).targets
     assert (target.ok, len(target.layers)) == (True, 1)
     assert list(target.notes) == [
-        f"{manifest['digest']}: text/plain, no image that we know; only its digest was checked"
+        f"{manifest['digest']}: text/plain, no image of a known type; only its digest was checked"
     ]
 
 
@@ -564,7 +564,7 @@ def test_one_content_may_hold_several() -> None:
 @given(data=st.data())
 @settings(max_examples=150)
 def test_any_change_to_an_archive_is_found_or_refused(data: st.DataObject) -> None:
-    """Nothing but a report or one of our errors comes of it, and what changed a blob is never called good."""
+    """The result is a report or a detlayer error, and a changed blob never passes."""
     layer = MemorySink()
     made = pack_layer([file("a", b"some text\n" * 50)], layer)
     image = Image(bytes(layer.data), str(made.diff_id))

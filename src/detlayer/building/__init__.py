@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from detlayer.building.context import BuildContext
 from detlayer.building.graph import Done, Event, Monitor, Outcome, Step, closure, execute
-from detlayer.building.lock import ANY_PLATFORM, Lock, LockedBase, LockedLayer, differences
+from detlayer.building.lock_file import ANY_PLATFORM, Lock, LockedBase, LockedLayer, differences
 from detlayer.building.lost_layers import Rounds
 from detlayer.building.options import STAGES, BuildOptions, label
 from detlayer.building.publish_step import Publisher, Turns

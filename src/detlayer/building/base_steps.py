@@ -213,9 +213,7 @@ def _download_layer(
                     incoming.write(piece)
                     reporter.advance(name, len(piece))
             if count != blob.size_bytes or sha.hexdigest() != blob.digest.hex:
-                raise IntegrityError(
-                    "blob-digest", f"the data for {blob.digest} has another digest", "pull the base again"
-                )
+                raise IntegrityError("blob-digest", f"the data of {blob.digest} is corrupt", "pull the base again")
             incoming.commit(blob.digest)
             reporter.done(name, "pulled")
         finally:
@@ -223,6 +221,6 @@ def _download_layer(
     except OSError as error:
         raise OutputError(
             "output-write",
-            f"can't write {blob.digest} to the cache: {error.strerror}",
+            f"can't cache {blob.digest}: {error.strerror}",
             "free some space, or use another --cache-dir",
         ) from error

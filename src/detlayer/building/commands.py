@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from msgspec.structs import replace
 
 from detlayer.building import Build
-from detlayer.building.lock import FILE_NAME, Lock, parse_lock
+from detlayer.building.lock_file import FILE_NAME, Lock, parse_lock
 from detlayer.building.options import BuildOptions
 from detlayer.building.project_files import ProjectFiles, find_project
 from detlayer.building.report import BuildReport, BuildReporter

@@ -7,7 +7,7 @@ from typing import Literal, get_args
 
 import msgspec
 
-from detlayer.building.lock import Lock
+from detlayer.building.lock_file import Lock
 from detlayer.building.settings import ImageSettings
 from detlayer.errors import ConfigError, printable
 from detlayer.oci.references import Reference, parse_reference

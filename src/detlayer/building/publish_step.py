@@ -75,7 +75,6 @@ class Publisher:
 
     @property
     def step(self) -> Step[MadeImage]:
-        """The publish step."""
         return Step(
             f"publish {self._image.name}",
             "publish",

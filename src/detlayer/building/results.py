@@ -22,11 +22,7 @@ class _Result(msgspec.Struct, frozen=True, rename="kebab"):
         """Convert texts back; raises ValueError for invalid ones."""
         try:
             return cls(**{field: parse(texts[name]) for field, name, parse in _fields(cls) if name in texts})
-        except (
-            TypeError,
-            KeyError,
-            msgspec.MsgspecError,
-        ) as error:  # a missing field, or a platform that is invalid JSON
+        except (TypeError, KeyError, msgspec.MsgspecError) as error:  # a field is missing, or a platform invalid
             raise ValueError(str(error)) from error
 
 

@@ -22,7 +22,7 @@ from detlayer.building.bases import read_base
 from detlayer.building.context import BaseName, BuildContext
 from detlayer.building.graph import Call, Step
 from detlayer.building.graph.step import ResultT
-from detlayer.building.lock import ANY_PLATFORM, LockedLayer, check
+from detlayer.building.lock_file import ANY_PLATFORM, LockedLayer, check
 from detlayer.building.options import BuildOptions, label
 from detlayer.building.pack_step import Packer
 from detlayer.building.report import BuildReporter
@@ -65,7 +65,7 @@ class BuildSteps:
         if not image.git:
             return {}
         if image.directory not in self._revisions:
-            from detlayer.building.revision import describe
+            from detlayer.building.git_revision import describe
 
             with (image.location / "git").located():
                 self._revisions[image.directory] = describe(image.directory)

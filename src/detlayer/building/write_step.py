@@ -65,7 +65,6 @@ class ImageWriter:
 
     @property
     def step(self) -> Step[WrittenImage]:
-        """The write step."""
         kind, where = self._output.kind, self._where
         return Step(
             f"write {self._image.name} {where}",

@@ -26,7 +26,7 @@ from detlayer.layer.codec import Codec
 from detlayer.layer.decompress import BlobFacts, BlobReader
 from detlayer.layer.entry import Profile
 from detlayer.layer.formats import ArchiveSigns
-from detlayer.layer.identify import recognise
+from detlayer.layer.identify_codec import recognise
 from detlayer.layer.key import LayerKey
 from detlayer.layer.reader import Member, TarReader
 from detlayer.layer.tar import END, padding

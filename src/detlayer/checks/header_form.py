@@ -62,7 +62,7 @@ def check_form(member: Member) -> Iterator[Finding]:
     try:
         wanted = encode_header(entry)
     except DetlayerError as error:
-        yield Finding("header-bytes", path, error.code, error.message, "what SPEC 5 can hold")
+        yield Finding("header-bytes", path, error.code, error.message, "a value that SPEC 5 allows")
         return
     if member.blocks == wanted:
         return

@@ -115,7 +115,7 @@ def _summarise(console: Console, found: LayerContents) -> None:
     console.line(f"entries   {found.entries:,} ({kinds}), {size(found.content_bytes)} of content")
     for title, items in (("files", found.biggest_files), ("dirs", found.biggest_directories)):
         if items:
-            console.line(f"biggest {title}")
+            console.line(f"largest {title}")
             for size_bytes, path in items:
                 console.line(f"  {size(size_bytes):>10}  {path}")
     console.flush()

@@ -19,9 +19,7 @@ if TYPE_CHECKING:
 
 _Decorated = TypeVar("_Decorated", bound=Callable[..., Any])
 
-project_file_option = click.option(
-    "-f", "--file", metavar="FILE", help="A detlayer.toml or pyproject.toml. [default: searched upwards]"
-)
+project_file_option = click.option("-f", "--file", metavar="FILE", help="Project file. [default: searched upwards]")
 _PROJECT = (
     click.argument("images", metavar="IMAGE...", nargs=-1),
     project_file_option,

@@ -29,7 +29,6 @@ def to_text(report: VerifyReport) -> str:
 
 
 def to_json(report: VerifyReport) -> str:
-    """Render as one JSON document."""
     return canonical_json(report.to_document()).decode()
 
 
@@ -177,7 +176,7 @@ def _by_trap(found: Findings) -> Iterator[tuple[str, int, list[Finding]]]:
 
 def _place(finding: Finding) -> str:
     where = f"{finding.path}: " if finding.path else ""
-    return f"{where}{finding.field} is {finding.found}; wanted {finding.wanted}"
+    return f"{where}{finding.field} is {finding.found}; expected {finding.wanted}"
 
 
 def _sentence(finding: Finding) -> str:

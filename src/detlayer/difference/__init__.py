@@ -22,7 +22,7 @@ from detlayer.errors import ConfigError, printable
 from detlayer.filesystem import is_dir
 from detlayer.images.files import open_file
 from detlayer.images.layout import name_layout, open_layout
-from detlayer.layer.identify import recognise
+from detlayer.layer.identify_codec import recognise
 from detlayer.layer.ports import Reporter, Silence
 from detlayer.tree import fail
 

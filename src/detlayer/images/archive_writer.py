@@ -170,7 +170,7 @@ def _checked(body: Body, blob: Descriptor) -> Iterator[bytes]:
 def _config(path: str, config: Descriptor, source: ImageSource) -> bytes:
     if config.size_bytes > MAX_DOCUMENT_BYTES:
         raise LayerError(
-            "document-too-long", f"the config {config.digest} has {config.size_bytes} bytes", "do not trust this image"
+            "document-too-long", f"config {config.digest} has {config.size_bytes} bytes", "do not trust this image"
         )
     return b"".join(_needed(path, config, source).pieces())
 
@@ -182,7 +182,9 @@ def _expanded(
     try:
         name = f"{parse_digest(diff_id).hex}.tar"
     except ValueError as error:
-        raise LayerError("document-invalid", f"invalid {printable(diff_id)}", "build the image again") from error
+        raise LayerError(
+            "document-invalid", f"invalid diff_id {printable(diff_id)}", "build the image again"
+        ) from error
     if name in known:
         return known[name]
     body = source.body(blob)

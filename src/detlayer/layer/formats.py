@@ -86,7 +86,7 @@ def check_format(head: bytes, name: str = "", *, is_image: bool = False) -> None
     output = quoted((stem or "layer") + (".tar" if is_image else ".tar.gz"))
     raise FormatError(
         "layer-format",
-        f"{printable(name) if name else 'the input'} has the format {found}; expected a tar, plain, gzip or zstd",
+        f"{printable(name) if name else 'the input'} is in the format {found}; expected a tar, plain, gzip or zstd",
         f"{command} > {output}" if is_image else f"{command} | detlayer normalize - -o {output}",
     )
 

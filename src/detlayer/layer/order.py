@@ -52,11 +52,11 @@ class OrderChecker:
             raise LayerError(
                 "file-as-parent",
                 f"{printable(previous.path)} is a {previous.kind} and also the parent of {printable(path)}",
-                "rename or leave out one of the two",
+                "rename or remove one of the two",
             )
         if before >= key:
             raise LayerError(
                 "entry-order",
                 f"{printable(path)} comes after {printable(previous.path)}",
-                "entries are sorted by path component, raw bytes, whiteouts first",
+                "sort them with key=lambda entry: order_key(entry.path)",
             )

@@ -86,7 +86,7 @@ def parse_document(data: bytes, name: str, media_type: str = "") -> Document:
         raise LayerError(
             "document-too-long",
             f"{printable(name)} has over {MAX_DOCUMENT_BYTES} bytes",
-            "registries reject such manifests",
+            "do not trust this image; if it is yours, remove large annotations",
         )
     raw = _decode(data, name)
     own = raw.get("mediaType") or ""

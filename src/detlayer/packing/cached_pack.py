@@ -21,11 +21,11 @@ from detlayer.layer.ports import Reporter, Sink
 from detlayer.layer.writer import Layer
 from detlayer.oci.types import parse_digest
 from detlayer.output.files import Outputs, Tee
+from detlayer.packing.cache_copy import SpareBlob
 from detlayer.packing.chunk_cache import ChunkCache
 from detlayer.packing.content_cache import ContentCache
 from detlayer.packing.explanation import Explanation
 from detlayer.packing.pack_input import PackInput
-from detlayer.packing.spare_blob import SpareBlob
 from detlayer.store import LostBlobError, Store
 from detlayer.store.maintenance import make_room
 from detlayer.store.traces import Trace

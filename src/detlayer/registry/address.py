@@ -11,7 +11,7 @@ import re
 from urllib.parse import urldefrag, urljoin, urlsplit
 
 from detlayer.errors import printable
-from detlayer.registry.answer import garbage
+from detlayer.registry.error_responses import garbage
 
 _LABEL = r"[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?"
 _NETLOC = re.compile(rf"(?P<host>{_LABEL}(?:\.{_LABEL})*\.?|\[[0-9A-Fa-f:.]+\])(?::(?P<port>[0-9]{{0,5}}))?\Z")

@@ -20,7 +20,7 @@ import msgspec
 from detlayer.errors import AuthError, RegistryError, RejectedError, printable
 from detlayer.oci.references import RepositoryName
 from detlayer.registry.address import checked, is_loopback, shown_url, with_query
-from detlayer.registry.answer import Refusal, denied, error_of, garbage, login_hint
+from detlayer.registry.error_responses import Refusal, denied, error_of, garbage, login_hint
 from detlayer.registry.transport import FORM, Answer, Request, Transport, follow
 
 if TYPE_CHECKING:

@@ -26,8 +26,15 @@ from detlayer.oci.documents import Document, parse_document
 from detlayer.oci.references import Reference, RepositoryName
 from detlayer.oci.types import INDEX_TYPES, MANIFEST_TYPES, MAX_DOCUMENT_BYTES, Descriptor, Digest, digest_of
 from detlayer.registry.address import checked, join, origin
-from detlayer.registry.answer import RefusalReason, RefusedError, RepositoryMissingError, error_of, garbage, read_digest
 from detlayer.registry.auth import Authorizer, Challenge, Scope, pull, push
+from detlayer.registry.error_responses import (
+    RefusalReason,
+    RefusedError,
+    RepositoryMissingError,
+    error_of,
+    garbage,
+    read_digest,
+)
 from detlayer.registry.retry import Attempts
 from detlayer.registry.transport import Answer, Method, Request, Transport, follow
 
@@ -224,7 +231,7 @@ class Repository:
         if said is not None and said != document.digest:
             raise IntegrityError(
                 "manifest-digest",
-                f"{self.name.registry} took {document.digest} for {said}",
+                f"{self.name.registry} stored {said}; expected {document.digest}",
                 "the registry, or a proxy in front of it, modifies manifests",
             )
         if document.subject is not None:

@@ -18,7 +18,7 @@ import msgspec
 
 from detlayer.errors import ConfigError, RejectedError, UnavailableError, printable
 from detlayer.registry.address import join
-from detlayer.registry.answer import garbage
+from detlayer.registry.error_responses import garbage
 from detlayer.registry.retry import MIN_BYTES, NOTICE_AFTER_S, shown_s
 
 if TYPE_CHECKING:

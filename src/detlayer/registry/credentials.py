@@ -310,5 +310,5 @@ def _helper_failed(program: str, server: str, why: str) -> ConfigError:
     return ConfigError(
         "credential-helper",
         f"{program} failed for {printable(server)}: {printable(why)}",
-        "run it by hand: echo {printable(server)} | {program} get",
+        f"run it by hand: echo {printable(server)} | {program} get",
     )

@@ -160,7 +160,7 @@ class RemoteReader:
         said = answer.length
         if said is not None and said != self._blob.size_bytes - (self._at - skip):
             answer.close()
-            return self._wrong(f"{said + self._at - skip} bytes, not {self._blob.size_bytes},")
+            return self._wrong(f"{said + self._at - skip} bytes (expected {self._blob.size_bytes})")
         self._answer = answer
         self._pieces = _after(skip, answer.pieces())
         return None
@@ -168,13 +168,13 @@ class RemoteReader:
     def _check(self) -> None:
         assert self._sha is not None
         if self._sha.hexdigest() != self._blob.digest.hex:
-            raise self._wrong("other bytes")
+            raise self._wrong("corrupt bytes")
 
     def _wrong(self, what: str) -> IntegrityError:
         self.close()
         return IntegrityError(
             "blob-digest",
-            f"{self._repository.name} sends {what} for {self._blob.digest}",
+            f"{self._repository.name} sent {what} for {self._blob.digest}",
             "the blob is corrupt in the registry or on the way: push the image again",
         )
 

@@ -18,8 +18,8 @@ import msgspec
 from detlayer.errors import IntegrityError, RegistryError, RejectedError, UnavailableError, printable
 from detlayer.oci.ports import Body
 from detlayer.registry.address import is_loopback, join, origin, shown_url
-from detlayer.registry.answer import MAX_ERROR_BYTES, Refusal, garbage, read_faults
 from detlayer.registry.connections import ClientKind, Network, make_client, make_timeout, translated
+from detlayer.registry.error_responses import MAX_ERROR_BYTES, Refusal, garbage, read_faults
 from detlayer.registry.proxies import find_proxy
 from detlayer.registry.retry import BUSY, Attempts, Pace, RetryPolicy, read_retry_after, shown_s
 from detlayer.registry.waiting import Wait, Waits

@@ -18,8 +18,8 @@ from detlayer.oci.ports import Body, Session
 from detlayer.oci.references import RepositoryName
 from detlayer.oci.types import Descriptor
 from detlayer.registry.address import with_query
-from detlayer.registry.answer import BlobRefusedError, BusyError, Refusal, error_of
 from detlayer.registry.client import Repository
+from detlayer.registry.error_responses import BlobRefusedError, BusyError, Refusal, error_of
 from detlayer.registry.retry import Attempts
 from detlayer.registry.transport import Answer, Request, SourceError, Stretch
 

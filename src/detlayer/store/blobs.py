@@ -67,7 +67,7 @@ class Incoming:
         """Open what was written for reading; raises OSError."""
         found = read_digest(self._path)
         if found is None:
-            raise OSError(errno.EIO, "what was written can't be read")
+            raise OSError(errno.EIO, "the written file can't be read")
         return found[0]
 
     def discard(self) -> None:

@@ -13,9 +13,9 @@ from detlayer.oci.documents import Document, Wanted, parse_document
 from detlayer.oci.ports import Body, ImageSource, Proof, Session, TransferReporter
 from detlayer.oci.references import RepositoryName
 from detlayer.oci.types import Descriptor, Digest
-from detlayer.registry.answer import BlobRefusedError, RefusalReason, RefusedError, RepositoryMissingError
 from detlayer.registry.client import Repository
 from detlayer.registry.download import RemoteBody, spooled
+from detlayer.registry.error_responses import BlobRefusedError, RefusalReason, RefusedError, RepositoryMissingError
 from detlayer.registry.upload import Progress, upload
 from detlayer.transfer.plan import BlobStep, Plan, TagStep
 from detlayer.transfer.referrers import confirm_referrers
@@ -284,7 +284,7 @@ class Carrier:
         known = self._wanted.by_digest.get(subject.digest)
         if known is None:
             if len(self._subjects) == _MAX_SUBJECTS:
-                raise LayerError("document-invalid", "over {_MAX_SUBJECTS} nested subjects", "push them one by one")
+                raise LayerError("document-invalid", f"over {_MAX_SUBJECTS} nested subjects", "push them one by one")
             known = parse_document(self._image.document(subject), str(subject.digest), subject.media_type)
         return gather(self._image, known)
 

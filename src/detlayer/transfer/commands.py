@@ -131,7 +131,7 @@ def open_push_source(
 
         for is_set, flag in ((whole_index, "--index"), (as_blob, "--as-blob")):
             if is_set:
-                raise ConfigError("usage", f"{flag} cannot be used with {REMOTE}", "remove {flag}")
+                raise ConfigError("usage", f"{flag} cannot be used with {REMOTE}", f"remove {flag}")
         reference = parse_reference(image.removeprefix(REMOTE))
         repository = registries.repository(reference.name)
         yield RemoteImage(repository, repository.get_manifest(reference.target), memory or Amnesia())

@@ -95,7 +95,7 @@ def fetch_blob(repository: Repository, blob: Descriptor, memory: Memory) -> byte
     if blob.size_bytes > MAX_DOCUMENT_BYTES:
         raise NotFoundError(
             "config-too-long",
-            f"the config {blob.digest} of {repository.name} says it has {blob.size_bytes} bytes",
+            f"config {blob.digest} of {repository.name} has {blob.size_bytes} bytes",
             "do not trust this image; if it is yours, remove large labels and history",
         )
     with closing(RemoteReader(repository, blob)) as reader:

@@ -22,8 +22,8 @@ from detlayer.oci.types import (
     canonical_json,
     digest_of,
 )
-from detlayer.registry.answer import DeniedError, RefusedError, error_of, read_digest
 from detlayer.registry.client import Repository
+from detlayer.registry.error_responses import DeniedError, RefusedError, error_of, read_digest
 from detlayer.transfer.workers import Job, work_off
 
 _MAX_WRITES = 10

@@ -48,7 +48,11 @@ def find_destinations(sources: Sequence[Source], selection: Selection) -> Node:
         try:
             mode = os.stat(source.path).st_mode
         except (FileNotFoundError, NotADirectoryError, ValueError) as error:
-            raise TreeError("source-missing", f"{source} not found", "check the path: SOURCE[:DEST]") from error
+            from detlayer.tree.build_commands import find_build_command  # only for this error
+
+            command = find_build_command(source.path)
+            hint = f"run the command that creates it, probably `{command}`, or " if command else ""
+            raise TreeError("source-missing", f"{source} not found", f"{hint}check the path: SOURCE[:DEST]") from error
         except OSError as error:
             if error.errno == errno.ELOOP:
                 raise TreeError("source-missing", f"{source} is a symlink to itself", "name another path") from error

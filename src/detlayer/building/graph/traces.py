@@ -72,7 +72,6 @@ def recall(traces: Traces, key: str) -> Trace | None:
 
 
 def keep(traces: Traces, key: str, trace: Trace) -> None:
-    """Write a trace."""
     document = {
         "format": FORMAT,
         "version": trace.version,

@@ -11,7 +11,7 @@ from detlayer.building.settings.image import ImageSettings
 from detlayer.building.settings.layer import LayerSettings
 from detlayer.building.settings.parsing import FILE_NAME, PYPROJECT, has_section, read_image
 from detlayer.building.settings.project import Files, Project, load
-from detlayer.building.settings.tables import schema
+from detlayer.building.settings.toml_tables import schema
 
 __all__ = [
     "FILE_NAME",

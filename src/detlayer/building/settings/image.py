@@ -12,7 +12,7 @@ from msgspec import UNSET, UnsetType
 from detlayer.building.settings.layer import LayerSettings, read_layer
 from detlayer.building.settings.location import Location
 from detlayer.building.settings.substitution import fill, nearest
-from detlayer.building.settings.tables import EnvTable, HealthTable, ImageTable
+from detlayer.building.settings.toml_tables import EnvTable, HealthTable, ImageTable
 from detlayer.errors import ConfigError, printable
 from detlayer.layer.entry import MAX_MTIME
 from detlayer.oci.assembly import DEFAULT_CREATED
@@ -134,9 +134,7 @@ def _platforms(table: ImageTable, location: Location) -> tuple[Platform, ...]:
     location /= "platforms"
     platforms = tuple(_each(location, table.platforms, parse_platform))
     if not platforms or len(set(platforms)) < len(platforms):
-        raise location.error(
-            "platform-invalid", "duplicate platform" if platforms else "empty list", "list each platform once"
-        )
+        raise location.error("platform-invalid", "duplicate" if platforms else "empty", "list each platform once")
     return platforms
 
 

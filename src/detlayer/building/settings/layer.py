@@ -9,7 +9,7 @@ from msgspec.structs import replace
 
 from detlayer.building.settings.location import Location
 from detlayer.building.settings.substitution import fill, has_placeholder
-from detlayer.building.settings.tables import LayerTable
+from detlayer.building.settings.toml_tables import LayerTable
 from detlayer.errors import ConfigError
 from detlayer.layer.codec import DEFAULT_CODEC, Codec, parse_compression
 from detlayer.layer.entry import Mtime, Owner, Profile, parse_mtime

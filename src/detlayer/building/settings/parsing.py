@@ -11,7 +11,7 @@ import msgspec
 
 from detlayer.building.settings.location import Location
 from detlayer.building.settings.substitution import expand, nearest
-from detlayer.building.settings.tables import BY_KEY, FileTable, ImageTable, LayerTable, Table
+from detlayer.building.settings.toml_tables import BY_KEY, FileTable, ImageTable, LayerTable, Table
 from detlayer.errors import ConfigError, printable
 
 FILE_NAME = "detlayer.toml"

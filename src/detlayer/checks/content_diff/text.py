@@ -94,7 +94,7 @@ def explain_bytes(a: bytes, b: bytes, at: int) -> list[Change]:
         if token_trap(left, right) != "content":
             return [Change(trap, f"at offset {at}", *token) for trap, token in _tokens(left, right)]
         return [Change("content", f"at offset {at}", *_around(left, right))]
-    # A word of four bytes that is a time of this century on both sides, at its natural place, is most likely one.
+    # Four aligned bytes that are a time of this century on both sides are most likely one.
     word = at - at % 4
     times = [int.from_bytes(data[word : word + 4], "little") for data in (a, b)]
     if all(1_000_000_000 < time < 2_500_000_000 for time in times) and abs(times[0] - times[1]) < 1 << 26:
