@@ -17,7 +17,7 @@ from detlayer.registry.credentials import Credentials
 from detlayer.registry.download import RemoteBody, RemoteReader
 from detlayer.registry.upload import upload
 from tests.contracts.client import Client, FastPace
-from tests.contracts.faults import BLOB, MANIFEST, SESSION, Act, CutAnswer, CutRequest, Fault, LoseAnswer, Reply
+from tests.contracts.faults import BLOB, MANIFEST, SESSION, Act, Call, CutAnswer, CutRequest, Fault, LoseAnswer, Reply
 from tests.contracts.http_records import Answer, error_answer
 from tests.contracts.images import Layout, image
 from tests.contracts.registry_behaviour import busy
@@ -181,6 +181,21 @@ def test_a_flaky_link_is_no_reason_to_give_up_while_chunks_arrive(
     with Client(server, retries=1).registries() as (registries, _):
         upload(registries.repository(RepositoryName(server.address, "team/app")), NEW, Bytes)
     assert count(server, "PATCH", SESSION) == 20
+
+
+def test_chunks_that_are_sent_again_are_no_progress(start_strict: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The registry loses the session whenever it fails to store the blob: otherwise this would never end."""
+    monkeypatch.setattr("detlayer.registry.upload.CHUNKED_FROM_BYTES", 1)
+    server = start_strict()
+    server.arm(
+        Fault(Call(lambda request: server.end_uploads()), "PUT", SESSION, times=0),
+        Fault(BUSY, "PUT", SESSION, times=0),
+    )
+    with Client(server, retries=2).registries() as (registries, _):
+        repository = registries.repository(RepositoryName(server.address, "team/app"))
+        with pytest.raises(UnavailableError):
+            upload(repository, NEW, Bytes)
+    assert count(server, "PUT", SESSION) == count(server, "PATCH", SESSION) == 3
 
 
 def test_parallel_failures_are_one_failure_of_the_host(start_strict: Start, layout: Layout) -> None:

@@ -80,11 +80,13 @@ class Stream(httpcore.NetworkStream):
             try:
                 with self._spending(httpcore.ReadTimeout) as left_s:
                     return self._stream.read(max_bytes, left_s)
-            except httpcore.ReadTimeout:
+            except httpcore.ReadTimeout as error:
                 # The kernel may still be sending buffered data. Until it is done, the limit for transfers applies.
                 before = self._unsent_bytes
-                if self._phase != "head" or not before or before - self._unsent() < min(MIN_BYTES, before):
+                if self._phase != "head" or not before:
                     raise
+                if before - self._unsent() < min(MIN_BYTES, before):
+                    raise httpcore.WriteTimeout(str(error)) from error
                 self._await_head(timeout)
 
     def _await_head(self, timeout_s: float) -> None:

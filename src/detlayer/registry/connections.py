@@ -138,11 +138,12 @@ def _context(network: Network, kind: ClientKind) -> ssl.SSLContext:
 
 @contextmanager
 def translated(
-    url: str, timeout_s: float, *, in_body: bool = False, proxy: str = "", store: str = ""
+    url: str, timeout_s: float, *, in_body: bool = False, proxy: str = "", store: str = "", store_s: float = 0.0
 ) -> Iterator[None]:
     """Translate httpx's errors.
 
-    For messages: the time limit, whether a body was being read, the proxy, and the digest to be stored, if any.
+    For messages: the time limit, whether a body was being read, the proxy, and the digest to be stored within `store_s`,
+    if any.
     """
     load_httpx()
     import httpcore
@@ -174,7 +175,7 @@ def translated(
             verb = "sends" if in_body else "accepts"
             what = f"{verb} data too slowly: less than {MIN_BYTES >> 10} KiB in {timeout_s:g} s"
         elif store and isinstance(error, httpcore.ReadTimeout):
-            what = f"did not store {store} within {shown_s(timeout_s)}"
+            what = f"did not store {store} within {shown_s(store_s)}"
         raise UnavailableError("registry-timeout", f"{shown} {what}", "try again later, or raise --timeout") from error
     except httpcore.ProxyError as error:
         raise UnavailableError(

@@ -321,7 +321,7 @@ class Transport:
         client, proxy = self._client(request.url)
         self.counts.add(requests=0 if request.auth else 1)
         limit_s = request.patience_s or self.network.read_s
-        with translated(request.url, limit_s, proxy=proxy, store=request.store):
+        with translated(request.url, self.network.read_s, proxy=proxy, store=request.store, store_s=limit_s):
             built = client.build_request(
                 request.method,
                 request.url,

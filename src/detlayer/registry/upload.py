@@ -161,8 +161,8 @@ class _Upload:
         self._take_back(self._sent)
         self._repository.transport.retries.back_off(self._repository.name.host, failures)
         recovered = self._recover(session) if self._in_chunks else None
-        if recovered is not None and recovered.offset > before:
-            self._confirm(recovered.offset - before)
+        if recovered is not None:
+            self._confirm(max(0, recovered.offset - before))
         return recovered
 
     def _finish(self, result: UploadResult) -> UploadResult:
@@ -294,7 +294,7 @@ class _Upload:
                 answer.drain()
                 raise _SessionError
             self._take_back(end - reached)
-            self._confirm(reached - session.offset)
+            self._confirm(max(0, reached - self._reached))  # bytes that are sent again are no progress
             self._reached = max(self._reached, reached)
             return self._session(answer, reached, session.location)
         raise self._error(answer, "PATCH")
