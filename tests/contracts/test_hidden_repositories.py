@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from detlayer.errors import NotFoundError, RegistryError
+from detlayer.errors import ConfigError, NotFoundError, RegistryError
+from detlayer.oci.references import RepositoryName
+from detlayer.registry import Network, Registries, Transport
 from tests.contracts.assertions import assert_has, seed
 from tests.contracts.client import Client
 from tests.contracts.images import Layout, image
@@ -41,6 +43,23 @@ def test_what_is_not_there_even_with_credentials(start_strict: Start, tmp_path: 
     with pytest.raises(NotFoundError):
         Client(server).pull("team/app:1", tmp_path / "pulled")
     assert roots(server) == 1
+
+
+@pytest.mark.parametrize(("auth", "status"), HIDDEN)
+def test_credentials_that_cannot_be_read(start_strict: Start, tmp_path: Path, auth: Auth, status: int) -> None:
+    """A registry that wants them gets no further. Others are not asked for anything."""
+
+    def find(name: RepositoryName) -> None:
+        raise ConfigError("credentials-invalid", "the helper is broken")
+
+    for server, error in (
+        (start_strict(auth=auth, rules=Rules(anonymous_status=status)), ConfigError),
+        (start_strict(), NotFoundError),
+    ):
+        with Registries(Transport(Network(read_s=30)), find) as registries:
+            repository = registries.repository(RepositoryName(server.address, "team/app"))
+            with pytest.raises(error):
+                repository.get_manifest("1")
 
 
 @pytest.mark.parametrize("status", [403, 404])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 import threading
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -42,6 +43,10 @@ class Told:
     def wait(self) -> None:
         assert self.event.wait(30)
 
+    def is_only(self, pattern: str) -> None:
+        assert len(self.lines) == 1
+        assert re.fullmatch(pattern, self.lines[0]), self.lines
+
 
 def repository(registries: Registries, address: str) -> Repository:
     return registries.repository(RepositoryName(address, "team/app"))
@@ -57,7 +62,7 @@ def test_a_wait_for_an_answer() -> None:
     with RawServer(say) as server, Registries(Transport(IMPATIENT, tell=told)) as registries:
         repository(registries, server.address).head_manifest("1")
         url = f"http://{server.address}/v2/team/app/manifests/1"
-    assert told.lines == [f"waiting for an answer to HEAD {url}: at most 60 s more"]
+    told.is_only(f"waiting for an answer to HEAD {url}: at most [0-9]+ s more")
 
 
 def test_a_wait_for_the_rest_of_an_answer() -> None:
@@ -70,7 +75,7 @@ def test_a_wait_for_the_rest_of_an_answer() -> None:
 
     with RawServer(say) as server, Registries(Transport(IMPATIENT, tell=told)) as registries:
         assert repository(registries, server.address).tags() == ["1"]
-        assert told.lines == [f"waiting for more data from {server.address}: at most 60 s more"]
+        told.is_only(f"waiting for more data from {server.address}: at most [0-9]+ s more")
 
 
 def test_a_wait_until_a_blob_is_stored(start_strict: Start) -> None:
@@ -81,7 +86,7 @@ def test_a_wait_until_a_blob_is_stored(start_strict: Start) -> None:
     network = Network(read_s=60, notice_after_s=0.05, store_bytes_per_s=len(DATA) / 1000)
     with Registries(Transport(network, tell=told)) as registries:
         upload(repository(registries, server.address), NEW, Bytes)
-    assert told.lines == [f"waiting for {server.address} to store {NEW.digest}: at most 1,060 s more"]
+    told.is_only(f"waiting for {server.address} to store {NEW.digest}: at most 1,0[0-9][0-9] s more")
 
 
 def test_a_wait_until_a_blob_is_stored_behind_a_proxy(start_strict: Start) -> None:
@@ -90,7 +95,7 @@ def test_a_wait_until_a_blob_is_stored_behind_a_proxy(start_strict: Start) -> No
     server.arm(Fault(Reply(Answer(504)), "PUT", SESSION))
     with Registries(Transport(Network(), pace=FastPace(), tell=told)) as registries:
         upload(repository(registries, server.address), NEW, Bytes)
-    assert told.lines == [f"waiting for {server.address} to store {NEW.digest}: at most 61 s"]
+    told.is_only(f"waiting for {server.address} to store {NEW.digest}: at most [56][0-9] s")
 
 
 def test_quick_answers_are_not_told(start_strict: Start, layout: Layout) -> None:
@@ -147,7 +152,7 @@ def test_more_than_our_patience_is_named(start_strict: Start, layout: Layout, me
     with pytest.raises(UnavailableError) as caught:
         client.push(layout, "team/app:1")
     assert caught.value.code == "registry-busy"
-    assert "asks to wait 86,400 s" in caught.value.message
+    assert re.search("asks to wait 86,(400|39[0-9]) s", caught.value.message)
     assert client.pace.waits_s == []
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import suppress
 from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import urlsplit, urlunsplit
 
@@ -16,6 +15,7 @@ import msgspec
 
 from detlayer.errors import (
     AuthError,
+    DetlayerError,
     IntegrityError,
     NotFoundError,
     RegistryError,
@@ -372,7 +372,11 @@ class Repository:
 
         Some registries challenge only there, and hide from anonymous users what exists elsewhere.
         """
-        if self._authorizer.credentials is None:
+        try:
+            has_credentials = self._authorizer.credentials is not None
+        except DetlayerError:  # this matters only if the registry asks for credentials
+            has_credentials = True
+        if not has_credentials:
             return False
         with self._roots.lock:
             if self.name.host not in self._roots.challenged:
@@ -380,13 +384,14 @@ class Repository:
             return self._roots.challenged[self.name.host]
 
     def _ask_root(self) -> bool:
-        with suppress(RegistryError):  # then the other answer counts
+        try:
             answer = self.transport.send(Request("GET", f"{self._base}/v2/", auth=True, is_optional=True))
-            try:
-                return answer.status == 401 and self._authorizer.learn(answer, "", 0)
-            finally:
-                answer.drain()
-        return False
+        except RegistryError:
+            return False
+        try:
+            return answer.status == 401 and self._authorizer.learn(answer, "", 0)
+        finally:
+            answer.drain()
 
     def location(self, answer: Answer) -> str:
         """Return the URL where an upload continues, absolute, and by HTTPS on this host if the registry uses HTTPS."""

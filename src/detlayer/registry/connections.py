@@ -142,8 +142,8 @@ def translated(
 ) -> Iterator[None]:
     """Translate httpx's errors.
 
-    For messages: the time limit, whether a body was being read, the proxy, and the digest to be stored within `store_s`,
-    if any.
+    For messages: the time limit, whether a body was being read, the proxy, and the digest to be stored, if any, with
+    the time for that.
     """
     load_httpx()
     import httpcore

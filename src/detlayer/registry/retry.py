@@ -91,7 +91,9 @@ class RetryPolicy:
         grown_s = min(_FIRST_WAIT_S * 2 ** min(failures, 20), _LONGEST_WAIT_S) * self._pace.jitter()
         wait_s = min(grown_s, self._max_wait_s) if asked_s is None else asked_s
         with self._lock:
-            state.not_before = max(state.not_before, self._pace.now() + wait_s)
+            until = self._pace.now() + wait_s
+            if until > state.not_before:
+                state.not_before, state.has_asked = until, asked_s is not None
 
     def _state(self, host: str) -> _Host:
         with self._lock:
@@ -104,12 +106,14 @@ class RetryPolicy:
         with self._lock:
             is_told, state.told = state.told == state.not_before, state.not_before
         if not is_told:
-            self._tell(f"{printable(host)} is busy: waiting {shown_s(wait_s)} before the next request")
+            reason = "is busy" if state.has_asked else "fails"
+            self._tell(f"{printable(host)} {reason}: waiting {shown_s(wait_s)} before the next request")
 
 
 class _Host:
     def __init__(self) -> None:
         self.not_before = 0.0
+        self.has_asked = False
         self.told = 0.0
         """The value of `not_before` that the user knows."""
 
