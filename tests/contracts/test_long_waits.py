@@ -7,6 +7,7 @@ import re
 import threading
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from typing import IO
 
 import pytest
 
@@ -14,6 +15,7 @@ from detlayer.errors import RegistryError, UnavailableError
 from detlayer.oci.references import RepositoryName
 from detlayer.registry import Network, Registries, Repository, Transport
 from detlayer.registry.transport import Request as Asking
+from detlayer.registry.transport import Stretch
 from detlayer.registry.upload import upload
 from tests.contracts.client import Client, FastPace
 from tests.contracts.faults import SESSION, Call, Fault, Reply
@@ -96,6 +98,22 @@ def test_a_wait_until_a_blob_is_stored_behind_a_proxy(start_strict: Start) -> No
     with Registries(Transport(Network(), pace=FastPace(), tell=told)) as registries:
         upload(repository(registries, server.address), NEW, Bytes)
     told.is_only(f"waiting for {server.address} to store {NEW.digest}: at most [56][0-9] s")
+
+
+def test_a_wait_until_a_peer_takes_more() -> None:
+    told = Told()
+
+    def take(stream: IO[bytes], length: int) -> bytes:
+        told.wait()
+        return stream.read(length)
+
+    data = bytes(16 << 20)  # more than the systems of both sides hold
+    body = Stretch(Bytes(data), 0, len(data), lambda count_bytes: None)
+    transport = Transport(IMPATIENT, tell=told)
+    with RawServer(lambda asked: answer(201), take=take, receive_bytes=1 << 16) as server:
+        transport.send(Asking("PUT", f"http://{server.address}/", content=body)).drain()
+        transport.close()
+        assert re.fullmatch(f"waiting for {server.address} to accept more data: at most 2[0-9]+ s more", told.lines[0])
 
 
 def test_quick_answers_are_not_told(start_strict: Start, layout: Layout) -> None:

@@ -21,7 +21,7 @@ from detlayer.registry.address import is_loopback, join, origin, shown_url
 from detlayer.registry.connections import ClientKind, Network, make_client, make_timeout, translated
 from detlayer.registry.error_responses import MAX_ERROR_BYTES, Refusal, garbage, read_faults
 from detlayer.registry.proxies import find_proxy
-from detlayer.registry.retry import BUSY, Attempts, Pace, RetryPolicy, read_retry_after, shown_s
+from detlayer.registry.retry import BUSY, MIN_BYTES, Attempts, Pace, RetryPolicy, read_retry_after, shown_s
 from detlayer.registry.waiting import Wait, Waits
 
 if TYPE_CHECKING:
@@ -304,7 +304,7 @@ class Transport:
                 length = 0 if request.content is None and request.method in ("POST", "PUT", "PATCH") else None
                 answer = self._exchange(request, request.content, length)
             else:
-                with closing(self._stream(request.content, wait)) as pieces:
+                with closing(self._stream(request, request.content, wait)) as pieces:
                     # Read from the source first: it may be on the same server, which may handle one request at a time,
                     # and a failing source then leaves no request half sent.
                     first = next(pieces, b"")
@@ -334,8 +334,10 @@ class Transport:
             self._log(f"{request} -> {response.status_code}")
         return Answer(response, self, request.url)
 
-    def _stream(self, stretch: Stretch, wait: Wait) -> Generator[bytes, None, None]:
+    def _stream(self, request: Request, stretch: Stretch, wait: Wait) -> Generator[bytes, None, None]:
         """Yield the bytes to send. The wait for the answer begins after the last one."""
+        answer, limit_s = wait.what, wait.limit_s
+        accepts = f"{printable(urlsplit(request.url).netloc)} to accept more data"
         wait.pause()
         with stretch.body.open(stretch.start) as source:
             left = stretch.end - stretch.start
@@ -349,11 +351,13 @@ class Transport:
                         "blob-short", f"a blob ends {left} bytes before its size", "build or pull the image again"
                     )
                 left -= len(piece)
+                wait.change(accepts, self.network.read_s * PIECE_BYTES / MIN_BYTES)
                 yield piece
+                wait.pause()
                 self.pace.check()
                 self.counts.add(sent_bytes=len(piece))
                 stretch.progress(len(piece))
-        wait.restart()
+        wait.change(answer, limit_s)
 
     def _client(self, url: str) -> tuple[httpx.Client, str]:
         """Return the client for a URL, and the URL of its proxy, if any."""

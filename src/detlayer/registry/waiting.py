@@ -16,14 +16,18 @@ class Wait:
     """One wait of one thread. `what` completes `waiting for …`; `limit_s` is its time limit."""
 
     def __init__(self, what: str, limit_s: float) -> None:
+        self.told: set[str] = set()
+        self.change(what, limit_s)
+
+    def change(self, what: str, limit_s: float) -> None:
+        """Wait for something else from now on."""
         self.what = what
         self.limit_s = limit_s
-        self.is_told = False
-        self.began: float | None = time.monotonic()
+        self.restart()
 
     def restart(self) -> None:
         """Start again, because the peer did something, or has to from now on."""
-        self.began = time.monotonic()
+        self.began: float | None = time.monotonic()
 
     def pause(self) -> None:
         """Wait for nothing until `restart`."""
@@ -59,7 +63,7 @@ class Waits:
                 self._running.add(wait)
                 if not self._is_watched:
                     self._is_watched = True
-                    self._start()
+                    self._start(self._tell)
         return wait
 
     def end(self, wait: Wait) -> None:
@@ -69,19 +73,19 @@ class Waits:
     def close(self) -> None:
         self._over.set()
 
-    def _start(self) -> None:
+    def _start(self, tell: Callable[[str], None]) -> None:
         try:
-            threading.Thread(target=self._watch, daemon=True).start()
+            threading.Thread(target=self._watch, args=(tell,), daemon=True).start()
         except RuntimeError:  # the system's limit of threads: nobody is told
             self._tell = None
 
-    def _watch(self) -> None:
+    def _watch(self, tell: Callable[[str], None]) -> None:
         while not self._over.wait(self._after_s / _LOOKS_PER_NOTICE):
             now = time.monotonic()
             with self._lock:
-                running = [(one, one.began) for one in self._running if not one.is_told]
-            for wait, began in running:
-                if began is not None and now - began > self._after_s and self._tell is not None:
-                    wait.is_told = True
-                    left_s = max(0.0, wait.limit_s - (now - began))
-                    self._tell(f"waiting for {wait.what}: at most {shown_s(left_s)} more")
+                running = [(one, one.what, one.limit_s, one.began) for one in self._running]
+            for wait, what, limit_s, began in running:
+                if began is not None and now - began > self._after_s and what not in wait.told:
+                    wait.told.add(what)
+                    left_s = max(0.0, limit_s - (now - began))
+                    tell(f"waiting for {what}: at most {shown_s(left_s)} more")
