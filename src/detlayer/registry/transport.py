@@ -134,6 +134,8 @@ class Answer:
         """
         if self.status != 400 or self.media_type not in ("", "text/plain"):
             return False
+        if self._response.http_version == "HTTP/1.0":  # a Go server's answer to plain HTTP on a port with TLS
+            return False
         if self._response.request.method == "HEAD":
             return self.length in (None, 0, len(_CUT_OFF))
         with suppress(UnavailableError):
