@@ -207,7 +207,7 @@ def test_a_hard_link_to_a_symlink_is_that_symlink() -> None:
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_what_can_not_be_normalised(tmp_path: Path, layer: bytes, code: str) -> None:
+def test_what_can_not_be_normalized(tmp_path: Path, layer: bytes, code: str) -> None:
     """An error with its code, and no output file."""
     with pytest.raises(LayerError) as caught:
         detlayer.normalize(io.BytesIO(layer), output=tmp_path / "out.tar")

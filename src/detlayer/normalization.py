@@ -39,7 +39,7 @@ def normalize(
     max_expansion: int = 200,
     options: PackOptions = DEFAULT_OPTIONS,
 ) -> Layer:
-    """Write the layer at `source` (a file or a binary stream) in canonical form: sorted, normalised, SPEC 3 to 6.
+    """Write the layer at `source` (a file or a binary stream) in canonical form: sorted, normalized, SPEC 3 to 6.
 
     Later duplicates win, as when the layer is applied; whiteouts stay; missing parents are added. Only these `options`
     are used: compression, profile, jobs, reporter, and `hardlinks`, `special` and `retime_pyc` of the selection.

@@ -74,10 +74,10 @@ def test_long_lists_are_capped(tmp_path: Path) -> None:
     text = run(tmp_path / "a", tmp_path / "b").stdout
     assert text.count("mtime 1 → 2 [mtime]") == 20
     assert "  and 10 more changed [mtime]; --all shows them\n" in text
-    assert text.splitlines()[-1].startswith("differs (mtime 30); `pack` normalises values")
+    assert text.splitlines()[-1].startswith("differs (mtime 30); `pack` normalizes values")
     text = run("--all", tmp_path / "a", tmp_path / "b").stdout
     assert text.count("mtime 1 → 2 [mtime]") == 30
-    assert run("--normalised", tmp_path / "a", tmp_path / "b").returncode == 0
+    assert run("--normalized", tmp_path / "a", tmp_path / "b").returncode == 0
 
 
 def test_compressor(trees: tuple[Path, Path], tmp_path: Path) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import click
 import pytest
 from click.testing import CliRunner
 
 from detlayer.cli import _GROUPS, detlayer, run
+from tests.trees import File, make_tree
 
 COMMANDS = [name for group in _GROUPS.values() for name in group]
 
@@ -54,3 +56,13 @@ def test_a_mistyped_command_gets_a_suggestion(typed: str, meant: str, capsys: py
 def test_a_command_like_no_other_is_led_to_the_help(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["xyzzy"]) == 2
     assert "hint: `detlayer --help` lists the commands" in capsys.readouterr().err
+
+
+def test_the_earlier_name_of_an_option_works_and_is_hidden(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    old, new = make_tree(tmp_path / "old", {"a": "x"}), make_tree(tmp_path / "new", {"a": File(b"x", 0o600)})
+    assert run(["diff", str(old), str(new)]) == 1
+    for name in ("--normalized", "--normalised"):
+        assert run(["diff", name, str(old), str(new)]) == 0
+    capsys.readouterr()
+    assert run(["diff", "--help"]) == 0
+    assert "--normalised" not in capsys.readouterr().out

@@ -77,7 +77,7 @@ def test_equal_trees_and_layers_are_the_same(tree: Path) -> None:
 
 
 def test_directories_as_they_are(tree: Path) -> None:
-    """SPEC 4: raw trees show what `pack` normalises."""
+    """SPEC 4: raw trees show what `pack` normalizes."""
     other = copy(tree, "other")
     (other / "t.txt").chmod(0o664)
     os.utime(other / "pkg", (1, 1))
@@ -97,7 +97,7 @@ def test_directories_as_they_are(tree: Path) -> None:
     content = report.differences[3]
     assert content.offset == 4
     assert [change.field for change in content.changes] == ["line 1"]
-    assert lines(diff(tree, other, normalised=True)) == [
+    assert lines(diff(tree, other, normalized=True)) == [
         ("removed", "link", ("content",)),
         ("added", "new", ("content",)),
         ("changed", "pkg/m.py", ("content",)),
@@ -105,7 +105,7 @@ def test_directories_as_they_are(tree: Path) -> None:
 
 
 def test_hard_links_of_a_tree(tree: Path) -> None:
-    """SPEC 4.7: hard links are compared, unless normalised."""
+    """SPEC 4.7: hard links are compared, unless normalized."""
     other = copy(tree, "other")
     (other / "t.txt").unlink()
     (tree / "t.txt").write_text("a\n")
@@ -113,7 +113,7 @@ def test_hard_links_of_a_tree(tree: Path) -> None:
     for path in (tree / "t.txt", other / "t.txt", tree, other):
         os.utime(path, (EPOCH, EPOCH))
     assert lines(diff(tree, other)) == [("changed", "t.txt", ("hardlink-form",))]
-    assert diff(tree, other, normalised=True).same
+    assert diff(tree, other, normalized=True).same
 
 
 def test_ignored_files_count_only_as_they_are(tree: Path) -> None:
@@ -122,13 +122,13 @@ def test_ignored_files_count_only_as_they_are(tree: Path) -> None:
     (other / ".detlayerignore").write_text("*.log\n")
     (other / "x.log").write_text("noise")
     assert {one.path for one in diff(tree, other).differences} == {".detlayerignore", "x.log"}
-    assert diff(tree, other, normalised=True).same
+    assert diff(tree, other, normalized=True).same
 
 
 def test_a_tree_and_its_layer(tree: Path) -> None:
-    """SPEC 4: a layer is its tree with normalised values, and equal to a tree that already has them."""
+    """SPEC 4: a layer is its tree with normalized values, and equal to a tree that already has them."""
     layer = packed(tree, "a.tar.zst")
-    assert diff(tree, layer, normalised=True).same
+    assert diff(tree, layer, normalized=True).same
     if os.geteuid() == 0:
         assert diff(tree, layer).same
 
@@ -137,7 +137,7 @@ def test_few_contents_are_explained(tree: Path) -> None:
     other = copy(tree, "other")
     for name in ("t.txt", "pkg-a"):
         (other / name).write_text("other\n")
-    report = diff(tree, other, normalised=True, explain_limit=1)
+    report = diff(tree, other, normalized=True, explain_limit=1)
     assert [one.offset for one in report.differences] == [0, None]
     assert report.unexplained == 1
     assert report.differences[1].changes[0].field == "content"
@@ -148,7 +148,7 @@ def test_each_kind_of_file_is_explained_first(tree: Path) -> None:
     for name in ("a.x", "b.x", "c.x", "z.y"):
         (tree / name).write_text("1")
         (other / name).write_text("2")
-    report = diff(tree, other, normalised=True, explain_limit=2)
+    report = diff(tree, other, normalized=True, explain_limit=2)
     assert [one.path for one in report.differences if one.offset is not None] == ["a.x", "z.y"]
 
 
@@ -218,7 +218,7 @@ def test_only_the_form_differs(tmp_path: Path) -> None:
     trailer.write_bytes(a.read_bytes() + bytes(512))
     (change,) = diff(a, trailer).form
     assert change.trap == "trailer"
-    assert diff(a, b, normalised=True).same
+    assert diff(a, b, normalized=True).same
 
 
 def test_form_that_nothing_is_known_of(tmp_path: Path) -> None:
@@ -357,9 +357,9 @@ def test_no_layer_breaks_it(tmp_path_factory: pytest.TempPathFactory, data: st.D
     bad = here / "bad"
     bad.write_bytes(bytes(blob[: data.draw(st.integers(1, len(blob)))]) if data.draw(st.booleans()) else blob)
     for pair in ((good, bad), (bad, good)):
-        for normalised in (False, True):
+        for normalized in (False, True):
             with contextlib.suppress(DetlayerError):
-                diff(*pair, normalised=normalised).to_document()
+                diff(*pair, normalized=normalized).to_document()
 
 
 def test_inputs_that_are_no_files(tree: Path) -> None:

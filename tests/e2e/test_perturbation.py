@@ -183,19 +183,19 @@ import sys
 from detlayer.tree.walk import Walk
 from msgspec import structs
 walk = sys.modules["detlayer.tree.walk"]
-normalise = walk.normalise
-walk.normalise = lambda entry, profile: structs.replace(normalise(entry, profile), uid=entry.uid)
+normalize = walk.normalize
+walk.normalize = lambda entry, profile: structs.replace(normalize(entry, profile), uid=entry.uid)
 """,
     "umask": """
 import sys
 from detlayer.tree.walk import Walk
 from msgspec import structs
 walk = sys.modules["detlayer.tree.walk"]
-normalise = walk.normalise
+normalize = walk.normalize
 def leaky(entry, profile):
-    made = normalise(entry, profile)
+    made = normalize(entry, profile)
     return structs.replace(made, mode=entry.mode) if entry.kind != "symlink" else made
-walk.normalise = leaky
+walk.normalize = leaky
 """,
     "hardlink-form": """
 from detlayer.tree.walk import Walk

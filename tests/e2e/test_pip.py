@@ -62,19 +62,19 @@ def test_diff_explains_what_would_differ(twice: tuple[Path, Path]) -> None:
     report = detlayer.diff(*twice)
     assert not report.same
     assert {"mtime", "pyc-timestamp"} <= set(report.counts())
-    assert detlayer.diff(*twice, normalised=True).same
+    assert detlayer.diff(*twice, normalized=True).same
 
 
 def test_target_leaks_a_random_path(wheel: Path, tmp_path: Path) -> None:
     """`pip install --target` compiles in a directory with a random name, which stays in the code objects.
 
-    No normalisation of a layer can mend that; it has to be named.
+    No normalization of a layer can mend that; it has to be named.
     """
     for name in ("first", "second"):
         install(wheel, "--target", str(tmp_path / name))
     first, second = (detlayer.pack([str(tmp_path / name)]) for name in ("first", "second"))
     assert first.diff_id != second.diff_id
-    report = detlayer.diff(tmp_path / "first", tmp_path / "second", normalised=True, explain_limit=1000)
+    report = detlayer.diff(tmp_path / "first", tmp_path / "second", normalized=True, explain_limit=1000)
     assert set(report.counts()) == {"pyc-path"}
     for name in ("first", "second"):
         for cache in (tmp_path / name).rglob("__pycache__"):

@@ -1,4 +1,4 @@
-"""Layers that other programs write: an audit reads them as Python does, and names what each leaves unnormalised."""
+"""Layers that other programs write: an audit reads them as Python does, and names what each leaves unnormalized."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def tree(tmp_path: Path) -> Path:
     return top
 
 
-# What each program leaves unnormalised in this tree, beyond what all do. Whether `entry-order` is among it depends on
+# What each program leaves unnormalized in this tree, beyond what all do. Whether `entry-order` is among it depends on
 # the file system, and `trailer` on how much the tree comes to.
 _BY_CHANCE = {"entry-order", "trailer"}
 _ALL = {"mtime", "umask", "owner"}
@@ -148,7 +148,7 @@ def run_tar(command: str, tree: Path, out: Path) -> bytes:
 
 @pytest.mark.parametrize("name", WRITERS)
 def test_tar_programs(name: str, tree: Path, tmp_path: Path) -> None:
-    """SPEC 4, 5: what each leaves unnormalised is named, and nothing else; everything it wrote is read."""
+    """SPEC 4, 5: what each leaves unnormalized is named, and nothing else; everything it wrote is read."""
     need_root("root")  # whose names and numbers would be others
     command, wanted = WRITERS[name]
     check_same_reading(run_tar(command, tree, tmp_path / "out.tar"))
@@ -212,7 +212,7 @@ def _blob(layout: Path, digest: str) -> Path:
     return layout / "blobs" / digest.replace(":", "/")
 
 
-def _check_normalised(layer: Path, tree: Path) -> None:
+def _check_normalized(layer: Path, tree: Path) -> None:
     """What `normalize` makes of another tool's layer is what `pack` writes from the tree."""
     assert detlayer.normalize(layer).diff_id == detlayer.pack([f"{tree}:/app"]).diff_id
 
@@ -236,7 +236,7 @@ def test_umoci(tree: Path, tmp_path: Path) -> None:
     subprocess.run([umoci, "insert", "--image", f"{layout}:new", tree, "/app"], check=True, capture_output=True)
     (layer,) = _layers(layout)
     _check_layer(layer, {"mtime", "chunking", "umask"} if layer.stat().st_size > 1 << 22 else {"mtime", "umask"})
-    _check_normalised(layer, tree)
+    _check_normalized(layer, tree)
 
 
 def test_buildah(tree: Path, tmp_path: Path) -> None:
@@ -259,4 +259,4 @@ def test_buildah(tree: Path, tmp_path: Path) -> None:
     run("commit", "--signature-policy", str(policy), container, f"oci:{tmp_path / 'layout'}:made")
     (layer,) = _layers(tmp_path / "layout")
     _check_layer(layer, {"mtime", "umask"})
-    _check_normalised(layer, tree)
+    _check_normalized(layer, tree)

@@ -82,8 +82,8 @@ def read_tree(path: Path) -> dict[str, Node]:
 
 
 def expect_tree(path: Path) -> dict[str, Node]:
-    """Read a tree as it is to come out of a layer with normalised values."""
-    return {name: _normalised(node) for name, node in read_tree(path).items()}
+    """Read a tree as it is to come out of a layer with normalized values."""
+    return {name: _normalized(node) for name, node in read_tree(path).items()}
 
 
 def _node(path: Path) -> Node:
@@ -98,7 +98,7 @@ def _node(path: Path) -> Node:
         return Node("file", mode, hashlib.file_digest(file, "sha256").hexdigest(), mtime)
 
 
-def _normalised(node: Node) -> Node:
+def _normalized(node: Node) -> Node:
     if node.kind == "symlink":
         return node
     executable = node.kind == "dir" or node.mode & 0o100

@@ -40,7 +40,7 @@ def fields(packed: Packed, name: str = f"pkg/__pycache__/m.{TAG}.pyc") -> tuple[
 
 @pytest.mark.parametrize("seconds", [DEFAULT_MTIME, 1, 1234567890, 2**32 + 5])
 def test_retimed(src: Path, seconds: int) -> None:
-    """SPEC 4.8: the source's normalised mtime, modulo 2**32; nothing else changes."""
+    """SPEC 4.8: the source's normalized mtime, modulo 2**32; nothing else changes."""
     found = compiled(src)
     packed = pack_tree(src, profile=Profile(mtime=Mtime("fixed", seconds)))
     assert fields(packed) == (0, seconds % 2**32, len("VALUE = 42\n"))

@@ -245,6 +245,7 @@ _BOMB = """
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "room"), [("gzip", 100), ("zstd", 100), ("zstd with a large window", 320)], ids=("gzip", "zstd", "window")
 )

@@ -20,7 +20,7 @@ from detlayer.layer.entry import (
     Profile,
     check_path,
     marker,
-    normalise,
+    normalize,
     parent,
 )
 from detlayer.layer.order import OrderChecker, order_key
@@ -42,7 +42,7 @@ def check_follows(entry: Entry, previous: Entry) -> None:
 def test_default_mtime_is_2000() -> None:
     """SPEC 4.1."""
     assert DEFAULT_MTIME == 946684800
-    assert normalise(made(), Profile()).mtime == DEFAULT_MTIME
+    assert normalize(made(), Profile()).mtime == DEFAULT_MTIME
 
 
 @pytest.mark.parametrize(
@@ -61,26 +61,26 @@ def test_default_mtime_is_2000() -> None:
 def test_mtime_policies(policy: str, seconds: int, found: int, wanted: int) -> None:
     """SPEC 4.1."""
     profile = Profile(mtime=Mtime(policy, seconds))  # type: ignore[arg-type]
-    assert normalise(Entry(b"a", "file", mtime=found), profile).mtime == wanted
+    assert normalize(Entry(b"a", "file", mtime=found), profile).mtime == wanted
 
 
 @pytest.mark.parametrize(("policy", "found"), [("source", -1), ("source", MAX_MTIME + 1), ("clamp", -1)])
 def test_mtime_without_room_is_an_error(policy: str, found: int) -> None:
     """SPEC 4.1."""
     with pytest.raises(TreeError, match="a: modification time") as caught:
-        normalise(Entry(b"a", "file", mtime=found), Profile(mtime=Mtime(policy)))  # type: ignore[arg-type]
+        normalize(Entry(b"a", "file", mtime=found), Profile(mtime=Mtime(policy)))  # type: ignore[arg-type]
     assert caught.value.code == "mtime-out-of-range"
     assert caught.value.hint
 
 
 def test_fixed_mtime_takes_any_file_time() -> None:
     """SPEC 4.1: a value that is not written need not fit."""
-    assert normalise(Entry(b"a", "file", mtime=-5), Profile()).mtime == DEFAULT_MTIME
+    assert normalize(Entry(b"a", "file", mtime=-5), Profile()).mtime == DEFAULT_MTIME
 
 
 def test_owner() -> None:
     """SPEC 4.2."""
-    values = [normalise(made(), Profile(owner=owner)) for owner in (Owner(), Owner(7, 8), None)]
+    values = [normalize(made(), Profile(owner=owner)) for owner in (Owner(), Owner(7, 8), None)]
     assert [(entry.uid, entry.gid) for entry in values] == [(0, 0), (7, 8), (1000, 1001)]
 
 
@@ -101,8 +101,8 @@ def test_owner() -> None:
 )
 def test_mode(kind: EntryKind, mode: int, canonical: int, source: int) -> None:
     """SPEC 4.3."""
-    assert normalise(made(kind, mode), Profile()).mode == canonical
-    assert normalise(made(kind, mode), SOURCE).mode == source
+    assert normalize(made(kind, mode), Profile()).mode == canonical
+    assert normalize(made(kind, mode), SOURCE).mode == source
 
 
 @pytest.mark.parametrize(
@@ -110,7 +110,7 @@ def test_mode(kind: EntryKind, mode: int, canonical: int, source: int) -> None:
 )
 def test_well_known_directories(path: bytes, mode: int) -> None:
     """SPEC 4.4: as an entry and as a parent."""
-    assert normalise(made("dir", 0o755, path), Profile()).mode == mode
+    assert normalize(made("dir", 0o755, path), Profile()).mode == mode
     assert parent(path, Profile()).mode == mode
 
 
@@ -143,15 +143,15 @@ def test_rules_override_and_get_path_and_kind() -> None:
 
     profile = Profile(mode_rule=rule)
     kinds: list[tuple[EntryKind, bytes]] = [("file", b"a"), ("dir", b"d"), ("symlink", b"s"), ("file", b"quiet")]
-    assert [normalise(made(kind, 0o644, path), profile).mode for kind, path in kinds] == [0o4711, 0o4711, 0o777, 0o644]
+    assert [normalize(made(kind, 0o644, path), profile).mode for kind, path in kinds] == [0o4711, 0o4711, 0o777, 0o644]
     assert asked == [(b"a", False), (b"d", True), (b"quiet", False)]
 
 
 @given(strategies.loose_entries(), strategies.profiles())
-def test_normalise_is_idempotent(entry: Entry, profile: Profile) -> None:
+def test_normalize_is_idempotent(entry: Entry, profile: Profile) -> None:
     """SPEC 4."""
-    once = normalise(entry, profile)
-    assert normalise(once, profile) == once
+    once = normalize(entry, profile)
+    assert normalize(once, profile) == once
 
 
 @pytest.mark.parametrize(

@@ -111,7 +111,7 @@ def test_whiteouts_never_join_a_link_group(name: str, hardlinks: Hardlinks, tmp_
     assert normalize(once, hardlinks) == once
     (tmp_path / "once.tar").write_bytes(once)
     assert detlayer.verify([tmp_path / "once.tar"]).ok
-    assert compared(tmp_path, tar(*parts), once, normalised=True).same
+    assert compared(tmp_path, tar(*parts), once, normalized=True).same
 
 
 def test_a_link_to_a_whiteout_of_nothing_is_an_error() -> None:
@@ -143,13 +143,13 @@ AGAIN = tar(member(b"z", b"first"), link(b"a", b"z"), member(b"z", b"later"))
 PLAIN = tar(member(b"z", b"later"), link(b"a", b"z"))
 
 
-@pytest.mark.parametrize("normalised", [False, True])
-def test_a_target_that_is_written_again(tmp_path: Path, normalised: bool) -> None:
+@pytest.mark.parametrize("normalized", [False, True])
+def test_a_target_that_is_written_again(tmp_path: Path, normalized: bool) -> None:
     """The link has the first content, as an engine extracts it; only the last entries of the paths are equal."""
-    report = compared(tmp_path, AGAIN, PLAIN, normalised=normalised)
+    report = compared(tmp_path, AGAIN, PLAIN, normalized=normalized)
     assert (report.verdict, [one.path for one in report.differences]) == ("entries", ["a"])
     split = tar(member(b"a", b"first"), member(b"z", b"later"))
-    assert compared(tmp_path, AGAIN, split, normalised=True).same
+    assert compared(tmp_path, AGAIN, split, normalized=True).same
     assert read(normalize(AGAIN)) == {"a": ("file", b"first"), "z": ("file", b"later")}
 
 
@@ -177,7 +177,7 @@ def test_an_archive_that_tar_appended_to(tmp_path: Path) -> None:
     assert [(out / name).read_bytes() for name in "az"] == [b"first", b"later"]
     packed = detlayer.pack([out])
     assert detlayer.normalize(made).diff_id == packed.diff_id
-    assert diff(out, made, normalised=True).same
+    assert diff(out, made, normalized=True).same
 
 
 def test_a_link_to_a_symlink_that_leads_elsewhere_later(tmp_path: Path) -> None:
@@ -197,7 +197,7 @@ def test_what_is_below_a_directory_that_becomes_a_file(tmp_path: Path, implied: 
     lost = tar(*start, member(b"d/e/x", b"x"), member(b"d", b"file"), header(b"d", kind="dir"), member(b"d/y"))
     kept = tar(header(b"d", kind="dir"), header(b"d/e", kind="dir"), member(b"d/e/x", b"x"), member(b"d/y"))
     assert list(read(normalize(lost))) == ["d", "d/y"]
-    report = compared(tmp_path, lost, kept, normalised=True)
+    report = compared(tmp_path, lost, kept, normalized=True)
     assert [(one.kind, one.path) for one in report.differences] == [("added", "d/e"), ("added", "d/e/x")]
 
 
@@ -235,7 +235,7 @@ def pairs_of_layers(draw: st.DrawFn) -> tuple[bytes, bytes]:
 @settings(max_examples=300)
 @given(pairs_of_layers())
 def test_diff_and_normalize_agree(tmp_path_factory: pytest.TempPathFactory, layers: tuple[bytes, bytes]) -> None:
-    """Normalised, two layers are equal exactly if `normalize` gives the same layer."""
+    """Normalized, two layers are equal exactly if `normalize` gives the same layer."""
     here = tmp_path_factory.getbasetemp()
     a, b = layers
     try:
@@ -244,7 +244,7 @@ def test_diff_and_normalize_agree(tmp_path_factory: pytest.TempPathFactory, laye
     except LayerError as error:
         assert error.code in ("hardlink-target", "file-as-parent")
         return
-    differences = compared(here, a, b, normalised=True).differences
+    differences = compared(here, a, b, normalized=True).differences
     # Directories that only one of two layers has an entry for: `normalize` adds them, `diff` reports them.
     assert (normal[0] == normal[1]) == all(one.traps == ("parents",) for one in differences)
     assert [normalize(one) for one in kept] == normal
@@ -261,18 +261,18 @@ def device(major: int, minor: int, flag: bytes = b"3") -> bytes:
     return header(b"dev", at=156, raw=flag + bytes(100) + b"ustar\x0000" + bytes(64) + b"%07o\0%07o\0" % (major, minor))
 
 
-@pytest.mark.parametrize("normalised", [False, True])
+@pytest.mark.parametrize("normalized", [False, True])
 @pytest.mark.parametrize("flag", [b"3", b"4"])
-def test_device_numbers(tmp_path: Path, flag: bytes, normalised: bool) -> None:
+def test_device_numbers(tmp_path: Path, flag: bytes, normalized: bool) -> None:
     """A device is compared by its numbers, wherever they are stored."""
     for other in (device(1, 5, flag), device(2, 3, flag)):
-        report = compared(tmp_path, tar(device(1, 3, flag)), tar(other), normalised=normalised)
+        report = compared(tmp_path, tar(device(1, 3, flag)), tar(other), normalized=normalized)
         assert (report.verdict, [one.traps for one in report.differences]) == ("entries", [("special-file",)])
     records = record(b"SCHILY.devmajor", b"1") + record(b"SCHILY.devminor", b"3")
     stored = tar(extension(b"x", records), device(0, 0, flag))
-    assert compared(tmp_path, tar(device(1, 3, flag)), stored, normalised=True).same
+    assert compared(tmp_path, tar(device(1, 3, flag)), stored, normalized=True).same
     bound = [tar(device(1, n, flag), link(b"l", b"dev"), device(1, 9, flag)) for n in (3, 5)]
-    assert [one.path for one in compared(tmp_path, *bound, normalised=normalised).differences] == ["l"]
+    assert [one.path for one in compared(tmp_path, *bound, normalized=normalized).differences] == ["l"]
 
 
 CONTENT_RECORDS = [
@@ -314,7 +314,7 @@ def test_records_that_are_content(tmp_path: Path, key: bytes, kind: str) -> None
         )
         assert [change.field for change in report.differences[0].changes] == [f"record {key.decode()}"]
         assert compared(tmp_path, a, a).same
-        assert compared(tmp_path, a, b, normalised=True).same  # `pack` writes none of these (SPEC 4.6)
+        assert compared(tmp_path, a, b, normalized=True).same  # `pack` writes none of these (SPEC 4.6)
 
 
 @pytest.mark.parametrize("key", ["comment", "atime", "ctime", "uname", "SCHILY.ino", "SCHILY.nlink", "hdrcharset"])

@@ -303,7 +303,7 @@ def test_readers_list_it(tmp_path: Path, reader: str) -> None:
 @given(items=strategies.trees())
 @settings(max_examples=25)
 def test_packing_what_was_extracted_gives_the_same(items: Sequence[TreeItem]) -> None:
-    """SPEC 4: normalising is idempotent, through a disk and another reader."""
+    """SPEC 4: normalizing is idempotent, through a disk and another reader."""
     with temporary() as home:
         first = pack_tree(build(home / "tree", items))
         extract("tarfile", first.blob, home / "out")

@@ -248,8 +248,8 @@ def test_sparse_tars_of_real_writers(writer: str, tree: Path, tmp_path: Path) ->
     out = written(writer, tree, tmp_path / "out.tar")
     packed = detlayer.pack([tree], output=tmp_path / "packed.tar.gz")
     assert detlayer.normalize(out, output=tmp_path / "normal.tar.gz").digest == packed.digest
-    assert diff(tree, out, normalised=True).same
-    assert diff(tmp_path / "packed.tar.gz", out, normalised=True).same
+    assert diff(tree, out, normalized=True).same
+    assert diff(tmp_path / "packed.tar.gz", out, normalized=True).same
     sizes: dict[str, int] = {}
     detlayer.inspect(out, each=lambda entry, kind: sizes.update({entry.path.decode(): entry.size_bytes}))
     assert sizes == {path.name: path.stat().st_size for path in tree.iterdir()}
@@ -265,8 +265,8 @@ def test_the_same_packed_bytes_at_other_places_differ(tmp_path: Path) -> None:
         for name, spans in (("a", [(0, 4)]), ("b", [(512, 4)])):
             paths.append(tmp_path / f"{name}.tar")
             paths[-1].write_bytes(tar(sparse(form, b"s", 1000, spans, b"data")))
-        for normalised in (False, True):
-            report = diff(*paths, normalised=normalised)
+        for normalized in (False, True):
+            report = diff(*paths, normalized=normalized)
             assert (report.verdict, [one.path for one in report.differences]) == ("entries", ["s"])
             assert report.differences[0].offset == 0
 
@@ -280,7 +280,7 @@ def test_one_file_in_two_forms_is_the_same(one: str, other: str, tmp_path: Path)
         whole = member(b"s", expanded(1000, spans, data))
         paths[-1].write_bytes(tar(whole if form == "plain" else sparse(form, b"s", 1000, spans, data)))
     assert diff(*paths).verdict == "form"
-    assert diff(*paths, normalised=True).same
+    assert diff(*paths, normalized=True).same
 
 
 def test_another_map_of_equal_content_is_another_tar() -> None:

@@ -98,6 +98,7 @@ def test_jobs_never_show(entries: list[Entry]) -> None:
         assert len({layer_of(entries, codec, jobs)[1] for jobs in (1, 3, 8)}) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("codec", CODECS)
 def test_jobs_never_show_over_many_chunks(codec: str) -> None:
     """SPEC 6.1: chunks of very different cost, so that workers overtake each other."""

@@ -197,7 +197,7 @@ def test_diff_compares_one_state(tree: Path, tmp_path: Path, monkeypatch: pytest
         copy_file(os.fsencode(tree / name), os.fsencode(twin / name))
     (twin / "file").write_bytes(b"B" * size)
     while_read(monkeypatch, path, rewrite)
-    assert diff(str(tree), str(twin), normalised=True).verdict == "same"
+    assert diff(str(tree), str(twin), normalized=True).verdict == "same"
 
 
 def test_a_copy_for_verify_is_of_one_state(tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -347,6 +347,7 @@ def edited(src: Path) -> Iterator[Path]:
             process.join()
 
 
+@pytest.mark.slow
 def test_an_editor_that_sets_mtimes_back_leaves_no_mixed_layer(edited: Path) -> None:
     """A file in the middle of a write has a new mtime; one with its old mtime is complete."""
     whole = refused = 0

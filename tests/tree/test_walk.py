@@ -293,6 +293,7 @@ def test_long_destination(src: Path) -> None:
     assert caught.value.code == "path-too-long"
 
 
+@pytest.mark.slow
 def test_100_000_files(src: Path) -> None:
     for directory in range(4):
         (src / str(directory)).mkdir()
@@ -311,6 +312,7 @@ def test_no_files(src: Path) -> None:
     assert packed.layer.entries == 0
 
 
+@pytest.mark.slow
 def test_huge_sparse_file(src: Path) -> None:
     """SPEC 5.4: over 8589934591 bytes, the size moves to PAX, and the content streams as zeros."""
     size = 8589934592

@@ -11,7 +11,7 @@ from msgspec import structs
 
 from detlayer.checks.findings import Finding
 from detlayer.errors import DetlayerError, printable
-from detlayer.layer.entry import MAX_MTIME, WHITEOUT_PREFIX, Entry, Profile, marker, normalise, parent
+from detlayer.layer.entry import MAX_MTIME, WHITEOUT_PREFIX, Entry, Profile, marker, normalize, parent
 from detlayer.layer.reader import Extension, Member, number, parse_records
 from detlayer.layer.tar import BLOCK_BYTES, encode_header
 
@@ -41,7 +41,7 @@ def is_canonical(member: Member, profile: Profile) -> bool:
     entry = member.entry
     if entry.xattrs or member.special or member.sparse or not 0 <= entry.mtime <= MAX_MTIME:
         return False
-    if normalise(entry, profile) != entry:
+    if normalize(entry, profile) != entry:
         return False
     try:
         return member.blocks == encode_header(entry)
@@ -87,7 +87,7 @@ def check_values(entry: Entry, profile: Profile) -> Iterator[Finding]:
     if not 0 <= entry.mtime <= MAX_MTIME:
         yield Finding("mtime", path, "mtime", str(entry.mtime), f"0 to {MAX_MTIME}")
         entry = structs.replace(entry, mtime=profile.mtime.seconds)
-    wanted = normalise(entry, profile)
+    wanted = normalize(entry, profile)
     if _is_implied(entry, profile):
         wanted = entry
     if entry.mtime != wanted.mtime:

@@ -52,14 +52,16 @@ Examples:
 @click.option("--question", is_flag=True, help="Exit with 1 if there is work to do; print nothing.")
 @click.option("--locked", is_flag=True, help="Use the bases of detlayer.lock, and check layers against it.")
 @click.option("--offline", is_flag=True, help="Use bases from detlayer.lock or the cache; send no requests.")
-@click.option("-j", "--jobs", type=click.IntRange(1, 256), help="Steps at a time; does not affect the output.")
+@click.option(
+    "-j", "--jobs", type=click.IntRange(1, 256), help="Number of steps at a time; does not affect the output."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print events and the result as JSON, one per line.")
 @network_options
 @cache_options
 @console_options
 @click.pass_context
 def build(ctx: click.Context, /, **options: Any) -> None:
-    """Build the IMAGEs of detlayer.toml, or all of them, and print REPOSITORY@DIGEST of each.
+    """Build the IMAGEs of detlayer.toml, by default all, and print the digest of each.
 
     Unchanged steps are skipped. Each base tag is resolved on every build, with one request; images are rebuilt if
     their base has moved. If an image fails, the others are still built.

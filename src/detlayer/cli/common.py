@@ -37,6 +37,17 @@ expansion_option = click.option(
 )
 
 
+class RenamedOption(click.Option):
+    """An option whose first name is shown; the others are its earlier names, which still work."""
+
+    def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
+        names, self.opts = self.opts, self.opts[:1]
+        try:
+            return super().get_help_record(ctx)
+        finally:
+            self.opts = names
+
+
 def with_options(options: tuple[Callable[[_Decorated], _Decorated], ...], command: _Decorated) -> _Decorated:
     for option in reversed(options):
         command = option(command)

@@ -10,7 +10,7 @@ import click
 
 from detlayer.checks.compare import Difference
 from detlayer.checks.findings import TRAPS
-from detlayer.cli.common import expansion_option, make_console, progress_option
+from detlayer.cli.common import RenamedOption, expansion_option, make_console, progress_option
 from detlayer.cli.console import counted
 from detlayer.difference import EXPLAIN_LIMIT, DiffReport
 from detlayer.difference import diff as diff_sides
@@ -26,12 +26,18 @@ _VALUES = frozenset(("mtime", "owner", "mode", "umask", "xattrs", "hardlink-form
     epilog="""\b
 Examples:
   detlayer diff . .
-  detlayer diff --normalised --json . .
+  detlayer diff --normalized --json . .
 """
 )
 @click.argument("a", metavar="A")
 @click.argument("b", metavar="B")
-@click.option("--normalised", is_flag=True, help="Compare the values that `pack` would write, not those on disk.")
+@click.option(
+    "--normalized",
+    "--normalised",
+    cls=RenamedOption,
+    is_flag=True,
+    help="Compare the values that `pack` would write, not those on disk.",
+)
 @click.option(
     "--explain-limit",
     type=click.IntRange(0),
@@ -57,7 +63,7 @@ def diff(ctx: click.Context, /, **options: Any) -> None:
         report = diff_sides(
             options["a"],
             options["b"],
-            normalised=options["normalised"],
+            normalized=options["normalized"],
             explain_limit=options["explain_limit"],
             max_expansion=options["max_expansion"],
             reporter=console,
@@ -68,7 +74,7 @@ def diff(ctx: click.Context, /, **options: Any) -> None:
         console.result(canonical_json({"type": "result", **report.to_document()}).decode())
     else:
         lines = [] if options["quiet"] else list(_lines(report, None if options["show_all"] else _SHOWN))
-        console.result("\n".join([*lines, _summary(report, options["normalised"])]))
+        console.result("\n".join([*lines, _summary(report, options["normalized"])]))
     if not report.same:
         ctx.exit(DIFFERS)
 
@@ -115,7 +121,7 @@ def _bracketed(traps: Sequence[str]) -> str:
     return f" [{', '.join(traps)}]" if traps else ""
 
 
-def _summary(report: DiffReport, normalised: bool) -> str:
+def _summary(report: DiffReport, normalized: bool) -> str:
     """Return the result and what to do, in one line."""
     if report.same:
         entries = f": {counted(report.a.entries, 'entry')}" if report.a.kind != "image" else ""
@@ -123,9 +129,9 @@ def _summary(report: DiffReport, normalised: bool) -> str:
     counts = report.counts()
     causes = ", ".join(f"{trap} {count:,}" for trap, count in list(counts.items())[:6])
     advice = _advice(counts)
-    trees = "tree" in (report.a.kind, report.b.kind) and not normalised
+    trees = "tree" in (report.a.kind, report.b.kind) and not normalized
     if trees and _VALUES & counts.keys():
-        advice = "`pack` normalises values; --normalised shows what would still differ"
+        advice = "`pack` normalizes values; --normalized shows what would still differ"
     match report.verdict:
         case "compressor":
             return f"tar equal, compressor differs: the diff_id is the same, the digest is not; {advice}"

@@ -30,7 +30,7 @@ Examples:
 @cache_options
 @quiet_option
 def graph(**options: Any) -> None:
-    """Show the steps that build the IMAGEs, or all of them. Reads only detlayer.toml and sends no requests."""
+    """Show the steps that build the IMAGEs, by default all. Reads only detlayer.toml and sends no requests."""
     from detlayer.building import Build
     from detlayer.building.commands import options_for
     from detlayer.building.graph.drawing import Drawing, draw

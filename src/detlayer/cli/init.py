@@ -22,7 +22,7 @@ Examples:
 @click.option(
     "--kind",
     type=click.Choice(["python", "node", "jvm", "dotnet", "go"]),
-    help="Kind of project. [default: by its files]",
+    help="Kind of project. [default: detected]",
 )
 @quiet_option
 def init(**options: Any) -> None:

@@ -22,14 +22,14 @@ Examples:
 """
 )
 @project_file_option
-@click.option("-j", "--jobs", type=click.IntRange(1, 256), help="Steps at a time.")
+@click.option("-j", "--jobs", type=click.IntRange(1, 256), help="Number of steps at a time.")
 @network_options
 @cache_options
 @console_options
 def lock(**options: Any) -> None:
     """Write detlayer.lock: the digest of each base for each platform, and key, diff_id and digest of each layer.
 
-    It is written next to detlayer.toml, and belongs in version control. Used by `build --locked` and `verify --locked`.
+    Commit this file: `build --locked` and `verify --locked` use it. It is written next to detlayer.toml.
     """
     from detlayer.building.commands import lock_path, open_build
     from detlayer.building.options import BuildOptions

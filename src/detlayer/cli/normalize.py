@@ -28,7 +28,7 @@ Example:
 def normalize(layer: str, **options: Any) -> None:
     """Rewrite a layer from any tool in canonical form, as `pack` would, and print its digest; `-` is stdin.
 
-    Entries are sorted, values normalised, missing parents added. The last of duplicate entries wins, as when the layer
+    Entries are sorted, values normalized, missing parents added. The last of duplicate entries wins, as when the layer
     is applied; whiteouts are kept. Contents are buffered on disk, in $TMPDIR.
     """
     console = make_console(options, json=options["as_json"])

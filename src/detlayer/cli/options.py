@@ -39,7 +39,7 @@ _SELECTION = (
     click.option("--no-ignore-file", is_flag=True, help="Do not read the .detlayerignore of each SOURCE."),
     click.option("--allow-parent", metavar="PATH", multiple=True, help="Allow DEST below PATH, such as /bin."),
     click.option("--whiteout", metavar="PATH", multiple=True, help="Delete PATH from the layers below."),
-    click.option("--opaque", metavar="DIR", multiple=True, help="Hide what the layers below have in DIR."),
+    click.option("--opaque", metavar="DIR", multiple=True, help="Hide the contents of DIR in the layers below."),
 )
 
 _VALUES = (
@@ -56,7 +56,9 @@ _VALUES = (
         show_default="2000-01-01",
         help="SECONDS since 1970, `source`, or clamp[:SECONDS]: at most SECONDS, or $SOURCE_DATE_EPOCH.",
     ),
-    click.option("--owner", metavar="UID[:GID]", default="0:0", show_default=True, help="Owner of all, or `source`."),
+    click.option(
+        "--owner", metavar="UID[:GID]", default="0:0", show_default=True, help="Owner of all entries, or `source`."
+    ),
     click.option(
         "--mode",
         type=click.Choice(["canonical", "source"]),

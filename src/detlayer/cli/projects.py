@@ -19,7 +19,9 @@ if TYPE_CHECKING:
 
 _Decorated = TypeVar("_Decorated", bound=Callable[..., Any])
 
-project_file_option = click.option("-f", "--file", metavar="FILE", help="Project file. [default: searched upwards]")
+project_file_option = click.option(
+    "-f", "--file", metavar="FILE", help="Project file. [default: detlayer.toml here or in a parent]"
+)
 _PROJECT = (
     click.argument("images", metavar="IMAGE...", nargs=-1),
     project_file_option,

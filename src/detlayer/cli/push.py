@@ -44,8 +44,8 @@ def push(ctx: click.Context, /, **options: Any) -> None:
     """Push IMAGE to each REF, uploading only what the registry lacks, and print its digest.
 
     IMAGE is oci:DIR[:TAG], oci-archive:FILE[:TAG], docker-archive:FILE[:NAME], docker://REF in a registry, or a layer
-    file with --as-blob. REF is registry/repository[:tag]. If nothing changed, a push sends one request. --check finds
-    and restores what the registry lost of a tagged image.
+    file with --as-blob. REF is registry/repository[:tag]. If nothing changed, a push sends one request
+    per tag. --check also finds and restores blobs that the registry lost.
     """
     from msgspec.structs import replace
 

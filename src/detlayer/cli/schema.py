@@ -18,7 +18,7 @@ Example:
 def schema() -> None:
     """Print the JSON schema of detlayer.toml, for editors: `detlayer schema > detlayer.schema.json`.
 
-    Editors with taplo find it by `#:schema ./detlayer.schema.json` in the first line of a file.
+    For editors with taplo, write `#:schema ./detlayer.schema.json` in the first line of detlayer.toml.
     """
     from detlayer.building.settings import schema as make_schema
 

@@ -33,13 +33,13 @@ Examples:
     type=click.IntRange(1, 100),
     default=DEFAULT_RUNS,
     show_default=True,
-    help="For sources: number of perturbed packs, besides the plain one.",
+    help="For sources: number of perturbed packs after the plain one.",
 )
 @click.option("--against", metavar="WHAT", help="Compare with a digest, diff_id, descriptor file or layer file.")
 @click.option("--rebuild", metavar="COMMAND", help="Run this build twice in varied environments; needs --output.")
 @click.option("--output", metavar="PATH", help="Path that COMMAND writes, below the working directory.")
 @click.option("--locked", is_flag=True, help="Repack all layers of detlayer.toml, and compare them with detlayer.lock.")
-@click.option("-f", "--file", metavar="FILE", help="For --locked: the project file. [default: searched upwards]")
+@click.option("-f", "--file", metavar="FILE", help="For --locked: the project file. [default: as for `build`]")
 @click.option("--strict", is_flag=True, help="Treat suspicious contents as failures.")
 @click.option(
     "--format",
@@ -57,10 +57,9 @@ Examples:
 def verify(ctx: click.Context, /, **options: Any) -> None:
     """Check that a layer, image, tree or build is reproducible, and name what prevents it.
 
-    TARGET is oci:DIR[:TAG] or oci-archive:FILE[:TAG], whose blobs, configs and layers are checked; a layer file, which
-    is compared with the specification; or SOURCE[:DEST] as for `pack`, with its options, packed again under
-    perturbation. Layouts and their archives need no prefix. Exits with 0 if reproducible, 1 if not, 6 if a digest or
-    size is wrong.
+    TARGET is an image as oci:DIR[:TAG] or oci-archive:FILE[:TAG] (the prefix is optional), a layer file, or sources as
+    for `pack`. Blobs of an image are compared with their digests, and layers with the specification. Sources are packed
+    several times under varied conditions. Exits with 0 if reproducible, 1 if not, 6 if a digest or size is wrong.
     """
     form = "json" if options["as_json"] else options["form"]
     if options["locked"]:

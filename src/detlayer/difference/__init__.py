@@ -35,7 +35,7 @@ def diff(
     a: str | os.PathLike[str],
     b: str | os.PathLike[str],
     *,
-    normalised: bool = False,
+    normalized: bool = False,
     explain_limit: int = EXPLAIN_LIMIT,
     max_expansion: int = 200,
     reporter: Reporter | None = None,
@@ -43,12 +43,12 @@ def diff(
     """Compare two directories, layer files or OCI layouts, and explain the differences.
 
     A layout is `oci:DIR[:TAG]` or `oci-archive:FILE[:TAG]`. Directories are compared unchanged, including modes,
-    owners, times, hard links and extended attributes. With `normalised`, both sides get the values that `pack` writes
+    owners, times, hard links and extended attributes. With `normalized`, both sides get the values that `pack` writes
     (SPEC 4), and the form of a layer is ignored. `explain_limit` contents are explained. Raises LayerError, TreeError,
     ConfigError, and IntegrityError for a layout whose blobs do not match their digests.
     """
     names = os.fspath(a), os.fspath(b)
-    comparison = _Comparison(normalised, explain_limit, max_expansion, reporter or Silence())
+    comparison = _Comparison(normalized, explain_limit, max_expansion, reporter or Silence())
     left, right = map(name_layout, names)
     if left is not None and right is not None:
         with (
@@ -67,8 +67,8 @@ def diff(
 
 
 class _Comparison:
-    def __init__(self, normalised: bool, explain_limit: int, max_expansion: int, reporter: Reporter) -> None:
-        self._normalised = normalised
+    def __init__(self, normalized: bool, explain_limit: int, max_expansion: int, reporter: Reporter) -> None:
+        self._normalized = normalized
         self._left = explain_limit
         self._max_expansion = max_expansion
         self._reporter = reporter
@@ -79,9 +79,9 @@ class _Comparison:
         except OSError as error:
             fail(error, os.fsencode(name))
         if is_tree:
-            return TreeSide(name, self._normalised, self._reporter)
+            return TreeSide(name, self._normalized, self._reporter)
         return LayerSide(
-            name, partial(open_file, name), self._normalised, self._reporter, max_expansion=self._max_expansion
+            name, partial(open_file, name), self._normalized, self._reporter, max_expansion=self._max_expansion
         )
 
     def layers(self, *layers: NamedLayer) -> DiffReport:
@@ -90,7 +90,7 @@ class _Comparison:
             LayerSide(
                 layer.name,
                 layer.opened,
-                self._normalised,
+                self._normalized,
                 self._reporter,
                 max_expansion=self._max_expansion,
                 expected=layer.digest,
@@ -104,7 +104,7 @@ class _Comparison:
         facts = _compared(a, len(old)), _compared(b, len(new))
         if facts[0].digest and facts[0].digest == facts[1].digest:
             return DiffReport("same", *facts)
-        layers = (a, b) if isinstance(a, LayerSide) and isinstance(b, LayerSide) and not self._normalised else None
+        layers = (a, b) if isinstance(a, LayerSide) and isinstance(b, LayerSide) and not self._normalized else None
         if layers is not None and facts[0].diff_id == facts[1].diff_id:
             return DiffReport("compressor", *facts, blob=tuple(_compressor_changes(*layers)))
         differences = list(compare(old, new))

@@ -19,7 +19,7 @@ from detlayer.errors import IntegrityError, LayerError, printable
 from detlayer.images.files import OpenFile
 from detlayer.layer.apply import AppliedTree
 from detlayer.layer.decompress import BlobFacts, BlobReader
-from detlayer.layer.entry import Entry, Mtime, Profile, is_whiteout, marker, normalise
+from detlayer.layer.entry import Entry, Mtime, Profile, is_whiteout, marker, normalize
 from detlayer.layer.key import confirm, hash_content, pieces
 from detlayer.layer.order import order_key
 from detlayer.layer.ports import Reporter
@@ -67,11 +67,11 @@ class HeaderFindings:
 class Gathering:
     """Collected summaries, applied as an engine does; hard links have the content of their target at that point.
 
-    Normalised, hard links are files of their own (SPEC 4.7) and whiteouts have one form (4.10).
+    Normalized, hard links are files of their own (SPEC 4.7) and whiteouts have one form (4.10).
     """
 
-    def __init__(self, normalised: bool) -> None:
-        self._profile = Profile() if normalised else None
+    def __init__(self, normalized: bool) -> None:
+        self._profile = Profile() if normalized else None
         self._applied = AppliedTree[Summary](lambda summary: summary.values.kind == "dir")
         self._values: dict[EntryValues, EntryValues] = {}
         self.count = 0
@@ -80,7 +80,7 @@ class Gathering:
     def add(self, entry: Entry, digest: bytes, kind: str = "", extras: tuple[tuple[bytes, bytes], ...] = ()) -> None:
         if self._profile is not None:
             xattrs = tuple(pair for pair in entry.xattrs if self._profile.wants_xattr(os.fsdecode(pair[0])))
-            entry = normalise(structs.replace(entry, xattrs=xattrs), self._profile)
+            entry = normalize(structs.replace(entry, xattrs=xattrs), self._profile)
             extras = tuple(one for one in extras if one[0] == b"device")  # `pack` writes none of the others
         summary = summarise(entry, self._values, self.count, kind or entry.kind, digest, extras)
         if entry.kind == "hardlink":
@@ -115,16 +115,16 @@ class Gathering:
 
 
 class TreeSide:
-    """A directory: unchanged, or normalised as by `pack`."""
+    """A directory: unchanged, or normalized as by `pack`."""
 
-    def __init__(self, path: str, normalised: bool, reporter: Reporter) -> None:
+    def __init__(self, path: str, normalized: bool, reporter: Reporter) -> None:
         self.name = path
-        self._normalised = normalised
+        self._normalized = normalized
         self._reporter = reporter
 
     def _walk(self) -> Iterable[Entry]:
         raw = os.fsencode(self.name)
-        if self._normalised:
+        if self._normalized:
             return walk([Source(raw, b"", tuple(read_own_patterns(self.name)))], reporter=self._reporter)
         # Take every entry: a tree is only compared here, so skip what no layer can contain.
         xattrs = ("*",) if hasattr(os, "listxattr") else ()
@@ -170,7 +170,7 @@ class LayerSide:
         self,
         name: str,
         opened: Callable[[], OpenFile],
-        normalised: bool,
+        normalized: bool,
         reporter: Reporter,
         *,
         max_expansion: int,
@@ -178,7 +178,7 @@ class LayerSide:
     ) -> None:
         self.name = name
         self._open = opened
-        self._normalised = normalised
+        self._normalized = normalized
         self._reporter = reporter
         self._max_expansion = max_expansion
         self._expected = expected
@@ -219,7 +219,7 @@ class LayerSide:
         return LayerError(error.code, f"{printable(self.name)}: {error.message}", error.hint)
 
     def summaries(self) -> list[Summary]:
-        gathering = Gathering(self._normalised)
+        gathering = Gathering(self._normalized)
         with self.blob() as file:
             reader = self._reader(file)
             self.facts = reader.facts
@@ -245,7 +245,7 @@ class LayerSide:
                     self.form.add([Finding("path-form", "", "path", shown, "no entry for the root")])
                     gathering.count += 1
                     continue
-                if not self._normalised:
+                if not self._normalized:
                     self.form.add(check_form(member))
                 digest = b""
                 if entry.kind == "file" and not member.special:

@@ -14,7 +14,7 @@ from msgspec import structs
 
 from detlayer.errors import LayerError, printable
 from detlayer.layer import bytecode
-from detlayer.layer.entry import Entry, Profile, is_whiteout, marker, normalise, parent
+from detlayer.layer.entry import Entry, Profile, is_whiteout, marker, normalize, parent
 from detlayer.layer.order import order_key
 
 
@@ -85,7 +85,7 @@ class AppliedTree(Generic[T]):
 
 
 class Merger:
-    """Collects the entries of a tar, and returns them sorted and normalised."""
+    """Collects the entries of a tar, and returns them sorted and normalized."""
 
     def __init__(self) -> None:
         self._applied = AppliedTree[AppliedEntry](lambda held: held.entry.kind == "dir")
@@ -111,7 +111,7 @@ class Merger:
     def entries(
         self, profile: Profile, *, hardlinks: Literal["separate", "preserve"]
     ) -> Iterator[tuple[Entry, AppliedEntry | None]]:
-        """Yield entries sorted and normalised, with missing parents added; without content.
+        """Yield entries sorted and normalized, with missing parents added; without content.
 
         With hard links preserved, the first path of a shared content is the file, and the others link to it.
         """
@@ -127,7 +127,7 @@ class Merger:
                 yield marker(path, profile), None  # never one of several hard links
                 continue
             kept = tuple(one for one in raw.xattrs if profile.wants_xattr(one[0].decode("utf-8", "surrogateescape")))
-            entry = normalise(structs.replace(raw, xattrs=kept), profile)
+            entry = normalize(structs.replace(raw, xattrs=kept), profile)
             if hardlinks == "preserve" and entry.kind == "file":
                 first = first_at.setdefault(held.identity, entry)
                 if first is not entry:

@@ -1,7 +1,7 @@
 """Time stamps in Python's bytecode files: which of their bytes contain an install time (SPEC 4.8).
 
-A timestamp-based .pyc (PEP 552: flags word 0) records mtime and size of its source. Once mtimes are normalised, each
-such file is stale, and its bytes contain the time of the installation. Written with the source's normalised mtime it is
+A timestamp-based .pyc (PEP 552: flags word 0) records mtime and size of its source. Once mtimes are normalized, each
+such file is stale, and its bytes contain the time of the installation. Written with the source's normalized mtime it is
 both up to date and reproducible.
 """
 

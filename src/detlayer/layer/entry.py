@@ -1,4 +1,4 @@
-"""Entries, and the profile that normalises their values (SPEC 3, 4). No file system, no clock."""
+"""Entries, and the profile that normalizes their values (SPEC 3, 4). No file system, no clock."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ OwnerRule = Callable[[bytes, bool], Owner | None]
 
 
 class Profile(msgspec.Struct, frozen=True):
-    """How values are normalised (SPEC 4). By default, the layer contains nothing specific to the machine.
+    """How values are normalized (SPEC 4). By default, the layer contains nothing specific to the machine.
 
     `owner` None takes the source's owner. `xattrs` is an allow-list of shell patterns for attribute names. The rules
     get the path (no trailing slash) and whether it is a directory; None means that a rule does not apply.
@@ -147,7 +147,7 @@ class Profile(msgspec.Struct, frozen=True):
         )
 
     def time_of(self, seconds: int, path: bytes) -> int:
-        """Normalise an mtime in whole seconds since 1970; raises TreeError if it does not fit the header."""
+        """Normalize an mtime in whole seconds since 1970; raises TreeError if it does not fit the header."""
         if self.mtime.policy == "fixed":
             return self.mtime.seconds
         if self.mtime.policy == "clamp" and seconds > self.mtime.seconds:
@@ -161,7 +161,7 @@ class Profile(msgspec.Struct, frozen=True):
         return seconds
 
 
-def normalise(entry: Entry, profile: Profile) -> Entry:
+def normalize(entry: Entry, profile: Profile) -> Entry:
     """Apply `profile` to `entry`; pure and idempotent. A hard link must already have its target's values."""
     path, kind = entry.path, entry.kind
     is_dir = kind == "dir"

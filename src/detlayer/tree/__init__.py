@@ -38,7 +38,7 @@ def walk(
     reporter: Reporter | None = None,
     keep_paths: bool = False,
 ) -> Walk:
-    """Start a walk, which iterates over the normalised entries of all sources in order."""
+    """Start a walk, which iterates over the normalized entries of all sources in order."""
     return Walk(
         sources,
         profile=profile or Profile(),

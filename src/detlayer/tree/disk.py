@@ -218,7 +218,7 @@ class FileContent:
 
 
 class BytecodeContent(FileContent):
-    """A .pyc whose recorded mtime becomes its source's normalised one, if the source is in the tree (SPEC 4.8)."""
+    """A .pyc whose recorded mtime becomes its source's normalized one, if the source is in the tree (SPEC 4.8)."""
 
     __slots__ = ("_is_sought", "_profile", "_source", "_started")
 

@@ -20,7 +20,7 @@ from detlayer.layer.entry import (
     collision_code,
     fold_name,
     marker,
-    normalise,
+    normalize,
     parent,
 )
 from detlayer.layer.order import order_names
@@ -55,7 +55,7 @@ class Frame:
 
 
 class Walk:
-    """One pass over sources: iterate over it for their normalised entries, in order.
+    """One pass over sources: iterate over it for their normalized entries, in order.
 
     A content can be opened only until the next entry. With a scan that has listings, the walk uses its results, and
     only contents are looked at again. Raises TreeError, and ConfigError for invalid destinations.
@@ -327,7 +327,7 @@ class Walk:
     def _plain(self, path: bytes, kind: Literal["dir", "symlink"], found: Found, target: bytes = b"") -> Entry:
         status = found.stat
         xattrs = read_xattrs(found, self.profile) if self.profile.xattrs else ()
-        return normalise(
+        return normalize(
             Entry(
                 path,
                 kind,
@@ -357,7 +357,7 @@ class Walk:
             # A single file as a source comes without a tree that could contain its source.
             retime = found.name.endswith(b".pyc") and found.dir.fd is not None and self.selection.retime_pyc
             content = BytecodeContent(found, self.profile) if retime else FileContent(found)
-        entry = normalise(
+        entry = normalize(
             Entry(
                 path,
                 "file",
