@@ -106,7 +106,7 @@ class RetryPolicy:
         with self._lock:
             is_told, state.told = state.told == state.not_before, state.not_before
         if not is_told:
-            reason = "is busy" if state.has_asked else "fails"
+            reason = "is busy" if state.has_asked else "failed"
             self._tell(f"{printable(host)} {reason}: waiting {shown_s(wait_s)} before the next request")
 
 
