@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 # Trap → hint.
 TRAPS: dict[str, str] = {
     # how the tar is written
-    "entry-order": "sort entries by path component: `detlayer normalize`; `tar --sort=name` is close",
+    "entry-order": "sort entries by path component: `detlayer normalize`; `tar --sort=name` gives almost this order",
     "mtime": "set a fixed time: `tar --mtime=@946684800`, or SOURCE_DATE_EPOCH for the tool that wrote this",
     "owner": "write 0:0: `tar --owner=0 --group=0`",
     "owner-names": "omit owner names: `tar --numeric-owner`",
@@ -33,7 +33,7 @@ TRAPS: dict[str, str] = {
     "parents": "write an entry for every parent directory; otherwise the engine chooses its attributes",
     "xattrs": "omit extended attributes that the program does not need",
     "hardlink-form": "write a hard link after its target and with equal values, or write files",
-    "trailer": "end the tar with exactly 1024 zero bytes; `tar --blocking-factor=1` is close",
+    "trailer": "end the tar with exactly 1024 zero bytes: `tar --blocking-factor=1`",
     "sparse": "write sparse files in full",
     # how the blob is compressed
     "gzip-header": "omit time, name and system: `gzip -n`",

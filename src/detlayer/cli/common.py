@@ -33,7 +33,7 @@ expansion_option = click.option(
     type=click.IntRange(1),
     default=200,
     show_default=True,
-    help="Reject a layer that expands to more than N times its size, beyond the first GiB.",
+    help="Reject a layer that expands to more than 1 GiB plus N times its size.",
 )
 
 

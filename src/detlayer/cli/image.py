@@ -24,7 +24,12 @@ Examples:
 @click.option("--base", metavar="oci:DIR[:TAG]", default="scratch", show_default=True, help="Base image.")
 @click.option("--platform", metavar="OS/ARCH", default="", help="Target platform. [default: linux/amd64]")
 @click.option("--settings", metavar="FILE", help="TOML file with keys of an image: entrypoint, env, …")
-@click.option("--manifest", metavar="FILE", multiple=True, help="Make an index of these images instead. Repeatable.")
+@click.option(
+    "--manifest",
+    metavar="FILE",
+    multiple=True,
+    help="Make an index: FILE is the descriptor of an image in it. Repeatable.",
+)
 @click.option("--tag", metavar="TAG", default="", help="Tag in the layout.")
 @click.option("--descriptor", metavar="FILE", help="Write the image's descriptor to FILE as JSON.")
 @click.option("--depfile", metavar="FILE", help="Write the input files to FILE as a rule for make and ninja.")

@@ -54,7 +54,8 @@ _VALUES = (
         metavar="TIME",
         default=str(DEFAULT_MTIME),
         show_default="2000-01-01",
-        help="SECONDS since 1970, `source`, or clamp[:SECONDS]: at most SECONDS, or $SOURCE_DATE_EPOCH.",
+        help="SECONDS since 1970; `source`; or clamp[:SECONDS]: as in the source, but at most SECONDS (default: "
+        "$SOURCE_DATE_EPOCH).",
     ),
     click.option(
         "--owner", metavar="UID[:GID]", default="0:0", show_default=True, help="Owner of all entries, or `source`."

@@ -22,7 +22,7 @@ _Decorated = TypeVar("_Decorated", bound=Callable[..., Any])
 
 _SOURCE = (
     click.option("--as-blob", is_flag=True, help="IMAGE is a layer file; push it as an artifact."),
-    click.option("--index", "whole_index", is_flag=True, help="Use a layout's index.json itself as the image."),
+    click.option("--index", "whole_index", is_flag=True, help="Use a layout's whole index.json, not one image in it."),
     click.option(
         "--source",
         metavar="REPOSITORY",
@@ -59,7 +59,7 @@ Examples:
 def plan(ctx: click.Context, /, **options: Any) -> None:
     """Show what `push` would do for IMAGE and each REF, and why; change nothing.
 
-    For each blob: present (seen or pushed earlier), inferred (a manifest in the registry lists it), mount (another
+    Marks each blob: present (seen or pushed earlier), inferred (a manifest in the registry lists it), mount (another
     repository of the registry has it), upload, or foreign (registries do not accept it).
     """
     from detlayer.transfer.commands import open_push_source

@@ -33,7 +33,7 @@ Examples:
     type=click.IntRange(1, 100),
     default=DEFAULT_RUNS,
     show_default=True,
-    help="For sources: number of perturbed packs after the plain one.",
+    help="For sources: number of times to pack them again under varied conditions.",
 )
 @click.option("--against", metavar="WHAT", help="Compare with a digest, diff_id, descriptor file or layer file.")
 @click.option("--rebuild", metavar="COMMAND", help="Run this build twice in varied environments; needs --output.")

@@ -145,7 +145,6 @@ def _check_outputs(files: dict[str, Path | None], layout: Path | None, sources: 
             if path is not None and takes(source, os.fsencode(path), is_dir=path is layout):
                 raise ConfigError(
                     "output-in-source",
-                    f"{printable(os.fspath(path))} is, or is in, {source}: it would be overwritten, or packed by "
-                    "the next run",
+                    f"{printable(os.fspath(path))} would overwrite the source {source}, or be packed by the next run",
                     "write it elsewhere, or --exclude it",
                 )

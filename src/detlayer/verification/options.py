@@ -22,6 +22,6 @@ class VerifyOptions(msgspec.Struct, frozen=True):
     strict: bool = False
     """Count suspicious contents as failures."""
     max_expansion: int = DEFAULT_MAX_EXPANSION
-    """Reject a layer that expands to more than this multiple of its size, beyond the first GiB."""
+    """Reject a layer that expands to more than 1 GiB plus this multiple of its size."""
     environment: Mapping[str, str] = {}
     """The environment of processes, such as `os.environ`; by default only the varied values."""
