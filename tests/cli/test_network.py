@@ -5,7 +5,10 @@ from __future__ import annotations
 import base64
 import json
 import re
+import signal
 import stat
+import threading
+from collections.abc import Iterator
 
 import pytest
 
@@ -17,7 +20,7 @@ from tests.contracts.fixtures import StartReal, StartStrict
 from tests.contracts.http_records import Answer, Request, error_answer
 from tests.contracts.http_server import Incoming, WireServer
 from tests.contracts.images import Layout, image, platforms
-from tests.contracts.raw_server import RawServer
+from tests.contracts.raw_server import Asked, RawServer
 from tests.contracts.raw_server import answer as raw_answer
 from tests.contracts.registry_behaviour import PUSH_TRAPS, Rules, busy
 from tests.contracts.servers import Server
@@ -297,9 +300,65 @@ def test_no_wait_is_longer_than_the_timeout(detlayer: CommandLine, start_strict:
     server.arm(Fault(Reply(busy(429, "86400")), times=0))
     exit_code, code, message, hint = push(detlayer, server, "--timeout", "0.3").error
     assert (exit_code, code) == (5, "registry-busy")
-    assert message.startswith(f"can't look up {server.address}/team/app:1: {server.address} is busy (429)")
+    assert message == (
+        f"can't look up {server.address}/team/app:1: {server.address} is busy (429), and asks to wait 86,400 s"
+    )
     assert hint == "try again later, or raise --retries and --timeout"
     assert len(server.requests) == 1
+
+
+def test_whoever_waits_is_told(detlayer: CommandLine, start_strict: StartStrict, digest: str) -> None:
+    """Without -v."""
+    server = start_strict()
+    server.arm(Fault(Reply(busy(429, "50")), times=0))
+    process = detlayer.start("push", "oci:layout", f"{server.address}/team/app:1")
+    assert process.stderr is not None
+    line = process.stderr.readline().decode()
+    assert re.fullmatch(f"{server.address} is busy: waiting (50|4[0-9]) s before the next request\n", line)
+    process.send_signal(signal.SIGINT)
+    assert detlayer.end(process).exit == 130
+
+
+def test_a_wait_for_an_answer_is_told(detlayer: CommandLine, digest: str) -> None:
+    """After five seconds, and the answer comes once the user has been told."""
+    told = threading.Event()
+
+    def say(asked: Asked) -> Iterator[bytes]:
+        told.wait(60)
+        yield raw_answer(404)
+
+    with RawServer(say) as server:
+        process = detlayer.start("resolve", f"{server.address}/team/app:1")
+        assert process.stderr is not None
+        line = process.stderr.readline().decode()
+        told.set()
+        assert detlayer.end(process).exit == 4
+        url = f"http://{server.address}/v2/team/app/manifests/1"
+    assert re.fullmatch(f"waiting for an answer to GET {re.escape(url)}: at most 5[0-5] s more\n", line)
+
+
+def test_a_proxy_that_is_not_there(detlayer: CommandLine, digest: str) -> None:
+    """It is named, and not the registry; its password is not shown."""
+    proxy = {"HTTPS_PROXY": "http://me:hunter2-secret@127.0.0.1:1", "https_proxy": ""}
+    exit_code, code, message, hint = detlayer("resolve", "registry.invalid/app:1", "--retries", "0", **proxy).error
+    assert (exit_code, code) == (5, "proxy-failed")
+    assert message == "can't connect to the proxy 127.0.0.1:1 for registry.invalid: Connection refused"
+    assert "HTTPS_PROXY" in hint
+    assert "hunter2" not in detlayer.said[-1].stderr
+
+
+def test_a_missing_repository_is_not_to_be_created_by_who_pulls(
+    detlayer: CommandLine, start_strict: StartStrict
+) -> None:
+    server = start_strict()
+    missing = error_answer(404, ("NAME_UNKNOWN", "repository name not known to registry", None))
+    server.arm(Fault(Reply(missing), times=0))
+    name = f"{server.address}/team/app:1"
+    for command in (["resolve", name], ["pull", name, "-o", "oci:pulled"]):
+        exit_code, code, _, hint = detlayer(*command).error
+        assert (exit_code, code) == (4, "repository-missing")
+        assert "create" not in hint
+        assert "check the name" in hint
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from threading import Lock
 
 from detlayer.images.layout_writer import LayoutWriter
 from detlayer.images.source import open_image
@@ -33,14 +34,16 @@ class FastPace(Pace):
     def __init__(self) -> None:
         super().__init__()
         self._ahead_s = 0.0
+        self._lock = Lock()
         self.waits_s: list[float] = []
 
     def now(self) -> float:
         return super().now() + self._ahead_s
 
     def wait(self, seconds: float) -> None:
-        self.waits_s.append(seconds)
-        self._ahead_s += seconds
+        with self._lock:
+            self.waits_s.append(seconds)
+            self._ahead_s += seconds
         self.check()
 
 

@@ -83,16 +83,21 @@ Act = Reply | CutRequest | CutAnswer | LoseAnswer | WrongLength | Silence | Endl
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """A fault for requests by method and path (regexes; empty: any), from the `at`-th on; `times` 0 means always."""
+    """A fault for requests by method, path and query (regexes; empty: any).
+
+    From the `at`-th on; `times` 0 means always.
+    """
 
     act: Act
     method: str = ""
     path: str = ""
     at: int = 1
     times: int = 1
+    query: str = ""
 
     def hits(self, request: Request) -> bool:
-        return bool(re.fullmatch(self.method or ".*", request.method) and re.search(self.path, request.path))
+        method_fits = re.fullmatch(self.method or ".*", request.method)
+        return bool(method_fits and re.search(self.path, request.path) and re.search(self.query, request.query))
 
 
 def kill_at(number: int, *, after: bool = False) -> Fault:

@@ -36,6 +36,7 @@ class Rules:
     `one_at_a_time`: a request waits until the previous one is answered. `wants_subject`: a manifest is refused if its
     subject is missing; the refusal may name the subject. `tag_write_s`: the delay until a written tag is stored.
     `stale_reads`: the number of reads of a tag after a write that return the old image.
+    `anonymous_status`: the status for requests without credentials, where only `/v2/` sends a challenge; 0: all do.
     `checks_blobs`: a manifest with missing parts is refused by `unknown_blob_code`, without JSON if that is empty; the
     error lists at most `unknown_blob_most` of them.
     """
@@ -68,6 +69,7 @@ class Rules:
     referrers: bool = True
     page_entries: int = 0
     denied_status: int = 401
+    anonymous_status: int = 0
     one_at_a_time: bool = False
     wants_subject: Literal["no", "named", "unnamed"] = "no"
     tag_write_s: float = 0.0

@@ -249,6 +249,8 @@ class StrictRegistry:
 
     def _authorize(self, request: Request, name: str, actions: tuple[str, ...]) -> None:
         header = request.header("authorization")
+        if self.rules.anonymous_status and name and not header:
+            raise RefusedError(self.rules.anonymous_status, "NAME_UNKNOWN", "repository name not known to registry")
         scheme, _, value = header.partition(" ")
         if self.auth == "open":
             if header:

@@ -169,6 +169,25 @@ def test_a_peer_that_takes_a_few_bytes_now_and_then_is_given_up(tls: bool, monke
     assert "64 KiB" in caught.value.message
 
 
+def test_the_time_to_store_a_blob_begins_when_it_has_arrived() -> None:
+    """A peer that takes no more bytes is given up as in any transfer, although it has an hour to store them."""
+    stuck = threading.Event()
+
+    def take(stream: IO[bytes], length: int) -> bytes:
+        stuck.wait(60)
+        return b""
+
+    body = Stretch(Bytes(SHORT), 0, len(SHORT), lambda count_bytes: None)
+    transport = Transport(Network(read_s=0.3, retries=0))
+    with RawServer(lambda asked: answer(201), take=take, receive_bytes=1 << 16) as server:
+        request = Request("PUT", f"http://{server.address}/", content=body, store="a blob", patience_s=3600)
+        with pytest.raises(UnavailableError) as caught:
+            transport.send(request)
+        stuck.set()
+    transport.close()
+    assert caught.value.message.endswith("accepts data too slowly: less than 64 KiB in 0.3 s")
+
+
 @pytest.mark.parametrize("tls", [False, True])
 def test_a_slow_link_has_the_time_that_it_needs(tls: bool) -> None:
     """The whole takes longer than the timeout, also after the last byte is in the socket buffer."""
@@ -179,7 +198,7 @@ def test_a_slow_link_has_the_time_that_it_needs(tls: bool) -> None:
 
 def fetch(say: Callable[[RawServer, Asked], bytes | Iterable[bytes]], data: bytes, read_s: float) -> bytes:
     """Fetch a blob from a server with this response."""
-    transport = Transport(Network(read_s=read_s, retries=0), pace=FastPace())
+    transport = Transport(Network(read_s=read_s, retries=2), pace=FastPace())
     with RawServer(lambda asked: say(server, asked)) as server, Registries(transport) as registries:
         repository = registries.repository(RepositoryName(server.address, "team/app"))
         with closing(RemoteReader(repository, Descriptor("", digest_of(data), len(data)))) as reader:
@@ -237,7 +256,7 @@ def test_an_upload_that_gains_a_few_bytes_on_each_connection_is_given_up(monkeyp
             return trickle(server, [b""])  # closes after a while
         return answer(204 if asked.method == "GET" else 202, location="/u", range=f"0-{taken}")
 
-    with RawServer(say) as server, Registries(Transport(Network(read_s=0.1, retries=0))) as registries:
+    with RawServer(say) as server, Registries(Transport(Network(read_s=0.1, retries=2))) as registries:
         repository = registries.repository(RepositoryName(server.address, "team/app"))
         with pytest.raises(UnavailableError):
             upload(repository, Descriptor("", digest_of(SHORT), len(SHORT)), lambda: Bytes(SHORT))

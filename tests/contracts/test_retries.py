@@ -17,6 +17,10 @@ from tests.contracts.raw_server import Asked, RawServer, answer
 from tests.contracts.test_addresses import BLOB, Bytes, repository
 
 RETRIES = 3
+GO_400 = (
+    b"HTTP/1.1 400 Bad Request\r\nContent-Type: text/plain; charset=utf-8\r\nConnection: close\r\n\r\n400 Bad Request"
+)
+REFUSED = b'{"errors": [{"code": "MANIFEST_INVALID", "message": "manifest invalid"}]}'
 PASSING = (429, 500, 502, 503, 504)
 FINAL = (400, 402, 403, 404, 405, 406, 408, 409, 410, 413, 416, 418, 422, 451, 501, 505)
 
@@ -28,13 +32,50 @@ def transport(pace: FastPace | None = None) -> Transport:
 @pytest.mark.parametrize("status", [*PASSING, *FINAL])
 @pytest.mark.parametrize("method", ["GET", "HEAD", "POST", "PUT", "DELETE"])
 def test_how_often_a_request_is_sent_again(status: int, method: str) -> None:
-    with RawServer(lambda asked: answer(status)) as server:
+    body = {"body": REFUSED, "content_type": "application/json"} if status == 400 else {}
+    with RawServer(lambda asked: answer(status, **body)) as server:  # type: ignore[arg-type]
         sender = transport()
         said = sender.send(Request(method, f"http://{server.address}/"))  # type: ignore[arg-type]
         said.drain()
         sender.close()
     assert said.status == status
     assert len(server.asked) == (RETRIES + 1 if status in PASSING else 1)
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD", "POST"])
+@pytest.mark.parametrize(
+    ("said", "is_repeated"),
+    [
+        (GO_400, True),
+        (b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\n", True),
+        (answer(400), True),
+        (b"HTTP/1.0 400 Bad Request\r\n\r\nClient sent an HTTP request to an HTTPS server.\n", False),
+        (answer(400, REFUSED, content_type="application/json"), False),
+        (answer(400, b"<html>400 Bad Request</html>", content_type="text/html"), False),
+    ],
+    ids=["go", "node", "empty", "go-plain-http", "oci", "html"],
+)
+def test_a_request_that_arrives_in_part(said: bytes, is_repeated: bool, method: str) -> None:
+    """The HTTP server answers 400 by itself, which says nothing about the request."""
+    with RawServer(lambda asked: said) as server:
+        sender = transport()
+        last = sender.send(Request(method, f"http://{server.address}/"))  # type: ignore[arg-type]
+        assert last.status == 400
+        last.drain()
+        sender.close()
+    assert len(server.asked) == (RETRIES + 1 if is_repeated else 1)
+
+
+@pytest.mark.parametrize("method", ["GET", "POST"])
+@pytest.mark.parametrize("body", [b"the tag is too long", b'{"errors":[{"code":"TAG_INVALID"}]}', b"x" * 100_000])
+def test_a_true_400_is_read_as_a_whole(body: bytes, method: str) -> None:
+    """Looking at the beginning of the body takes nothing from it."""
+    with RawServer(lambda asked: answer(400, body)) as server:
+        sender = transport()
+        said = sender.send(Request(method, f"http://{server.address}/"))  # type: ignore[arg-type]
+        assert said.read(1 << 20) == body
+        sender.close()
+    assert len(server.asked) == 1
 
 
 @pytest.mark.parametrize("status", PASSING)

@@ -323,7 +323,7 @@ def test_a_locked_index_is_a_miss(tmp_path: Path, clock: Clock, words: Words, mo
         other.index._connection.execute("ROLLBACK")  # type: ignore[union-attr]
         store.memory.remember("a", [BlobLocation(APP, ONE, "seen")])
         assert store.memory.locations(APP.registry, "a", [ONE]) == [BlobLocation(APP, ONE, "seen")]
-    assert words.warnings == []
+    assert [code for code, _ in words.warnings] == ["cache-locked"]
 
 
 def test_hex_of_a_digest_is_what_is_kept(tmp_path: Path, clock: Clock, words: Words) -> None:
@@ -344,3 +344,27 @@ def test_threads_that_are_late_open_nothing_again(tmp_path: Path, clock: Clock, 
     with open_store(tmp_path, clock, words) as again:
         assert again.memory.locations(APP.registry, "user:a", [ONE, TWO]) == [BlobLocation(APP, ONE, "uploaded")]
     assert words.warnings == []
+
+
+def test_an_index_that_stays_locked_is_waited_for_once(
+    tmp_path: Path, clock: Clock, words: Words, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Facts that can't be written are lost. The user is told once, and nobody waits again."""
+    monkeypatch.setattr("detlayer.store.index._BUSY_S", 0.01)
+    facts = [BlobLocation(APP, digest_of(bytes([number])), "uploaded") for number in range(5)]
+    with open_store(tmp_path, clock, words) as store:
+        store.memory.remember("user:a", facts[:1])
+        other = sqlite3.connect(tmp_path / "cache" / "index.sqlite", isolation_level=None)
+        other.execute("BEGIN IMMEDIATE")
+        waits = "SELECT timeout FROM pragma_busy_timeout"
+        assert store.index.rows(waits) == [(10,)]
+        for fact in facts[1:3]:
+            store.memory.remember("user:a", [fact])
+            assert store.index.rows(waits) == [(0,)]
+        assert [code for code, _ in words.warnings] == ["cache-locked"]
+        other.execute("ROLLBACK")
+        store.memory.remember("user:a", facts[3:4])
+        assert store.index.rows(waits) == [(10,)]
+        other.close()
+        known = {one.digest for one in store.memory.locations(APP.registry, "user:a", [one.digest for one in facts])}
+        assert known == {facts[0].digest, facts[3].digest}

@@ -40,7 +40,7 @@ _NETWORK = (
         type=click.IntRange(0, 20),
         default=4,
         show_default=True,
-        help="Maximum number of retries of a request to a busy registry.",
+        help="Maximum number of retries of a request that fails, such as to a busy registry.",
     ),
     click.option(
         "--timeout",
@@ -96,7 +96,7 @@ def open_registries(
     log = transfers.log if options.get("verbose") else None
     given = given_credentials(os.environ, options["username"] or "", _password(options))
     finder = find_credentials(os.environ, given, references)
-    with Registries(Transport(network, log=log), finder) as registries:
+    with Registries(Transport(network, log=log, tell=transfers.note), finder) as registries:
         try:
             yield registries
         except BaseException:

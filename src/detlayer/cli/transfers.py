@@ -80,6 +80,11 @@ class Transfers:
         with self._lock:
             self._console.warning(code, message)
 
+    def note(self, line: str) -> None:
+        """Tell the user of a long wait."""
+        with self._lock:
+            self._console.note(line)
+
     def log(self, line: str) -> None:
         """Show a request, for --verbose."""
         with self._lock:

@@ -239,7 +239,7 @@ class Authorizer:
                 "refresh_token": self._identity_token,
             }
             data = urlencode(form, errors="surrogateescape").encode()
-            answer = self._send(Request("POST", realm, {"content-type": FORM}, data, auth=True))
+            answer = self._send(Request("POST", realm, {"content-type": FORM}, data, auth=True, whole=_MAX_TOKEN_BYTES))
             if answer.status == 200:
                 return self._read(answer)
             if answer.status not in _NO_GET or found is None or not found.password:
@@ -252,7 +252,7 @@ class Authorizer:
             query.append(("account", found.username))
             headers["authorization"] = self._basic()
         url = with_query(realm, urlencode(query, errors="surrogateescape"))
-        answer = self._send(Request("GET", url, headers, auth=True))
+        answer = self._send(Request("GET", url, headers, auth=True, whole=_MAX_TOKEN_BYTES))
         if answer.status != 200:
             raise self._refused(answer)
         return self._read(answer)

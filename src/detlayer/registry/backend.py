@@ -14,6 +14,7 @@ import termios
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from math import inf
 from typing import Any, Literal
 
 import httpcore
@@ -21,6 +22,15 @@ import httpcore
 from detlayer.registry.retry import MIN_BYTES, Allowance
 
 _TLS_RECORD_BYTES = 16 << 10
+
+_KEEP_ALIVE_S = (("TCP_KEEPIDLE", 30), ("TCP_KEEPINTVL", 10), ("TCP_KEEPCNT", 6))
+
+# A registry may take minutes to store a blob. Until then, these keep routers from dropping the idle connection, and
+# notice a peer that is gone.
+_KEEP_ALIVE: tuple[httpcore.SOCKET_OPTION, ...] = (
+    (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
+    *((socket.IPPROTO_TCP, getattr(socket, name), value) for name, value in _KEEP_ALIVE_S if hasattr(socket, name)),
+)
 
 
 class Backend(httpcore.NetworkBackend):
@@ -37,7 +47,8 @@ class Backend(httpcore.NetworkBackend):
         local_address: str | None = None,
         socket_options: Iterable[httpcore.SOCKET_OPTION] | None = None,
     ) -> httpcore.NetworkStream:
-        return Stream(self._inner.connect_tcp(host, port, timeout, local_address, socket_options))
+        options = (*(socket_options or ()), *_KEEP_ALIVE)
+        return Stream(self._inner.connect_tcp(host, port, timeout, local_address, options))
 
 
 class Stream(httpcore.NetworkStream):
@@ -47,6 +58,7 @@ class Stream(httpcore.NetworkStream):
         self._stream = stream
         self._tls_layers = tls_layers
         self._phase: Literal["new", "write", "head", "body"] = "new"
+        self._write_s = inf
         self._allowance = Allowance(0)
         self._unsent_bytes = 0
 
@@ -68,17 +80,20 @@ class Stream(httpcore.NetworkStream):
             try:
                 with self._spending(httpcore.ReadTimeout) as left_s:
                     return self._stream.read(max_bytes, left_s)
-            except httpcore.ReadTimeout:
+            except httpcore.ReadTimeout as error:
                 # The kernel may still be sending buffered data. Until it is done, the limit for transfers applies.
                 before = self._unsent_bytes
-                if self._phase != "head" or not before or before - self._unsent() < min(MIN_BYTES, before):
+                if self._phase != "head" or not before:
                     raise
+                if before - self._unsent() < min(MIN_BYTES, before):
+                    raise httpcore.WriteTimeout(str(error)) from error
                 self._await_head(timeout)
 
     def _await_head(self, timeout_s: float) -> None:
         self._phase = "head"
-        self._allowance = Allowance(timeout_s)
         self._unsent_bytes = self._unsent()
+        # Until the peer has acknowledged the whole request, the limit for transfers applies.
+        self._allowance = Allowance(min(timeout_s, self._write_s) if self._unsent_bytes else timeout_s)
 
     def write(self, buffer: bytes, timeout: float | None = None) -> None:
         if timeout is None:
@@ -86,6 +101,7 @@ class Stream(httpcore.NetworkStream):
             return
         if self._phase != "write":
             self._phase = "write"
+            self._write_s = timeout
             self._allowance = Allowance(timeout)
         view = memoryview(buffer)
         while view:

@@ -15,11 +15,11 @@ import msgspec
 
 from detlayer.errors import (
     AuthError,
+    DetlayerError,
     IntegrityError,
     NotFoundError,
     RegistryError,
     RejectedError,
-    UnavailableError,
     printable,
 )
 from detlayer.oci.documents import Document, parse_document
@@ -58,6 +58,13 @@ class Listing(NamedTuple):
     own: dict[Digest, bytes]
 
 
+class Roots(NamedTuple):
+    """Whether `/v2/` of a registry has sent a challenge, by host. Hold `lock` to read or change it."""
+
+    lock: threading.Lock
+    challenged: dict[str, bool]
+
+
 class Registries:
     """All registries of a run, with shared connections and tokens. Close it at the end."""
 
@@ -68,6 +75,7 @@ class Registries:
         self.transport = transport
         self._find = find or (lambda name: None)
         self._challenges: dict[str, Challenge] = {}
+        self._roots = Roots(threading.Lock(), {})
         self._repositories: dict[RepositoryName, Repository] = {}
         self._lock = threading.Lock()
 
@@ -87,7 +95,7 @@ class Registries:
         with self._lock:
             if name not in self._repositories:
                 authorizer = Authorizer(self.transport, name.host, lambda: self._find(name), self._challenges)
-                self._repositories[name] = Repository(name, self.transport, authorizer)
+                self._repositories[name] = Repository(name, self.transport, authorizer, self._roots)
             return self._repositories[name]
 
     def cancel(self) -> None:
@@ -107,8 +115,9 @@ class Registries:
 class Repository:
     """One repository of a registry. Thread-safe."""
 
-    def __init__(self, name: RepositoryName, transport: Transport, authorizer: Authorizer) -> None:
+    def __init__(self, name: RepositoryName, transport: Transport, authorizer: Authorizer, roots: Roots) -> None:
         self.name = name
+        self._roots = roots
         self.transport = transport
         self._authorizer = authorizer
         self._base = transport.base_url(name.host)
@@ -173,18 +182,11 @@ class Repository:
     def get_manifest_data(self, target: str) -> tuple[bytes, str]:
         """Fetch the bytes of an index or manifest and its media type; raises RegistryError and IntegrityError."""
         what = f"pull {self._named(target)}"
-        attempts = Attempts(self.transport.network.retries + 1)
-        while True:
-            answer = self.fetch("GET", f"manifests/{target}", {"accept": ACCEPT})
-            if answer.status != 200:
-                raise self._refused(answer, what)
-            try:
-                data = answer.read(MAX_DOCUMENT_BYTES)
-                break
-            except UnavailableError:
-                attempts.failures += 1
-                if attempts.are_used_up:
-                    raise
+        request = Request("GET", self.url(f"manifests/{target}"), {"accept": ACCEPT}, whole=MAX_DOCUMENT_BYTES)
+        answer = self.call(request)
+        if answer.status != 200:
+            raise self._refused(answer, what)
+        data = answer.read(MAX_DOCUMENT_BYTES)
         if data is None:
             raise RejectedError(
                 "manifest-too-long",
@@ -250,10 +252,10 @@ class Repository:
             return None
         raise error_of(answer.refusal(), f"look up {self.name}@{digest}", self.name.registry)
 
-    def get_blob(self, digest: Digest, offset: int = 0) -> Answer:
+    def get_blob(self, digest: Digest, offset: int = 0, attempts: Attempts | None = None) -> Answer:
         """Start to fetch a blob, from an offset if the status is 206. Raises RegistryError."""
         headers = {"range": f"bytes={offset}-"} if offset else {}
-        answer = self.fetch("GET", f"blobs/{digest}", headers)
+        answer = self.call(Request("GET", self.url(f"blobs/{digest}"), headers, attempts=attempts))
         if answer.status in (200, 206) or (answer.status == 416 and offset):
             return answer
         raise self._refused(answer, f"pull {self.name}@{digest}")
@@ -284,7 +286,7 @@ class Repository:
         """GET a list page by page (RFC 8288); yields responses with unread bodies. Raises RegistryError."""
         url = self.url(path)
         for _ in range(_MAX_PAGES):
-            answer = self.call(Request("GET", url, headers or {}))
+            answer = self.call(Request("GET", url, headers or {}, whole=_MAX_PAGE_BYTES))
             yield answer
             link = _next_link(answer.header("link"))
             if not link:
@@ -352,6 +354,9 @@ class Repository:
                 used = self._authorizer.header(own, times=times)
             signed = {**request.headers, "authorization": used} if used else request.headers
             answer = self.transport.send(request._replace(headers=signed))
+            if answer.status in (403, 404) and not used and self._finds_challenge():
+                answer.drain()
+                continue
             if answer.status != 401:
                 return answer
             if not self._authorizer.learn(answer, used, times):
@@ -361,6 +366,32 @@ class Repository:
             self.transport.counts.add(requests=-1)
             answer.drain()
         raise error_of(answer.refusal(), what, self.name.registry)
+
+    def _finds_challenge(self) -> bool:
+        """Ask `/v2/` for a challenge, once for all repositories of the registry; tells whether it has sent one.
+
+        Some registries challenge only there, and hide from anonymous users what exists elsewhere.
+        """
+        try:
+            has_credentials = self._authorizer.credentials is not None
+        except DetlayerError:  # this matters only if the registry asks for credentials
+            has_credentials = True
+        if not has_credentials:
+            return False
+        with self._roots.lock:
+            if self.name.host not in self._roots.challenged:
+                self._roots.challenged[self.name.host] = self._ask_root()
+            return self._roots.challenged[self.name.host]
+
+    def _ask_root(self) -> bool:
+        try:
+            answer = self.transport.send(Request("GET", f"{self._base}/v2/", auth=True, is_optional=True))
+        except RegistryError:
+            return False
+        try:
+            return answer.status == 401 and self._authorizer.learn(answer, "", 0)
+        finally:
+            answer.drain()
 
     def location(self, answer: Answer) -> str:
         """Return the URL where an upload continues, absolute, and by HTTPS on this host if the registry uses HTTPS."""

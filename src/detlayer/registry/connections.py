@@ -19,7 +19,7 @@ import msgspec
 from detlayer.errors import ConfigError, RejectedError, UnavailableError, printable
 from detlayer.registry.address import join
 from detlayer.registry.error_responses import garbage
-from detlayer.registry.retry import MIN_BYTES
+from detlayer.registry.retry import MIN_BYTES, NOTICE_AFTER_S, shown_s
 
 if TYPE_CHECKING:
     from http.cookiejar import CookieJar
@@ -35,7 +35,8 @@ class Network(msgspec.Struct, frozen=True):
 
     `insecure` lists hosts (with ports) that use plain HTTP. `retries` limits the retries of a request, and `max_wait_s`
     each wait, even if the registry asks for longer. `read_s` limits the time for the head of a response, and for each
-    64 KiB of a body, in both directions.
+    64 KiB of a body, in both directions. After the last byte of a blob, the registry gets `read_s`, and one second more
+    for each `store_bytes_per_s` of the blob, to store it. The user is told of waits longer than `notice_after_s`.
     """
 
     insecure: frozenset[str] = frozenset()
@@ -46,9 +47,15 @@ class Network(msgspec.Struct, frozen=True):
     max_wait_s: float = 60.0
     connect_s: float = 15.0
     read_s: float = 60.0
+    store_bytes_per_s: float = 1 << 20
+    notice_after_s: float = NOTICE_AFTER_S
     proxies: Mapping[str, str] = {}
     """Variables such as HTTPS_PROXY and NO_PROXY, usually `os.environ`. Loopback is never proxied."""
     user_agent: str = "detlayer"
+
+    def store_s(self, size_bytes: int) -> float:
+        """Return how long a registry may take to store a blob after its last byte."""
+        return self.read_s + size_bytes / self.store_bytes_per_s
 
 
 class ClientKind(NamedTuple):
@@ -70,11 +77,18 @@ def make_client(network: Network, kind: ClientKind) -> httpx.Client:
     return httpx.Client(
         transport=Pool(_context(network, kind), kind.proxy),
         follow_redirects=False,
-        timeout=httpx.Timeout(network.read_s, connect=network.connect_s, pool=None),
+        timeout=make_timeout(network, network.read_s),
         cookies=_no_cookies(),
         # httpx parses redirects even if it does not follow them: reject those that it fails to parse first.
         event_hooks={"response": [_check_location]},
     )
+
+
+def make_timeout(network: Network, answer_s: float) -> httpx.Timeout:
+    """Make the time limits of a request that has to be answered within `answer_s`."""
+    import httpx
+
+    return httpx.Timeout(connect=network.connect_s, read=answer_s, write=network.read_s, pool=None)
 
 
 def _check_location(response: httpx.Response) -> None:
@@ -123,8 +137,14 @@ def _context(network: Network, kind: ClientKind) -> ssl.SSLContext:
 
 
 @contextmanager
-def translated(url: str, timeout_s: float, *, in_body: bool = False) -> Iterator[None]:
-    """Translate httpx's errors. `timeout_s` and `in_body` (reading a response's body) are for messages."""
+def translated(
+    url: str, timeout_s: float, *, in_body: bool = False, proxy: str = "", store: str = "", store_s: float = 0.0
+) -> Iterator[None]:
+    """Translate httpx's errors.
+
+    For messages: the time limit, whether a body was being read, the proxy, and the digest to be stored, if any, with
+    the time for that.
+    """
     load_httpx()
     import httpcore
     import httpx
@@ -146,16 +166,16 @@ def translated(url: str, timeout_s: float, *, in_body: bool = False) -> Iterator
                 what,
                 f"pass the CA that signed it: --ca-file FILE; without TLS, add --insecure-registry {shown}",
             ) from error
-        raise UnavailableError(
-            "registry-unreachable",
-            f"can't connect to {shown}: {_plain(error)}",
-            "check the name, the port and the network",
-        ) from error
+        raise _unreachable(shown, proxy, _plain(error)) from error
     except httpcore.TimeoutException as error:
+        if proxy and isinstance(error, httpcore.ConnectTimeout):
+            raise _unreachable(shown, proxy, "timed out") from error
         what = "timed out"
         if in_body or isinstance(error, httpcore.WriteTimeout):
             verb = "sends" if in_body else "accepts"
             what = f"{verb} data too slowly: less than {MIN_BYTES >> 10} KiB in {timeout_s:g} s"
+        elif store and isinstance(error, httpcore.ReadTimeout):
+            what = f"did not store {store} within {shown_s(store_s)}"
         raise UnavailableError("registry-timeout", f"{shown} {what}", "try again later, or raise --timeout") from error
     except httpcore.ProxyError as error:
         raise UnavailableError(
@@ -174,6 +194,20 @@ def translated(url: str, timeout_s: float, *, in_body: bool = False) -> Iterator
         ) from error
     except httpx.InvalidURL as error:
         raise garbage(shown, f"invalid URL: {error}") from error
+
+
+def _unreachable(shown: str, proxy: str, reason: str) -> UnavailableError:
+    """Make the error for a connection that can't be made; with a proxy, that is the connection to the proxy."""
+    if proxy:
+        named = printable(urlsplit(proxy).netloc.rpartition("@")[2])  # without its password
+        return UnavailableError(
+            "proxy-failed",
+            f"can't connect to the proxy {named} for {shown}: {reason}",
+            "check HTTPS_PROXY, HTTP_PROXY, ALL_PROXY and NO_PROXY, and the network",
+        )
+    return UnavailableError(
+        "registry-unreachable", f"can't connect to {shown}: {reason}", "check the name, the port and the network"
+    )
 
 
 def _tls_error(error: BaseException) -> ssl.SSLError | None:

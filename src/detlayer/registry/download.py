@@ -16,7 +16,6 @@ from detlayer.registry.client import Repository
 from detlayer.registry.retry import Attempts
 from detlayer.registry.transport import Answer
 
-_MAX_ATTEMPTS = 6  # without any progress in between
 _PIECE_BYTES = 1 << 20
 
 
@@ -103,7 +102,9 @@ class RemoteReader:
         self._pieces: Iterator[bytes] = iter(())
         self._held = b""
         self._pace = repository.transport.pace
-        self._attempts = Attempts(_MAX_ATTEMPTS, repository.transport.network.read_s * _MAX_ATTEMPTS)
+        network = repository.transport.network
+        # The number of attempts without any progress in between.
+        self._attempts = Attempts(network.retries + 1, network.read_s * (network.retries + 2))
 
     def read(self, size: int, /) -> bytes:
         if not self._held:
@@ -118,9 +119,7 @@ class RemoteReader:
             if self._sha is not None and self._at == 0:
                 self._check()
             return b""
-        self._attempts.failures = 0
         while not (piece := self._try()):
-            self._attempts.failures += self._answer is not None
             self.close()
         if len(piece) > left:
             raise self._wrong("too many bytes")
@@ -136,14 +135,14 @@ class RemoteReader:
         began = self._pace.now()
         piece = b""
         error: DetlayerError | None = None
+        if self._answer is None:
+            error = self._connect()
         try:
-            error = self._connect() if self._answer is None else None
             piece = next(self._pieces, b"")
         except UnavailableError as broken:
             error = broken
-        self._attempts.failures += error is not None
         self._attempts.advance(len(piece), self._pace.now() - began)
-        if not piece and (self._attempts.are_used_up or self._attempts.is_too_slow):
+        if not piece and (self._attempts.is_too_slow or not self._attempts.fail()):
             raise error or UnavailableError(
                 "blob-cut-off",
                 f"{self._repository.name.registry} sent only a part of {self._blob.digest}",
@@ -153,7 +152,7 @@ class RemoteReader:
 
     def _connect(self) -> IntegrityError | None:
         """Request the rest; returns an error for a wrong length, since the next response may be right."""
-        answer = self._repository.get_blob(self._blob.digest, self._at)
+        answer = self._repository.get_blob(self._blob.digest, self._at, self._attempts)
         if answer.status == 416:
             answer.close()
             raise self._wrong("too few bytes")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from enum import Enum
 
@@ -17,26 +18,41 @@ from detlayer.errors import (
     printable,
 )
 from detlayer.oci.types import Digest, parse_digest
+from detlayer.registry.retry import BUSY_HINT, shown_s
+
+_FULL = re.compile(r"no space left|disk quota exceeded|insufficient storage|not enough space", re.IGNORECASE)
+# How Go writes system errors into JSON: the number of Linux. docker-registry sends them as the detail of an error.
+_ERRNO_KEY = "Err"
+_ERRNOS = {28: "no space left on device", 122: "disk quota exceeded"}
 
 MAX_ERROR_BYTES = 4 << 20  # a registry may list each missing blob of a manifest
 _MAX_SHOWN = 300
+_MAX_TEXT_BYTES = 4096
+_MAX_DETAIL = 200
+_MAX_DETAILS = 20
 _MAX_ERRORS = 20_000
 
 
 class Fault(msgspec.Struct, frozen=True):
-    """One error of an error body (distribution-spec, "Error Codes") with the digests in its detail."""
+    """One error of an error body (distribution-spec, "Error Codes") with the texts and digests in its detail."""
 
     code: str
     message: str
     digests: tuple[Digest, ...] = ()
+    detail: str = ""
 
 
 class Refusal(msgspec.Struct, frozen=True):
-    """An error response; `faults` is empty unless the body follows the specification."""
+    """An error response.
+
+    `faults` is empty unless the body follows the specification, or explains an internal error in plain text.
+    `retry_after_s` is how long the host asks to wait.
+    """
 
     url: str
     status: int
     faults: tuple[Fault, ...] = ()
+    retry_after_s: float | None = None
 
     def says(self, *codes: str) -> bool:
         return any(fault.code in codes for fault in self.faults)
@@ -44,7 +60,21 @@ class Refusal(msgspec.Struct, frozen=True):
     @property
     def is_passing(self) -> bool:
         """Whether a retry may help."""
-        return self.status == 429 or 500 <= self.status < 600
+        return self.status == 429 or self._is_internal
+
+    @property
+    def _is_internal(self) -> bool:
+        return 500 <= self.status < 600
+
+    @property
+    def is_full(self) -> bool:
+        """Whether the registry has no space left."""
+        return self._is_internal and (self.status == 507 or _FULL.search(str(self)) is not None)
+
+    @property
+    def is_gateway_timeout(self) -> bool:
+        """Whether a proxy gave up waiting: the registry may still be at work. 524 is Cloudflare's."""
+        return self.status in (504, 524)
 
     @property
     def digests(self) -> tuple[Digest, ...]:
@@ -52,12 +82,23 @@ class Refusal(msgspec.Struct, frozen=True):
         return tuple({digest: None for fault in self.faults for digest in fault.digests})
 
     def __str__(self) -> str:
-        said = "; ".join(": ".join(filter(None, (fault.code, fault.message))) for fault in self.faults)
+        said = "; ".join(
+            ": ".join(filter(None, (fault.code, fault.message, fault.detail if self._is_internal else "")))
+            for fault in self.faults
+        )
         return f"{self.status}" + (f", {printable(said[:_MAX_SHOWN])}" if said else "")
 
 
-def read_faults(body: bytes, secrets: Sequence[str] = ()) -> tuple[Fault, ...]:
-    """Read an error body, without `secrets`; empty if it is something else, such as a proxy's page."""
+def read_faults(
+    body: bytes, secrets: Sequence[str] = (), *, status: int = 0, media_type: str = ""
+) -> tuple[Fault, ...]:
+    """Read an error body, without `secrets`; empty if it is something else, such as a proxy's page.
+
+    A plain text is read only if the status says that the server failed.
+    """
+    if media_type == "text/plain" and status >= 500:
+        text = " ".join(body[:_MAX_TEXT_BYTES].decode("utf-8", "replace").split())
+        return (Fault("", _without(text, secrets)),) if text else ()
     try:
         document = msgspec.json.decode(body)
     except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError):
@@ -70,10 +111,16 @@ def read_faults(body: bytes, secrets: Sequence[str] = ()) -> tuple[Fault, ...]:
 
 def _fault(item: dict[str, object], secrets: Sequence[str]) -> Fault:
     code, message = (value if isinstance(value, str) else "" for value in (item.get("code"), item.get("message")))
+    texts = _texts(item.get("detail"), 0)
+    digests = {digest: None for digest in map(read_digest, texts) if digest is not None}
+    detail = _without(" ".join(texts[:_MAX_DETAILS])[:_MAX_TEXT_BYTES], secrets)
+    return Fault(_without(code, secrets), _without(message, secrets), tuple(digests), detail[:_MAX_DETAIL])
+
+
+def _without(text: str, secrets: Sequence[str]) -> str:
     for secret in secrets:
-        code, message = code.replace(secret, "…"), message.replace(secret, "…")
-    digests = {digest: None for digest in map(read_digest, _texts(item.get("detail"), 0)) if digest is not None}
-    return Fault(code, message, tuple(digests))
+        text = text.replace(secret, "…")
+    return text
 
 
 def _texts(value: object, depth: int) -> list[str]:
@@ -83,7 +130,9 @@ def _texts(value: object, depth: int) -> list[str]:
     if depth > 3:
         return []
     values = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-    return [text for one in values for text in _texts(one, depth + 1)]
+    texts = [text for one in values for text in _texts(one, depth + 1)]
+    number = value.get(_ERRNO_KEY) if isinstance(value, dict) else None
+    return [*texts, _ERRNOS[number]] if isinstance(number, int) and number in _ERRNOS else texts
 
 
 def read_digest(text: str) -> Digest | None:
@@ -136,6 +185,14 @@ class RepositoryMissingError(NotFoundError):
         return RepositoryMissingError(self.code, message, hint)
 
 
+class BusyError(UnavailableError):
+    """The registry answers that it can't carry out the request now."""
+
+    def __init__(self, refusal: Refusal, code: str, message: str, hint: str) -> None:
+        super().__init__(code, message, hint)
+        self.refusal = refusal
+
+
 class DeniedError(AuthError):
     """The credentials are valid but lack the permission."""
 
@@ -167,7 +224,9 @@ def error_of(refusal: Refusal, what: str, host: str) -> RegistryError:
         return RepositoryMissingError(
             "repository-missing",
             f"can't {what}: repository not found on {host} ({refusal})",
-            "create the repository first (ECR: aws ecr create-repository --repository-name NAME)",
+            "create the repository first (ECR: aws ecr create-repository --repository-name NAME)"
+            if what.startswith("push")
+            else f"check the name; if the repository is private, {login_hint(host)}",
         )
     if refusal.says("TAG_INVALID", "TAG_IMMUTABLE", "ImageTagAlreadyExistsException") or (
         "immutable" in str(refusal).lower()
@@ -180,16 +239,24 @@ def error_of(refusal: Refusal, what: str, host: str) -> RegistryError:
     if what.startswith("push") and (status == 405 or refusal.says("UNSUPPORTED")):
         return RefusedError(refusal, RefusalReason.READ_ONLY, said, "read-only or a mirror: push to another one")
     if refusal.is_passing:
-        return UnavailableError(
-            "registry-busy",
-            f"can't {what}: {host} is busy ({refusal})",
-            "try again later, or raise --retries and --timeout",
-        )
+        return _busy(refusal, what, host)
     if status == 413:
         return RefusedError(
             refusal, RefusalReason.TOO_LARGE, said, "raise the body size limit of the registry, or of its proxy"
         )
     return RefusedError(refusal, RefusalReason.UNSPECIFIED, said, "read the registry's answer above and its log")
+
+
+def _busy(refusal: Refusal, what: str, host: str) -> BusyError:
+    if refusal.is_full:
+        return BusyError(
+            refusal,
+            "registry-full",
+            f"can't {what}: {host} has no space left ({refusal})",
+            "free space on the registry, or run its garbage collection; then push again",
+        )
+    asks = f", and asks to wait {shown_s(refusal.retry_after_s)}" if refusal.retry_after_s is not None else ""
+    return BusyError(refusal, "registry-busy", f"can't {what}: {host} is busy ({refusal}){asks}", BUSY_HINT)
 
 
 def login_hint(host: str) -> str:

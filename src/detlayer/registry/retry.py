@@ -6,12 +6,19 @@ import random
 import threading
 import time
 from collections import defaultdict
+from collections.abc import Callable
 from email.utils import parsedate_to_datetime
-from math import inf
+from math import ceil, inf
+
+from detlayer.errors import UnavailableError, printable
 
 MIN_BYTES = 64 << 10
 """Bytes that must move within each `Network.read_s`: 1.1 KB/s by default, so four workers can share 10 KB/s."""
-_BUSY = frozenset((429, 500, 502, 503, 504))
+BUSY = frozenset((429, 500, 502, 503, 504))
+"""Statuses after which a request is sent again."""
+NOTICE_AFTER_S = 5.0
+"""The user is told of every wait that is longer."""
+BUSY_HINT = "try again later, or raise --retries and --timeout"
 _FIRST_WAIT_S = 0.25
 _LONGEST_WAIT_S = 30.0
 
@@ -50,56 +57,81 @@ class Pace:
 
 
 class RetryPolicy:
-    """Decides on retries for all requests of a run. All requests to a host wait together."""
+    """Decides when requests may be sent. All requests to a host wait together."""
 
-    def __init__(self, pace: Pace, max_wait_s: float) -> None:
+    def __init__(self, pace: Pace, max_wait_s: float, tell: Callable[[str], None] | None = None) -> None:
+        """Create it. `tell` receives a line for the user about each wait of more than NOTICE_AFTER_S."""
         self._pace = pace
         self._max_wait_s = max_wait_s
+        self._tell = tell
         self._hosts: defaultdict[str, _Host] = defaultdict(_Host)
         self._lock = threading.Lock()
 
     def wait(self, host: str) -> None:
-        """Wait until a host accepts requests again; raises Cancelled."""
-        while (wait_s := self._state(host).not_before - self._pace.now()) > 0:
+        """Wait until a host accepts requests again.
+
+        Raises Cancelled, and UnavailableError at once if the host has asked for more than `max_wait_s`.
+        """
+        state = self._state(host)
+        while (wait_s := state.not_before - self._pace.now()) > 0:
+            if wait_s > self._max_wait_s:
+                raise UnavailableError(
+                    "registry-busy", f"{printable(host)} is busy, and asks to wait {shown_s(wait_s)}", BUSY_HINT
+                )
+            self._announce(host, state, wait_s)
             self._pace.wait(wait_s)
 
-    def may_repeat(self, host: str, status: int, retry_after: str) -> bool:
-        """Tell after a response whether to retry; if so, requests to the host are delayed."""
-        if status not in _BUSY:
-            self._state(host).failures = 0
-            return False
-        asked_s = self._read_wait(retry_after)
-        self.back_off(host, asked_s)
+    def accepts(self, asked_s: float | None) -> bool:
+        """Tell whether a wait that a host asks for is short enough."""
         return asked_s is None or asked_s <= self._max_wait_s
 
-    def back_off(self, host: str, asked_s: float | None = None) -> None:
-        """Delay requests to a host by the time that it asks for, otherwise longer after each failure."""
+    def back_off(self, host: str, failures: int, asked_s: float | None = None) -> None:
+        """Delay requests to a host by the time that it asks for, otherwise longer after each failure of a request."""
         state = self._state(host)
+        grown_s = min(_FIRST_WAIT_S * 2 ** min(failures, 20), _LONGEST_WAIT_S) * self._pace.jitter()
+        wait_s = min(grown_s, self._max_wait_s) if asked_s is None else asked_s
         with self._lock:
-            grown = min(_FIRST_WAIT_S * 2 ** min(state.failures, 20), _LONGEST_WAIT_S) * self._pace.jitter()
-            state.failures += 1
-            wait_s = min(grown if asked_s is None else asked_s, self._max_wait_s)
-            state.not_before = max(state.not_before, self._pace.now() + wait_s)
+            until = self._pace.now() + wait_s
+            if until > state.not_before:
+                state.not_before, state.has_asked = until, asked_s is not None
 
     def _state(self, host: str) -> _Host:
         with self._lock:
             return self._hosts[host]
 
-    def _read_wait(self, text: str) -> float | None:
-        """Read Retry-After in both forms (RFC 9110 10.2.3), in seconds."""
-        text = text.strip()
-        if text.isascii() and text.isdigit():
-            return float(text[:9])
-        try:
-            return max(0.0, parsedate_to_datetime(text).timestamp() - self._pace.wall()) if text else None
-        except (ValueError, TypeError, OverflowError):
-            return None
+    def _announce(self, host: str, state: _Host, wait_s: float) -> None:
+        """Tell the user of a long wait, once for all threads."""
+        if self._tell is None or wait_s <= NOTICE_AFTER_S:
+            return
+        with self._lock:
+            is_told, state.told = state.told == state.not_before, state.not_before
+        if not is_told:
+            reason = "is busy" if state.has_asked else "failed"
+            self._tell(f"{printable(host)} {reason}: waiting {shown_s(wait_s)} before the next request")
 
 
 class _Host:
     def __init__(self) -> None:
         self.not_before = 0.0
-        self.failures = 0
+        self.has_asked = False
+        self.told = 0.0
+        """The value of `not_before` that the user knows."""
+
+
+def read_retry_after(text: str, wall_s: float) -> float | None:
+    """Read Retry-After in both forms (RFC 9110 10.2.3), in seconds; `wall_s` is the time since 1970."""
+    text = text.strip()
+    if text.isascii() and text.isdigit():
+        return float(text[:9])
+    try:
+        return max(0.0, parsedate_to_datetime(text).timestamp() - wall_s) if text else None
+    except (ValueError, TypeError, OverflowError):
+        return None
+
+
+def shown_s(seconds: float) -> str:
+    """Show a duration in whole seconds, rounded up."""
+    return f"{ceil(seconds):,} s"
 
 
 class Allowance:
@@ -127,22 +159,25 @@ class Allowance:
 
 
 class Attempts:
-    """Limits for retrying a transfer: the number of attempts, and `limit_s` for each MIN_BYTES."""
+    """Limits for retrying a request or transfer: the number of attempts, and `limit_s` for each MIN_BYTES."""
 
     def __init__(self, count: int, limit_s: float = inf) -> None:
         self._count = count
         self._allowance = Allowance(limit_s)
         self.failures = 0
 
-    @property
-    def are_used_up(self) -> bool:
-        return self.failures >= self._count
+    def fail(self) -> bool:
+        """Count a failed attempt; tells whether another one is left."""
+        self.failures += 1
+        return self.failures < self._count
 
     @property
     def is_too_slow(self) -> bool:
         return self._allowance.left_s <= 0
 
     def advance(self, count_bytes: int, seconds: float) -> None:
-        """Count transferred bytes and the seconds spent waiting for them."""
+        """Count transferred bytes and the seconds spent waiting for them; failures before them no longer count."""
         self._allowance.spend(seconds)
         self._allowance.advance(count_bytes)
+        if count_bytes and not self.is_too_slow:
+            self.failures = 0

@@ -13,20 +13,22 @@ from typing import Literal
 
 import msgspec
 
-from detlayer.errors import AuthError, DetlayerError, RegistryError, RejectedError, UnavailableError
+from detlayer.errors import AuthError, RegistryError, RejectedError, UnavailableError
 from detlayer.oci.ports import Body, Session
 from detlayer.oci.references import RepositoryName
 from detlayer.oci.types import Descriptor
 from detlayer.registry.address import with_query
 from detlayer.registry.client import Repository
-from detlayer.registry.error_responses import BlobRefusedError, Refusal, error_of
+from detlayer.registry.error_responses import BlobRefusedError, BusyError, Refusal, error_of
 from detlayer.registry.retry import Attempts
-from detlayer.registry.transport import Answer, Request, Stretch
+from detlayer.registry.transport import Answer, Request, SourceError, Stretch
 
 CHUNKED_FROM_BYTES = 128 << 20  # a blob that took this long to send is worth resuming
 _CHUNK_BYTES = 64 << 20
 _SMALLEST_CHUNK_BYTES = 1 << 20
 _MAX_STARTS = 3
+_FIRST_LOOK_S = 1.0
+_LONGEST_LOOK_S = 30.0
 _BYTES = {"content-type": "application/octet-stream"}
 _RANGE = re.compile(r"(?:bytes=)?([0-9]{1,19})-([0-9]{1,19})\Z")
 
@@ -78,16 +80,20 @@ class _Upload:
         self._progress = progress
         self._sent = 0
         self._reached = 0
+        self._is_storing = False
         self._is_resumed = False
-        self._attempts = Attempts(_MAX_STARTS, repository.transport.network.read_s * (_MAX_STARTS + 1))
-        self._confirmed_at_s = repository.transport.pace.now()
+        network = repository.transport.network
+        self._starts = _MAX_STARTS
+        # The number of attempts without any progress in between.
+        self._attempts = Attempts(network.retries + 1, network.read_s * (network.retries + 2))
+        self._store_s = network.store_s(blob.size_bytes)
+        self._confirmed_at_s = self._moved_at_s = repository.transport.pace.now()
         self._in_chunks = self._may_chunk() and blob.size_bytes >= CHUNKED_FROM_BYTES
         self._chunk_bytes = min(_CHUNK_BYTES, _LONGEST_CHUNK_BYTES.get(repository.name.host, _CHUNK_BYTES))
 
     def run(self, mount_from: RepositoryName | None, resume: Session | None) -> UploadResult:
         # Only a chunked session can be resumed.
         session = self._recover(resume) if resume is not None and self._in_chunks else None
-        failure: DetlayerError
         while True:
             try:
                 if session is None:
@@ -98,47 +104,82 @@ class _Upload:
                     self._progress.on_session(session)
                 self._send(session)
                 return self._finish("uploaded")
+            except SourceError:
+                raise
             except UnavailableError as error:
-                # Perhaps only the response to the last request was lost.
-                if self._repository.head_blob(self._blob.digest) is not None:
+                if session is None:  # opening a session has retries of its own
+                    raise
+                if self._has_arrived(error):
                     return self._finish("uploaded")
-                failure, before = error, self._reached
-                self._take_back(self._sent)
-                session = self._recover(session) if session is not None and self._in_chunks else None
-                if session is not None and session.offset > before:
-                    self._confirm(session.offset - before)
-                    if not self._attempts.is_too_slow:
-                        continue
-                self._attempts.failures += 1
+                session = self._resume(session, error)
             except _SessionError as error:
-                session, failure = None, self._start_again(error)
-            except BlobRefusedError as error:
+                session = None
+                self._start_again(error)
+            except BlobRefusedError:
                 if not self._is_resumed:
                     raise
                 # The bytes of an earlier run may be corrupt in the registry: start again once.
                 self._is_resumed = False
-                session, failure = None, error
-                self._attempts.failures += 1
+                session = None
             if session is None:
                 self._take_back(self._sent)
-            if self._attempts.are_used_up:
-                raise failure
+
+    def _has_arrived(self, error: UnavailableError) -> bool:
+        """Ask whether the blob arrived nevertheless: perhaps only the answer was lost.
+
+        If a proxy gave up waiting, the registry may still be storing the blob: ask until its time is over. Raises
+        `error` if the registry does not answer.
+        """
+        transport, wait_s = self._repository.transport, _FIRST_LOOK_S
+        ends = self._moved_at_s + self._store_s
+        is_patient = self._is_storing and isinstance(error, BusyError) and error.refusal.is_gateway_timeout
+        if is_patient:
+            transport.announce(
+                f"{self._repository.name.registry} to store {self._blob.digest}", ends - transport.pace.now()
+            )
+        while True:
+            try:
+                if self._repository.head_blob(self._blob.digest) is not None:
+                    return True
+            except UnavailableError as failure:
+                raise error from failure
+            left_s = ends - transport.pace.now()
+            if not is_patient or left_s <= 0:
+                return False
+            transport.pace.wait(min(wait_s, left_s))
+            wait_s = min(wait_s * 2, _LONGEST_LOOK_S)
+
+    def _resume(self, session: Session, error: UnavailableError) -> Session | None:
+        """After a failed transfer, return the session to continue, or None to start again.
+
+        Raises `error` if no attempt is left.
+        """
+        before, failures = self._reached, self._attempts.failures
+        is_full = isinstance(error, BusyError) and error.refusal.is_full
+        if is_full or not self._attempts.fail():
+            raise error
+        self._take_back(self._sent)
+        self._repository.transport.retries.back_off(self._repository.name.host, failures)
+        recovered = self._recover(session) if self._in_chunks else None
+        if recovered is not None:
+            self._confirm(max(0, recovered.offset - before))
+        return recovered
 
     def _finish(self, result: UploadResult) -> UploadResult:
         self._progress.on_session(None)
         return result
 
-    def _start_again(self, error: _SessionError) -> RegistryError:
-        """Choose how to send next; returns the error to raise if no attempt is left, or raises at once."""
-        failure = self._refused(error.refusal)
+    def _start_again(self, error: _SessionError) -> None:
+        """Choose how to send next; raises RegistryError if no start is left."""
         if not error.is_too_large or not self._in_chunks:
-            self._attempts.failures += 1
+            self._starts -= 1
+            if not self._starts:
+                raise self._refused(error.refusal)
         elif self._chunk_bytes <= _SMALLEST_CHUNK_BYTES:
-            raise failure
+            raise self._refused(error.refusal)
         else:  # retry until a size is accepted
             self._chunk_bytes = max(self._chunk_bytes // 4, _SMALLEST_CHUNK_BYTES)
         self._in_chunks |= error.is_too_large
-        return failure
 
     def _refused(self, refusal: Refusal | None) -> RegistryError:
         if refusal is not None and refusal.status != 404:  # the repository exists, or there was no session
@@ -170,8 +211,9 @@ class _Upload:
 
     def _mount(self, url: str) -> Answer | None:
         try:
-            return self._repository.call(Request("POST", url))
-        except (AuthError, RejectedError):  # the user may push here without being allowed to pull from the source
+            return self._repository.call(Request("POST", url, is_optional=True))
+        except (AuthError, RejectedError, UnavailableError):
+            # The user may push here without being allowed to pull from the source.
             return None
 
     def _opened(self, answer: Answer) -> Session:
@@ -226,12 +268,19 @@ class _Upload:
         raise self._error(answer, "PUT")
 
     def _put(self, session: Session, span: tuple[int, int] | None) -> Answer:
+        self._is_storing = True
         url = with_query(session.location, f"digest={self._blob.digest}")
         if span is None or span == (0, 0):
-            return self._repository.call(Request("PUT", url, _BYTES, repeat=False))
+            self._moved_at_s = self._repository.transport.pace.now()
+            return self._repository.call(self._storing(Request("PUT", url, _BYTES, repeat=False)))
         return self._call("PUT", url, _BYTES, span)
 
+    def _storing(self, request: Request) -> Request:
+        """Give the registry the time to store the whole blob before it answers."""
+        return request._replace(store=str(self._blob.digest), patience_s=self._store_s)
+
     def _patch(self, session: Session) -> Session:
+        self._is_storing = False
         end = min(session.offset + self._chunk_bytes, self._blob.size_bytes)
         answer = self._call(
             "PATCH",
@@ -245,7 +294,7 @@ class _Upload:
                 answer.drain()
                 raise _SessionError
             self._take_back(end - reached)
-            self._confirm(reached - session.offset)
+            self._confirm(max(0, reached - self._reached))  # bytes that are sent again are no progress
             self._reached = max(self._reached, reached)
             return self._session(answer, reached, session.location)
         raise self._error(answer, "PATCH")
@@ -259,7 +308,8 @@ class _Upload:
             self._body = self._make_body()
         stretch = Stretch(self._body, *span, self._advance)
         try:
-            answer = self._repository.call(Request(method, url, headers, stretch, repeat=False))
+            request = Request(method, url, headers, stretch, repeat=False)
+            answer = self._repository.call(self._storing(request) if method == "PUT" else request)
         except BaseException:
             self._take_back(self._sent - before)
             raise
@@ -268,7 +318,14 @@ class _Upload:
 
     def _error(self, answer: Answer, method: str) -> Exception:
         """Turn a refusal into the error that selects the next step, or ends the upload."""
+        is_cut_off = answer.is_cut_off
         refusal = answer.refusal()
+        if is_cut_off:
+            return UnavailableError(
+                "registry-broke-off",
+                f"{self._repository.name.registry} received only a part of a request ({refusal})",
+                "try again; then check proxies on the way",
+            )
         if refusal.says("DIGEST_INVALID"):
             self._progress.on_session(None)
             return BlobRefusedError(
@@ -291,6 +348,7 @@ class _Upload:
         self._confirmed_at_s = now_s
 
     def _advance(self, count_bytes: int) -> None:
+        self._moved_at_s = self._repository.transport.pace.now()
         self._sent += count_bytes
         self._progress.advance(count_bytes)
 

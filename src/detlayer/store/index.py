@@ -1,7 +1,8 @@
 """The index of the store: one SQLite file that may be lost at any time. Does not know what a row means.
 
-Failures are cache misses, never errors, with one warning if the user can act on it. Values that decide bytes are
-sealed: a row that was changed on disk is ignored.
+Failures are cache misses, never errors, with one warning if the user can act on it. If another process keeps the file
+locked, one query waits for it; later ones do not, until a row could be written. Values that decide bytes are sealed: a
+row that was changed on disk is ignored.
 
 Locks: each process that has the file open holds `index.lock` shared. Creating or replacing the file needs it
 exclusively, because SQLite's files must not be removed while they are in use.
@@ -74,7 +75,9 @@ class Index:
         self._file = 0
         self._is_open = False
         self._is_mended = False
+        self._busy_s = _BUSY_S
         self._has_warned = False
+        self._has_told_lock = False
         # Locked again by the same thread during a repair.
         self._lock = RLock()
 
@@ -113,6 +116,7 @@ class Index:
                 for statement, parameters in statements:
                     connection.executemany(statement, parameters)
                 connection.execute("COMMIT")
+                self._wait_for_locks(_BUSY_S)
                 return True
             except Exception as error:
                 with suppress(Exception):
@@ -167,7 +171,7 @@ class Index:
             self._is_open = True
 
     def tell(self, code: str, message: str) -> None:
-        """Warn of damage in the store that is being repaired."""
+        """Warn of something that detlayer works around."""
         self._reporter.warning(code, message)
 
     def warn(self, code: str, message: str) -> None:
@@ -258,6 +262,7 @@ class Index:
     def _raw(self) -> sqlite3.Connection:
         import sqlite3
 
+        self._busy_s = _BUSY_S
         return sqlite3.connect(self.path, timeout=_BUSY_S, isolation_level=None, check_same_thread=False)
 
     def _let_go(self) -> None:
@@ -282,11 +287,26 @@ class Index:
             self._let_go()
             self._open(bad=self._file)
             return self._connection is not None
-        # A long lock by another process: only this query is lost.
-        if _code(error) not in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
-            self._let_go()
-            self.warn("cache-unusable", f"{printable(self.path)}: {error}: working without a cache")
+        if _code(error) in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+            # A long lock by another process: only this query is lost.
+            if not self._has_told_lock:
+                self._has_told_lock = True
+                self.tell(
+                    "cache-locked",
+                    f"{printable(self.path)}: another process has kept it locked for {_BUSY_S:g} s: "
+                    "working without it until it is free",
+                )
+            self._wait_for_locks(0.0)
+            return False
+        self._let_go()
+        self.warn("cache-unusable", f"{printable(self.path)}: {error}: working without a cache")
         return False
+
+    def _wait_for_locks(self, seconds: float) -> None:
+        """Set how long a query waits for another process."""
+        if self._busy_s != seconds and self._connection is not None:
+            self._connection.execute(f"PRAGMA busy_timeout={seconds * 1000:.0f}")
+            self._busy_s = seconds
 
 
 class _BlockedError(Exception):

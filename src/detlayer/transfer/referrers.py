@@ -83,7 +83,9 @@ def _add(repository: Repository, subject: Digest, documents: Sequence[Document])
             if written < _MAX_WRITES:
                 _write(repository, fallback_tag(subject), name, current.with_entries(missing))
                 grown_s = min(_FIRST_WAIT_S * (2**written - 1), _LONGEST_WAIT_S)
-                pace.wait((2 * (pace.now() - began) + grown_s) * pace.jitter())
+                wait_s = (2 * (pace.now() - began) + grown_s) * pace.jitter()
+                repository.transport.announce(f"other clients to finish writing {name}", wait_s)
+                pace.wait(wait_s)
     raise UnavailableError(
         "referrers-lost",
         f"{name}, the list of referrers of {subject}, loses its entries: another client overwrites it",
