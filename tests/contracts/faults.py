@@ -74,7 +74,7 @@ class Kill:
 class Call:
     """Call a function before the request is handled, or after it but before the response."""
 
-    hook: Callable[[Request], None]
+    hook: Callable[[Request], object]
     after: bool = False
 
 

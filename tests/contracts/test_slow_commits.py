@@ -41,7 +41,7 @@ def test_patience_grows_with_the_size(start_strict: Start, chunk_bytes: int, mon
         monkeypatch.setattr("detlayer.registry.upload._CHUNK_BYTES", chunk_bytes)
     server = start_strict()
     never = threading.Event()
-    server.arm(Fault(Call(lambda request: never.wait(0.9) and None, after=True), "PUT", SESSION))
+    server.arm(Fault(Call(lambda request: never.wait(0.9), after=True), "PUT", SESSION))
     send(server, replace(SHORT, store_bytes_per_s=len(DATA) / 60))
     assert sent(server).count("PUT") == 1
     assert "HEAD" not in sent(server)
@@ -60,7 +60,7 @@ def test_after_a_timeout_it_is_asked_for_before_anything_is_sent(start_strict: S
     server = start_strict()
     asked = threading.Event()
     server.arm(
-        Fault(Call(lambda request: asked.wait(30) and None, after=True), "PUT", SESSION),
+        Fault(Call(lambda request: asked.wait(30), after=True), "PUT", SESSION),
         Fault(Call(lambda request: asked.set()), "HEAD", BLOB),
     )
     send(server, SHORT)
